@@ -1,0 +1,1 @@
+"""Event types and codec, topics, publishing and consuming, payload formats. Knows the schemas only."""

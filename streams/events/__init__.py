@@ -1,0 +1,42 @@
+"""Every event of the log as a frozen dataclass. Importing this package registers them all."""
+
+from streams.events.audit import CallAudited
+from streams.events.base import REGISTRY, Event, Problem, Stamp
+from streams.events.capture import CommitsRecorded, Encryption, EpochStarted, LineageStarted, Part
+from streams.events.commands import CommandRequested
+from streams.events.health import HealthReported
+from streams.events.inventory import SourceChanged, SourceDefined, TokenIssued, TokenRevoked
+from streams.events.jobs import FINAL_STATES, JobChanged
+from streams.events.rollbacks import OrdinalRange, RollbackChanged, RollbackPlanned, TableEffect
+from streams.events.schema import SchemaRecorded, TableDefinition
+from streams.events.timeline import GranuleClosed, Landmark, TableCount
+
+__all__ = [
+    "FINAL_STATES",
+    "REGISTRY",
+    "CallAudited",
+    "CommandRequested",
+    "CommitsRecorded",
+    "Encryption",
+    "EpochStarted",
+    "Event",
+    "GranuleClosed",
+    "HealthReported",
+    "JobChanged",
+    "Landmark",
+    "LineageStarted",
+    "OrdinalRange",
+    "Part",
+    "Problem",
+    "RollbackChanged",
+    "RollbackPlanned",
+    "SchemaRecorded",
+    "SourceChanged",
+    "SourceDefined",
+    "Stamp",
+    "TableCount",
+    "TableDefinition",
+    "TableEffect",
+    "TokenIssued",
+    "TokenRevoked",
+]

@@ -1,0 +1,39 @@
+"""Requested work. A command's id is the id of the job that carries it out (`streams.events.jobs`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from streams.events.base import Event, event
+
+CommandKind = Literal[
+    "source.add",
+    "source.pause",
+    "source.resume",
+    "source.remove",
+    "rollback.plan",
+    "rollback.run",
+    "rollback.abandon",
+]
+
+
+@event
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRequested(Event):
+    """Somebody asks for work. `parameters` is a JSON object; its shape per kind stands in docs/design.md."""
+
+    TYPE: ClassVar[str] = "command.requested"
+    TOPIC: ClassVar[str] = "commands"
+
+    command: str
+    kind: str
+    asset: str
+    parameters: str
+    requester: str
+    requested_us: int
+    deadline_us: int | None = None
+
+    @property
+    def key(self) -> str:
+        return self.asset

@@ -1,0 +1,69 @@
+"""The index of a timeline: granules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from streams.events.base import Event, event
+
+
+@dataclass(frozen=True, slots=True)
+class TableCount:
+    """Rows that the granule's steps inserted, updated and deleted in one table, and in how many steps it appears."""
+
+    schema: str
+    table: str
+    steps: int
+    inserts: int
+    updates: int
+    deletes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Landmark:
+    """A step that more than its counts must be known of.
+
+    `kind`: `ddl`, `statement`, `account`, `xa`, `incident` (barriers), `own` (touches nothing but schema `holdfast`) or
+    `marker` (the step of a rollback; `plan` is the plan's id). `text` is the DDL, shortened; empty for account statements.
+    """
+
+    ordinal: int
+    kind: str
+    text: str = ""
+    plan: str = ""
+
+
+@event
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GranuleClosed(Event):
+    """Steps `first_ordinal..last_ordinal` of a lineage, indexed. Closed at 4,096 steps or 4 MB of payload, whichever first.
+
+    Times are step times (µs, whole seconds where the source gives no more); `captured_us` is of the last step.
+    `first_position` is the native position of the first step itself (its GTID), `last_position` of the last.
+    `first_offset`/`last_offset` are Kafka offsets of the capture topic with `topic_id`: a cache, never an identity.
+    """
+
+    TYPE: ClassVar[str] = "granule.closed"
+    TOPIC: ClassVar[str] = "commits"
+
+    source: str
+    first_ordinal: int
+    last_ordinal: int
+    first_time_us: int
+    last_time_us: int
+    captured_us: int
+    first_position: str
+    last_position: str
+    payload_bytes: int
+    events: int
+    tables: tuple[TableCount, ...] = ()
+    landmarks: tuple[Landmark, ...] = ()
+    topic_id: str
+    first_offset: int
+    last_offset: int
+    digest: bytes
+
+    @property
+    def key(self) -> str:
+        return self.source

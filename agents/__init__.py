@@ -1,0 +1,1 @@
+"""All that touches a protected system or stored bytes. Knows schemas and streams; never projections or the API."""

@@ -1,0 +1,1 @@
+"""The web console. Speaks HTTP only and imports no other room."""

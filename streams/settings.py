@@ -30,9 +30,10 @@
     tls_cert = "api.pem"                 # both required where host is not loopback
     tls_key = "api.key"
 
-Paths are relative to the file. Every value can be overridden by environment: `HOLDFAST_SITE`, `HOLDFAST_DATA` (data_dir),
-`HOLDFAST_SECRET_KEY_FILE`, and `HOLDFAST_<SECTION>_<NAME>` such as `HOLDFAST_KAFKA_BOOTSTRAP`, `HOLDFAST_POSTGRES_URL`; paths in
-the environment are relative to the working directory. A password is never a value here: it is in a file that is named here.
+Paths are relative to the file. Every value can be overridden by environment: `HOLDFAST_SITE`, `HOLDFAST_DATA`
+(data_dir), `HOLDFAST_SECRET_KEY_FILE`, and `HOLDFAST_<TABLE>_<NAME>` such as `HOLDFAST_KAFKA_BOOTSTRAP`,
+`HOLDFAST_POSTGRES_URL`; paths in the environment are relative to the working directory. A password is never a value here: it is in a file that
+is named here.
 
 Knows nothing of who starts those servers (`deploy`) nor of what is stored in them.
 """
@@ -86,13 +87,13 @@ class KafkaSettings:
         return self.security_protocol in ("SASL_PLAINTEXT", "SASL_SSL")
 
     def password(self) -> str | None:
-        """The SASL password, read from its file now; None without SASL. Raises `SettingsError` (`secret-unreadable`)."""
+        """The SASL password, read from its file now; None without SASL. Raises as `read_secret`."""
         if not self.sasl or self.sasl_password_file is None:
             return None
         return read_secret(self.sasl_password_file)
 
     def client_config(self) -> dict[str, str | int | float | bool]:
-        """Where and as whom, for any client of confluent-kafka (librdkafka's names). Holds the password: never log it."""
+        """Where and as whom, for a client of confluent-kafka (librdkafka's names). Holds the password: never log it."""
         config: dict[str, str | int | float | bool] = {
             "bootstrap.servers": self.bootstrap,
             "security.protocol": self.security_protocol,
@@ -152,7 +153,7 @@ class ApiSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What every process of a site is given. `secret_key_file` holds 32 random bytes; whoever has it has the secrets."""
+    """What every process of a site is given. `secret_key_file` holds 32 random bytes that open its secrets."""
 
     site: str
     data_dir: Path
@@ -246,13 +247,7 @@ _ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "HOLDFAST_SITE": ("", "site"),
     "HOLDFAST_DATA": ("", "data_dir"),
     "HOLDFAST_SECRET_KEY_FILE": ("", "secret_key_file"),
-} | {
-    f"HOLDFAST_{t.upper()}_{k.upper()}": (t, k)
-    for t, keys in _KEYS.items()
-    if t
-    for k in keys
-    if (t, k) != ("api", "url")
-}
+} | {f"HOLDFAST_{t.upper()}_{k.upper()}": (t, k) for t, keys in _KEYS.items() if t for k in keys}
 
 # An address given in the environment replaces the whole address in the file, not a part of it.
 _ADDRESS = {
@@ -319,7 +314,7 @@ def _check_type(where: str, table: str, key: str, value: object) -> None:
         wanted = {"text": "a string", "path": "a path in a string", "int": "a whole number", "bool": "true or false"}[
             kind
         ]
-        raise SettingsError("settings-invalid", f"{where}`{_name(table, key)}` must be {wanted}, not {value!r}")
+        raise SettingsError("settings-invalid", f"{where}`{_name(table, key)}` must be {wanted[kind]}, not {value!r}")
 
 
 def _override(tables: dict[str, _Table], environ: Mapping[str, str]) -> None:
@@ -414,7 +409,7 @@ def _kafka(table: _Table, base: Path) -> KafkaSettings:
             raise SettingsError(
                 "settings-plaintext",
                 f"captured data would go unencrypted to {outside[0]} ({protocol})",
-                "use SSL or SASL_SSL (kafkas://), or say `kafka.allow_plaintext = true` where the network is yours alone",
+                "use SSL or SASL_SSL (kafkas://); `kafka.allow_plaintext = true` where the network is yours alone",
             )
     replication = _int(table, "replication_factor", 1)
     if not 1 <= replication <= 9:

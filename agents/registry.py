@@ -1,0 +1,39 @@
+"""The platforms there are: kind → module. A new one is one entry here and one registration with the contract suite.
+
+Importing this imports no platform: a platform's SDK is an extra and is asked for when the platform is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import cast
+
+from agents.errors import AgentError
+from agents.protocol import Platform, Source, SourceSettings
+
+PLATFORMS: Mapping[str, str] = {
+    "mariadb": "agents.platforms.mariadb",
+}
+EXTRAS: Mapping[str, str] = {
+    "mariadb": "mariadb",
+}
+
+
+def source(settings: SourceSettings) -> Source:
+    """The source of these settings. Raises `AgentError` (`kind-unknown`, `extra-missing`)."""
+    module = PLATFORMS.get(settings.kind)
+    if module is None:
+        known = ", ".join(sorted(PLATFORMS))
+        raise AgentError("kind-unknown", f"there is no platform {settings.kind!r}", f"known are: {known}")
+    try:
+        platform = cast("Platform", importlib.import_module(module))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("agents", "streams", "schemas"):
+            raise
+        raise AgentError(
+            "extra-missing",
+            f"platform {settings.kind} needs the Python package {error.name}",
+            f"pip install 'holdfast[{EXTRAS[settings.kind]}]'",
+        ) from error
+    return platform.source(settings)

@@ -31,9 +31,9 @@
     tls_key = "api.key"
 
 Paths are relative to the file. Every value can be overridden by environment: `HOLDFAST_SITE`, `HOLDFAST_DATA`
-(data_dir), `HOLDFAST_SECRET_KEY_FILE`, and `HOLDFAST_<TABLE>_<NAME>` such as `HOLDFAST_KAFKA_BOOTSTRAP`,
-`HOLDFAST_POSTGRES_URL`; paths in the environment are relative to the working directory. A password is never a value here: it is in a file that
-is named here.
+(data_dir), `HOLDFAST_SECRET_KEY_FILE`, and `HOLDFAST_<TABLE>_<NAME>` such as `HOLDFAST_KAFKA_BOOTSTRAP` or
+`HOLDFAST_POSTGRES_URL`; paths in the environment are relative to the working directory. A password is never a value
+here: it is in a file that is named here.
 
 Knows nothing of who starts those servers (`deploy`) nor of what is stored in them.
 """
@@ -311,9 +311,7 @@ def _check_type(where: str, table: str, key: str, value: object) -> None:
         "bool": isinstance(value, bool),
     }[kind]
     if not fits:
-        wanted = {"text": "a string", "path": "a path in a string", "int": "a whole number", "bool": "true or false"}[
-            kind
-        ]
+        wanted = {"text": "a string", "path": "a path as a string", "int": "a whole number", "bool": "true or false"}
         raise SettingsError("settings-invalid", f"{where}`{_name(table, key)}` must be {wanted[kind]}, not {value!r}")
 
 

@@ -1,0 +1,240 @@
+"""`./dev demo`: the spine of Holdfast on real components, told as a user would type it.
+
+Starts a site and a MariaDB, protects it, lets a shop trade, breaks it, rolls it back and forward again with the proof of
+every table's checksum, rebuilds the projections, and leaves all of it running. Everything that Holdfast does here goes
+through the `holdfast` command; only the shop and its accident speak to MariaDB themselves.
+
+Exit status: 0 when every claim was proved, 1 when one was not, 2 when something could not be started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pymysql
+
+from deploy.demo import shop
+from deploy.demo.accounts import create_accounts
+from deploy.demo.mariadb import MariaDB, MariaDBError
+
+SOURCE = "shop"
+
+
+class NotProved(Exception):
+    """A claim of this demonstration turned out false."""
+
+
+class Stage:
+    """Prints what happens and keeps what was proved, for the summary at the end."""
+
+    def __init__(self, data: Path, quiet: bool) -> None:
+        self.data = data
+        self.quiet = quiet
+        self.proved: dict[str, Any] = {}
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
+    def title(self, text: str) -> None:
+        self.say(f"\n\033[1m── {text} \033[0m" + "─" * max(0, 92 - len(text)) if sys.stdout.isatty() else f"\n── {text}")
+
+    def holdfast(self, *words: str, stdin: str | None = None, show: bool = True) -> str:
+        """Run one command as the user would; its output is shown and returned. Raises `NotProved` when it fails."""
+        if show:
+            self.say("$ holdfast " + " ".join(words))
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "deploy.cli", "--data-dir", str(self.data), *words],
+            input=stdin,
+            stdin=None if stdin is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if done.returncode:
+            raise NotProved(f"`holdfast {' '.join(words)}` ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        if show:
+            self.say("".join(f"  {line}\n" for line in done.stdout.splitlines()).rstrip())
+        return done.stdout
+
+    def json(self, *words: str, stdin: str | None = None) -> Any:
+        """The same command with `--json`, not shown."""
+        return json.loads(self.holdfast(*words, "--json", stdin=stdin, show=False))
+
+    def prove(self, name: str, claim: str, expected: Any, found: Any) -> None:
+        """Both must be equal, else the demonstration ends here."""
+        if expected != found:
+            raise NotProved(f"{claim}: expected {expected}, found {found}")
+        self.proved[name] = found
+        self.say(f"  ✔ {claim}")
+
+
+def run(stage: Stage, server: MariaDB, transactions: int) -> None:
+    """The demonstration from an empty site to a rewound shop."""
+    stage.title("a site: Kafka, PostgreSQL, processors, agent, API")
+    stage.holdfast("up", "--detach")
+
+    stage.title(f"a database to protect: MariaDB {server.version}, with a small shop in it")
+    admin = server.connect()
+    shop.create(admin)
+    passwords = create_accounts(admin)
+    stage.say(f"  {', '.join(shop.NAMES)} on 127.0.0.1:{server.port}")
+
+    stage.title("protect it")
+    secrets_of = _password_files(stage.data, passwords)
+    stage.holdfast(
+        *("source", "add", SOURCE, "--kind", "mariadb", "--host", "127.0.0.1", "--port", str(server.port)),
+        *("--capture-user", "hf_capture", "--password-file", str(secrets_of["capture"])),
+        *("--rollback-user", "hf_rollback", "--rollback-password-file", str(secrets_of["rollback"])),
+    )
+
+    stage.title(f"the shop trades: {transactions} transactions")
+    traffic = shop.Traffic(admin)
+    traffic.run(transactions)
+    before = shop.checksums(admin)
+    stage.say(f"  checksums now: {_text(before)}")
+
+    stage.title("and then somebody makes three mistakes")
+    for mistake in shop.accident(admin):
+        stage.say(f"  ✘ {mistake}")
+    after = shop.checksums(admin)
+    if before == after:
+        raise NotProved("the accident changed nothing")
+
+    stage.title("the timeline, from the log")
+    newest = _await_steps(stage, 3)
+    stage.holdfast("timeline", "show", SOURCE, "--limit", "8")
+    stage.holdfast("step", "show", SOURCE, str(newest[0]["ordinal"]), "--limit", "2")
+
+    stage.title("plan: three steps back; nothing is touched yet")
+    plan = stage.json("rollback", "plan", SOURCE, "--steps", "3")
+    stage.holdfast("rollback", "show", plan["plan"])
+    stage.prove("planning_touches_nothing", "planning changed nothing", after, shop.checksums(admin))
+
+    stage.title("run exactly that plan")
+    stage.holdfast("rollback", "run", plan["plan"], "--yes")
+    stage.prove("rolled_back", "every table's checksum is the one before the accident", before, shop.checksums(admin))
+
+    stage.title("forward again: the accident is history, not lost")
+    stage.holdfast("rollback", "forward", SOURCE, "--yes")
+    stage.prove("rolled_forward", "every table's checksum is the one after the accident", after, shop.checksums(admin))
+
+    stage.title("and back once more; then the shop trades on")
+    again = stage.json("rollback", "plan", SOURCE, "--steps", "3")
+    stage.holdfast("rollback", "run", again["plan"], "--yes")
+    stage.prove("rolled_back_again", "every table is as before the accident", before, shop.checksums(admin))
+    traffic.run(20)
+    stage.holdfast("timeline", "show", SOURCE, "--limit", "8")
+
+    stage.title("the projections are only projections: drop them, replay the log, compare digests")
+    old = _settled_digest(stage)
+    stage.holdfast("projections", "rebuild", "--all", "--drop-first")
+    new = _digests(stage)
+    stage.prove("projections_equal", f"{len(new)} projections rebuilt to equal digests", old, new)
+    stage.holdfast("audit", "list", "--limit", "5")
+    admin.close()
+
+
+def _await_steps(stage: Stage, count: int) -> list[dict[str, Any]]:
+    """The newest `count` steps once the accident's last one is shown: capture lags the source by milliseconds."""
+    deadline = time.monotonic() + 30
+    while True:
+        steps: list[dict[str, Any]] = stage.json("timeline", "show", SOURCE, "--limit", str(count))["steps"]
+        tables = [t["table"] for s in steps for t in s["tables"]]
+        if len(steps) == count and "customer" in tables and "product" in tables:
+            return steps
+        if time.monotonic() > deadline:
+            raise NotProved(f"the accident's steps are not in the timeline after 30 s: {steps}")
+        time.sleep(0.2)
+
+
+def _digests(stage: Stage) -> dict[str, str]:
+    return {p["name"]: p["digest"] for p in stage.json("projections", "digest")["projections"]}
+
+
+def _settled_digest(stage: Stage) -> dict[str, str]:
+    """The digests once two readings in a row agree: the processors have applied what there is."""
+    deadline = time.monotonic() + 60
+    last = _digests(stage)
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        now = _digests(stage)
+        if now == last:
+            return now
+        last = now
+    raise NotProved("the projections do not come to rest")
+
+
+def _password_files(data: Path, passwords: dict[str, str]) -> dict[str, Path]:
+    """Passwords where the command line reads them from: files, never arguments."""
+    out = {}
+    for purpose, password in passwords.items():
+        path = data / f"demo-{purpose}.password"
+        path.touch(0o600)
+        path.write_text(password + "\n", "utf-8")
+        out[purpose] = path
+    return out
+
+
+def _text(sums: dict[str, int]) -> str:
+    return "  ".join(f"{name} {value:08x}" for name, value in sums.items())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="./dev demo", description="Holdfast on real components, end to end.")
+    parser.add_argument("--data-dir", type=Path, default=Path(".demo"), help="where all of it lives (default: .demo)")
+    parser.add_argument("--mariadb", default="any", choices=["any", "10.11", "11.4"], help="which server to protect")
+    parser.add_argument("--transactions", type=int, default=400, help="how much the shop trades")
+    parser.add_argument("--stop", action="store_true", help="stop everything at the end instead of leaving it up")
+    parser.add_argument("--json", action="store_true", help="print nothing but what was proved")
+    options = parser.parse_args(argv)
+    data = options.data_dir.resolve()
+    site, stage = data / "site", Stage(data / "site", options.json)
+    started = time.monotonic()
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        server = MariaDB.prepare(data / f"mariadb-{secrets.token_hex(3)}", version=options.mariadb)
+        server.start()
+    except (MariaDBError, OSError) as error:
+        print(f"the demonstration cannot start: {error}", file=sys.stderr)
+        return 2
+    code = 0
+    try:
+        run(stage, server, options.transactions)
+    except (NotProved, pymysql.Error) as error:
+        print(f"\nNOT PROVED: {error}\nLogs: {site / 'logs'}", file=sys.stderr)
+        code = 1
+    if options.json:
+        print(json.dumps({"proved": stage.proved, "seconds": round(time.monotonic() - started, 1), "exit": code}))
+    if options.stop or code:
+        stage.holdfast("down", show=False)
+        server.stop()
+    else:
+        _what_next(stage, server, time.monotonic() - started)
+    return code
+
+
+def _what_next(stage: Stage, server: MariaDB, seconds: float) -> None:
+    prefix = f"./dev holdfast --data-dir {stage.data.relative_to(Path.cwd()) if stage.data.is_relative_to(Path.cwd()) else stage.data}"
+    stage.title(f"all of it proved in {seconds:.0f} s, and still running")
+    stage.say(
+        f"  {prefix} timeline watch shop\n"
+        f"  {prefix} timeline show shop --table shop.product\n"
+        f"  {prefix} rollback plan shop --steps 20\n"
+        f"  {prefix} status\n"
+        f"  the shop's database: {server.client_command()}\n"
+        f"  stop everything: {prefix} down && kill {server.pid}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Commands: what a handler of one kind is given and gives back, and which handlers there are.
+
+The loop (`agents.loop`) reads `commands`, claims what is open, and calls the handler of its kind in a thread. Commands of
+one source run one at a time, in the order they came; different sources in parallel. Knows nothing of what a handler does.
+
+A handler must be safe to call again for the same command: `Context.resumed` says that an earlier run of this agent had
+claimed it and died somewhere. It then completes the work, or finds it complete, or raises what the user must know.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from agents.errors import AgentError
+from agents.protocol import SourceSettings, source_settings
+from streams.events import CommandRequested, Event, JobChanged, Problem
+from streams.ids import now_us
+
+if TYPE_CHECKING:
+    from agents.processes import Processes
+    from agents.sources import Sources
+    from streams.publish import Publisher
+    from streams.secrets import SecretStore
+    from streams.settings import Settings
+
+# kind → "module:function", imported when the first such command comes.
+HANDLERS: Mapping[str, str] = {
+    "source.add": "agents.protect:add",
+    "source.pause": "agents.protect:pause",
+    "source.resume": "agents.protect:resume",
+    "source.remove": "agents.protect:remove",
+    "rollback.plan": "agents.rollback:plan",
+    "rollback.run": "agents.rollback:run",
+    "rollback.abandon": "agents.rollback:abandon",
+}
+
+# "module:function" of `Recovery`, called for every source when the agent starts, before any of its commands.
+RECOVERIES: tuple[str, ...] = ("agents.rollback:recover",)
+
+
+class JobFailed(AgentError):  # noqa: N818 - named after what becomes of the job
+    """A command cannot be carried out, for one or several reasons; the job fails with all of them."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        first = problems[0]
+        super().__init__(first.code, first.message, first.hint)
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A requested piece of work. `parameters` as docs/design.md has them for its kind; `resumed`: see the module."""
+
+    id: str
+    kind: str
+    asset: str
+    parameters: Mapping[str, Any]
+    requester: str
+    requested_us: int
+    deadline_us: int | None = None
+    resumed: bool = False
+
+
+def command_of(event: CommandRequested, *, resumed: bool = False) -> Command:
+    """Raises `AgentError` (`command-invalid`) when the parameters are not a JSON object."""
+    try:
+        parameters = json.loads(event.parameters or "{}")
+    except ValueError as error:
+        raise AgentError("command-invalid", f"the parameters of {event.kind} are not JSON: {error}") from error
+    if not isinstance(parameters, dict):
+        raise AgentError("command-invalid", f"the parameters of {event.kind} are not a JSON object")
+    return Command(
+        event.command,
+        event.kind,
+        event.asset,
+        parameters,
+        event.requester,
+        event.requested_us,
+        event.deadline_us,
+        resumed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What one run of an agent has. `agent` is its name in events (`by`); `stop` is set when it is to end."""
+
+    agent: str
+    settings: Settings
+    publisher: Publisher
+    secrets: SecretStore
+    sources: Sources
+    processes: Processes
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def source_settings(self, source: str) -> SourceSettings:
+        """How to reach a defined source, passwords resolved. Raises `AgentError` (`source-unknown`)."""
+        return source_settings(self.sources.get(source).defined, self.secrets)
+
+
+@dataclass(slots=True)
+class Context:
+    """What a handler has for one command. Used by one thread."""
+
+    services: Services
+    command: Command
+    _said: float = 0.0  # monotonic time of the last progress event
+
+    def publish(self, event: Event, *, of: str | None = None) -> None:
+        """Queue an event that this command causes; in order, durable after `durable()`."""
+        self.services.publisher.publish(event, correlation=self.command.id, of=of)
+
+    def durable(self, *events: Event, of: str | None = None) -> None:
+        """Publish `events` and return when they and all published before are in the log."""
+        for event in events:
+            self.publish(event, of=of)
+        self.services.publisher.flush(60.0)
+
+    def progress(self, message: str, done: int = 0, total: int = 0, unit: str = "", *, every_s: float = 0.5) -> None:
+        """Say how far the work is. What comes within `every_s` of the last one is dropped, but for a finished count."""
+        now = time.monotonic()
+        if now - self._said < every_s and not (total and done >= total):
+            return
+        self._said = now
+        self.publish(self.job("progressed", message=message, done=done, total=total, unit=unit))
+
+    def warn(self, *problems: Problem) -> None:
+        """Say what the user should know though the work goes on."""
+        if problems:
+            self.publish(self.job("warned", problems=problems))
+
+    def job(self, state: str, **fields: Any) -> JobChanged:
+        """An event of this command's job."""
+        command = self.command
+        return JobChanged(
+            job=command.id,
+            kind=command.kind,
+            asset=command.asset,
+            state=state,
+            at_us=now_us(),
+            by=self.services.agent,
+            **fields,
+        )
+
+    def check(self) -> None:
+        """Call between pieces of work. Raises `Interrupted` (the agent is to end), `AgentError` (`deadline-passed`)."""
+        if self.services.stop.is_set():
+            raise Interrupted
+        deadline = self.command.deadline_us
+        if deadline is not None and now_us() > deadline:
+            raise AgentError("deadline-passed", f"{self.command.kind} was not done by its deadline", "ask again")
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the agent ends, the command stays claimed and is resumed by the next
+    """The agent is to end. The job gets no final state: the next run of the agent calls the handler again."""
+
+
+class Handler(Protocol):
+    """Carries out one command. Returns the job's result (JSON object, docs/design.md).
+
+    Raises `AgentError` or `JobFailed`: the job fails with the problems. `Interrupted`: it is resumed by the next run.
+    Anything else is a defect: the job fails with `internal` and the trace is logged.
+    """
+
+    def __call__(self, command: Command, ctx: Context) -> Mapping[str, Any]: ...
+
+
+class Recovery(Protocol):
+    """Puts back what a dead run of this agent may have left changed on `source`.
+
+    Called in the source's own thread, with every start of the agent, before any of the source's commands.
+    `SourceUnavailable` makes the loop call it again later; until it has returned, no command of the source runs.
+    """
+
+    def __call__(self, services: Services, source: str) -> None: ...
+
+
+def handler(kind: str) -> Handler:
+    """Raises `AgentError` (`command-unknown`)."""
+    where = HANDLERS.get(kind)
+    if where is None:
+        raise AgentError("command-unknown", f"this agent does not know {kind!r}", "upgrade the agent")
+    return cast("Handler", _load(where))
+
+
+def recoveries() -> list[Recovery]:
+    return [cast("Recovery", _load(where)) for where in RECOVERIES]
+
+
+def _load(where: str) -> object:
+    module, _, function = where.partition(":")
+    return getattr(importlib.import_module(module), function)

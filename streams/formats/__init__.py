@@ -1,0 +1,1 @@
+"""Pure decoders of native payloads: bytes to frozen records, no I/O."""

@@ -1,9 +1,9 @@
 """Rows events: which row images an event holds, how many, and their values.
 
-A row image is the bytes of one row: a bitmap of NULLs over the columns present (unused bits set), then values.
-Walking over images needs only sizes, so a table map is compiled into a *layout*, once a column bitmap, and a layout keeps
-a little program for each NULL bitmap it meets: (distance to the next length prefix, its width) …, tail. Tables without
-variable and nullable columns take no walk at all.
+A row image is the bytes of one row: a bitmap of NULLs over the columns present (unused bits set), then the values.
+Walking over images needs only sizes, so a table map is compiled into a *layout*, once a column bitmap, and the layout
+keeps a little program for each NULL bitmap it meets: (distance to the next length prefix, its width) …, tail. Tables
+without variable and nullable columns take no walk at all.
 
 Does not know steps. Sources: MariaDB Knowledge Base "Rows_event_v1"; MySQL source documentation, `Rows_event`.
 """

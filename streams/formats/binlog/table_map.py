@@ -170,10 +170,10 @@ def table_id(body: Buffer) -> int:
 
 
 # Maps recur in every step: parsed ones are kept, by content. Emptied when full, since what recurs comes back.
-_PARSED: dict[tuple[bool, bytes], TableMap] = {}
-_PARSED_MOST: Final = 4096
-_PARSED_MOST_BYTES: Final = 64 << 20
-_parsed_bytes = 0
+_MARIADB_MAPS: Final[dict[bytes, TableMap]] = {}
+_MYSQL_MAPS: Final[dict[bytes, TableMap]] = {}
+_MOST_MAPS: Final = 4096
+_MOST_MAP_BYTES: Final = 64 << 20
 
 
 def parse_table_map(body: Buffer, mariadb: bool = True) -> TableMap:
@@ -183,16 +183,22 @@ def parse_table_map(body: Buffer, mariadb: bool = True) -> TableMap:
 
 def table_map_of(content: bytes, mariadb: bool = True) -> TableMap:
     """As `parse_table_map`, of a body without table id and flags (its first 8 bytes). Equal content, same object."""
-    global _parsed_bytes
-    known = _PARSED.get((mariadb, content))
-    if known is None:
-        known = _parse(content, mariadb)
-        if len(_PARSED) >= _PARSED_MOST or _parsed_bytes > _PARSED_MOST_BYTES:
-            _PARSED.clear()
-            _parsed_bytes = 0
-        _PARSED[mariadb, content] = known
-        _parsed_bytes += len(content)
-    return known
+    known = known_maps(mariadb).get(content)
+    return known if known is not None else _remember(content, mariadb)
+
+
+def known_maps(mariadb: bool) -> dict[bytes, TableMap]:
+    """The maps parsed so far by content, for loops that cannot afford a call; see `table_map_of`."""
+    return _MARIADB_MAPS if mariadb else _MYSQL_MAPS
+
+
+def _remember(content: bytes, mariadb: bool) -> TableMap:
+    made = _parse(content, mariadb)
+    maps = known_maps(mariadb)
+    if len(maps) >= _MOST_MAPS or len(content) * len(maps) > _MOST_MAP_BYTES:
+        maps.clear()
+    maps[content] = made
+    return made
 
 
 def packed_integer(raw: bytes, at: int) -> tuple[int, int]:

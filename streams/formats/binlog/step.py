@@ -1,0 +1,413 @@
+"""Steps: what one transaction group of the log is and does.
+
+A step payload is the concatenation of whole native events, exactly as the server sent them: a GTID event, table maps
+and rows or a statement, a closing event (XID, QUERY COMMIT or ROLLBACK, XA PREPARE; a standalone statement closes
+itself). The format-description event travels beside it. A step too large for one record comes in *fragments*, each of
+whole events: `Summariser` takes them one after the other, and `TableMaps` carries table maps from one to the next.
+
+Does not know ordinals, records or topics.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final, Literal, NamedTuple
+
+from streams.formats.binlog import events as ev
+from streams.formats.binlog.events import (
+    CHECKSUM_SIZE,
+    HEADER_SIZE,
+    WHOLE_EVENTS_HINT,
+    Buffer,
+    FormatDescription,
+    Gtid,
+    event_name,
+    iter_events,
+    parse_format_description,
+    parse_gtid,
+    parse_query,
+    parse_xa_prepare,
+)
+from streams.formats.binlog.rows import (
+    COMPRESSED,
+    KINDS,
+    Kind,
+    count_images,
+    decode_row,
+    iter_rows,
+    layout_of,
+    parse_rows,
+    parse_rows_head,
+    unsupported_rows,
+    update_ends,
+)
+from streams.formats.binlog.statements import classify, is_account_statement, statement_text
+from streams.formats.binlog.table_map import Column, TableMap, known_maps, table_map_of
+from streams.formats.binlog.values import Value
+from streams.formats.errors import FormatError
+
+StepKind = Literal["rows", "ddl", "statement", "account", "rolled_back", "xa", "incident", "empty"]
+
+OWN_SCHEMA: Final = "holdfast"
+MARKER_TABLE: Final = (OWN_SCHEMA, "marker")
+
+# Table maps in force, by the six bytes of their table id as they stand in the event.
+TableMaps = dict[bytes, TableMap]
+
+# Events that belong to a DML statement logged as text.
+_STATEMENT_PARTS: Final = frozenset({
+    ev.INTVAR, ev.RAND, ev.USER_VAR, ev.APPEND_BLOCK, ev.DELETE_FILE, ev.BEGIN_LOAD_QUERY, ev.EXECUTE_LOAD_QUERY,
+})
+_UNSUPPORTED: Final = frozenset({ev.PARTIAL_UPDATE_ROWS, ev.TRANSACTION_PAYLOAD})
+# The server closes a statement whose last table was filtered away with a rows event for no table.
+_NO_TABLE: Final = frozenset({b"\xff\xff\xff\0\0\0", b"\xff" * 6})
+_WORST_FIRST: Final[tuple[StepKind, ...]] = ("incident", "xa", "rolled_back", "account", "ddl", "statement", "rows")
+
+_unpack_header = Struct("<IBIIIH").unpack_from
+
+
+class TableChange(NamedTuple):
+    """Rows that a step inserts, updates and deletes in one table."""
+
+    inserts: int
+    updates: int
+    deletes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepSummary:
+    """What a step does, without its values.
+
+    - `kind`: the worst of what is in it: `incident` (the server lost events), `xa` (prepare or outcome of an XA
+      transaction), `rolled_back` (ended in ROLLBACK: only non-transactional tables changed), `account`, `ddl`
+      (also with rows: CREATE … SELECT), `statement` (rows changed by a logged statement, or one not recognised),
+      `rows`, `empty`.
+    - `commit_time`: timestamp of the closing event, seconds since 1970.
+    - `changes`: by (schema, table), in order of first appearance.
+    - `statements`: DDL and other statements as text, shortened; account statements as a marker.
+    - `partial`: some row image lacks columns (binlog_row_image is not FULL): not invertible.
+    - `transactional`: the server says that all tables touched can roll back.
+    - `secret`: holds a statement that must not be kept in clear.
+    - `complete`: the closing event is there.
+    - `markers`: plans whose marker row this step inserts: it is the step of that rollback.
+    - `keyless`, `sequences`: tables among `changes` known to have no primary key, and those that are sequences.
+    - `xid`: the XA transaction, as in `XA COMMIT`.
+    """
+
+    gtid: str
+    kind: StepKind
+    commit_time: int
+    changes: dict[tuple[str, str], TableChange]
+    statements: tuple[str, ...]
+    database: str
+    partial: bool
+    transactional: bool
+    secret: bool
+    complete: bool
+    markers: tuple[str, ...]
+    keyless: tuple[tuple[str, str], ...]
+    sequences: tuple[tuple[str, str], ...]
+    xid: str
+    events: int
+    size: int
+
+    @property
+    def rows(self) -> int:
+        return sum(sum(change) for change in self.changes.values())
+
+    @property
+    def own(self) -> bool:
+        """Touches nothing but Holdfast's own schema."""
+        return self.kind == "rows" and all(schema == OWN_SCHEMA for schema, _ in self.changes)
+
+    @property
+    def barrier(self) -> bool:
+        """A rollback cannot be made by inverting this step's rows."""
+        return self.kind not in ("rows", "empty") or self.partial
+
+
+# The name it has in the design; the summary is the view.
+StepView = StepSummary
+
+_NO_CHANGES: Final[tuple[tuple[str, str], ...]] = ()
+
+
+def summarise(fde: FormatDescription | Buffer, payload: Buffer) -> StepSummary:
+    """The summary of one whole step. `fde` is its preamble."""
+    summariser = Summariser(fde)
+    summariser.feed(payload)
+    return summariser.finish()
+
+
+class Summariser:
+    """Summarises a step from its fragments: `feed` each in order, then `finish`. One object serves one step."""
+
+    __slots__ = (
+        "_complete", "_counts", "_database", "_events", "_fde", "_gtid", "_kinds", "_maps", "_markers", "_partial",
+        "_secret", "_size", "_statements", "_time", "_xid",
+    )
+
+    def __init__(self, fde: FormatDescription | Buffer) -> None:
+        self._fde = fde if isinstance(fde, FormatDescription) else parse_format_description(fde)
+        self._maps: TableMaps = {}
+        self._counts: dict[TableMap, list[int]] = {}
+        self._kinds: set[StepKind] = set()
+        self._gtid: Gtid | None = None
+        self._statements: list[str] = []
+        self._markers: list[str] = []
+        self._database = self._xid = ""
+        self._partial = self._secret = self._complete = False
+        self._time = self._events = self._size = 0
+
+    def feed(self, fragment: Buffer) -> None:
+        """The next whole events of the step."""
+        buffer = fragment if isinstance(fragment, bytes) else bytes(fragment)
+        fde = self._fde
+        trailer = CHECKSUM_SIZE if fde.has_checksum else 0
+        least = HEADER_SIZE + trailer
+        mariadb = fde.mariadb
+        known, maps, counts = known_maps(mariadb), self._maps, self._counts
+        at, end, seen, timestamp = 0, len(buffer), 0, self._time
+        while at < end:
+            if end - at < least:
+                raise FormatError("truncated", f"an event is cut off at byte {at}", WHOLE_EVENTS_HINT)
+            timestamp, kind, server_id, length, _, _ = _unpack_header(buffer, at)
+            stop = at + length
+            if length < least or stop > end:
+                raise FormatError(
+                    "truncated", f"{event_name(kind)} at byte {at} claims {length} bytes, {end - at} are there",
+                    WHOLE_EVENTS_HINT,
+                )
+            seen += 1
+            if kind == ev.TABLE_MAP:
+                content = buffer[at + 27 : stop - trailer]
+                table_map = known.get(content)
+                if table_map is None:
+                    table_map = table_map_of(content, mariadb)
+                maps[buffer[at + 19 : at + 25]] = table_map
+            elif kind in KINDS:
+                table_map = maps.get(buffer[at + 19 : at + 25])
+                if table_map is not None:
+                    count = counts.get(table_map)
+                    if count is None:
+                        count = counts[table_map] = [0, 0, 0]
+                    self._count(kind, table_map, count, buffer, at + HEADER_SIZE, stop - trailer)
+                elif buffer[at + 19 : at + 25] not in _NO_TABLE:
+                    raise _no_table_map(kind, buffer, at)
+            elif kind == ev.XID:
+                self._complete = True
+            else:
+                self._other(kind, server_id, buffer[at + HEADER_SIZE : stop - trailer])
+            at = stop
+        self._time = timestamp
+        self._events += seen
+        self._size += end
+
+    def _count(self, kind: int, table_map: TableMap, count: list[int], buffer: bytes, at: int, end: int) -> None:
+        head = parse_rows_head(kind, buffer, at, end)
+        data = head.data
+        if kind in COMPRESSED:
+            buffer = ev.decompress(buffer[data:end])
+            data, end = 0, len(buffer)
+        if head.before is None or head.after is None:
+            layout = layout_of(table_map, head.before or head.after or b"")
+            count[0 if head.before is None else 2] += count_images(layout, buffer, data, end)
+            self._partial = self._partial or not layout.full
+        else:
+            before, after = layout_of(table_map, head.before), layout_of(table_map, head.after)
+            count[1] += len(update_ends(before, after, buffer, data, end)) // 2
+            self._partial = self._partial or not (before.full and after.full)
+        if table_map.schema == OWN_SCHEMA and head.before is None and table_map.key == MARKER_TABLE:
+            event = parse_rows(kind, buffer[at:end]) if kind not in COMPRESSED else None
+            for _, image in iter_rows(event, table_map) if event is not None else ():
+                plan = decode_row(image, table_map, head.after)[0] if image is not None else None
+                if isinstance(plan, str):
+                    self._markers.append(plan)
+
+    def _other(self, kind: int, server_id: int, body: bytes) -> None:
+        if kind in (ev.GTID, ev.MYSQL_GTID, ev.MYSQL_ANONYMOUS_GTID):
+            self._gtid = parse_gtid(kind, server_id, body)
+            if self._gtid.xa is not None:
+                self._kinds.add("xa")
+                self._xid = str(self._gtid.xa)
+        elif kind in (ev.QUERY, ev.QUERY_COMPRESSED):
+            self._query(kind, body)
+        elif kind == ev.XA_PREPARE:
+            self._kinds.add("xa")
+            self._xid = str(parse_xa_prepare(body).xid)
+            self._complete = True
+        elif kind == ev.INCIDENT:
+            self._kinds.add("incident")
+            self._complete = True
+        elif kind in _STATEMENT_PARTS:
+            self._kinds.add("statement")
+        elif kind in _UNSUPPORTED:
+            raise unsupported_rows(kind)
+
+    def _query(self, kind: int, body: bytes) -> None:
+        query = parse_query(body, kind)
+        if query.sql == b"COMMIT" or query.sql == b"BEGIN":
+            self._complete = query.sql == b"COMMIT"
+            return
+        what = classify(query.sql)
+        if what == "rollback":
+            self._kinds.add("rolled_back")
+        elif what == "ddl":
+            self._kinds.add("ddl")
+        elif what == "account":
+            self._kinds.add("account")
+        elif what == "xa":
+            self._kinds.add("xa")
+        elif what in ("dml", "other"):
+            self._kinds.add("statement")
+        if what in ("rollback", "commit", "xa") or (self._gtid is not None and self._gtid.standalone):
+            self._complete = True
+        if what in ("ddl", "account", "dml", "other"):
+            self._statements.append(statement_text(query.sql))
+            self._secret = self._secret or is_account_statement(query.sql)
+            self._database = query.database
+
+    def finish(self) -> StepSummary:
+        """The summary of all that was fed."""
+        changes: dict[tuple[str, str], TableChange] = {}
+        keyless: list[tuple[str, str]] = []
+        sequences: list[tuple[str, str]] = []
+        for table_map, (inserts, updates, deletes) in self._counts.items():
+            key = (table_map.schema, table_map.table)
+            had = changes.get(key)
+            if had is None:
+                changes[key] = TableChange(inserts, updates, deletes)
+            else:
+                changes[key] = TableChange(had[0] + inserts, had[1] + updates, had[2] + deletes)
+            if table_map.primary_key == () and key not in keyless:
+                (sequences if table_map.is_sequence else keyless).append(key)
+        kinds = self._kinds
+        kind: StepKind
+        if kinds:
+            kind = next(worst for worst in _WORST_FIRST if worst in kinds)
+        else:
+            kind = "rows" if changes else "empty"
+        gtid = self._gtid
+        return StepSummary(
+            gtid.text if gtid is not None else "", kind, self._time, changes, tuple(self._statements), self._database,
+            self._partial, gtid is not None and gtid.transactional, self._secret, self._complete, tuple(self._markers),
+            tuple(keyless) if keyless else _NO_CHANGES, tuple(sequences) if sequences else _NO_CHANGES, self._xid,
+            self._events, self._size,
+        )
+
+
+def _no_table_map(kind: int, buffer: bytes, at: int) -> FormatError:
+    number = int.from_bytes(buffer[at + 19 : at + 25], "little")
+    return FormatError(
+        "unknown-table", f"{event_name(kind)} at byte {at} names table {number}, but no table map for it came before",
+        "give the parser the step from its beginning, or the table maps of the fragments before",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One row changed. `before` is None for inserts, `after` for deletes; values stand in the order of `columns`."""
+
+    schema: str
+    table: str
+    kind: Kind
+    before: tuple[Value, ...] | None
+    after: tuple[Value, ...] | None
+    columns: tuple[Column, ...] = field(repr=False)
+    primary_key: tuple[int, ...] | None = None
+
+
+def decode_step(
+    fde: FormatDescription | Buffer,
+    payload: Buffer,
+    *,
+    offset: int = 0,
+    limit: int | None = None,
+    table_maps: TableMaps | None = None,
+    describe: Callable[[TableMap], TableMap] | None = None,
+) -> list[Change]:
+    """The rows that a step (or fragment) changes, in the order of the log, from row `offset` on, at most `limit`.
+
+    `table_maps`: maps in force before a fragment; updated in place, so one dict serves all fragments in turn (fragments
+    that are only passed through: `limit=0`). `describe` fills a map in from a schema (see `with_declared`).
+    """
+    return list(iter_changes(fde, payload, offset=offset, limit=limit, table_maps=table_maps, describe=describe))
+
+
+def iter_changes(
+    fde: FormatDescription | Buffer,
+    payload: Buffer,
+    *,
+    offset: int = 0,
+    limit: int | None = None,
+    table_maps: TableMaps | None = None,
+    describe: Callable[[TableMap], TableMap] | None = None,
+) -> Iterator[Change]:
+    """As `decode_step`, one by one."""
+    fde = fde if isinstance(fde, FormatDescription) else parse_format_description(fde)
+    maps: TableMaps = table_maps if table_maps is not None else {}
+    described: TableMaps = {}
+    left = limit
+    for event in iter_events(payload, fde.has_checksum):
+        if event.type == ev.TABLE_MAP:
+            identity = bytes(event.body[:6])
+            maps[identity] = table_map_of(bytes(event.body[8:]), fde.mariadb)
+            described.pop(identity, None)
+            continue
+        if event.type in _UNSUPPORTED:
+            raise unsupported_rows(event.type)
+        if event.type not in KINDS or left == 0:
+            continue
+        identity = bytes(event.body[:6])
+        table_map = maps.get(identity)
+        if table_map is None:
+            if identity in _NO_TABLE:
+                continue
+            raise _no_table_map(event.type, bytes(payload), event.offset)
+        rows = parse_rows(event.type, event.body)
+        if describe is not None:
+            if identity not in described:
+                described[identity] = describe(table_map)
+            table_map = described[identity]
+        schema, table, columns, key = table_map.schema, table_map.table, table_map.columns, table_map.primary_key
+        for before, after in iter_rows(rows, table_map):
+            if offset > 0:
+                offset -= 1
+                continue
+            if left is not None:
+                if left == 0:
+                    break
+                left -= 1
+            yield Change(
+                schema, table, rows.kind,
+                decode_row(before, table_map, rows.before) if before is not None else None,
+                decode_row(after, table_map, rows.after) if after is not None else None,
+                columns, key,
+            )
+
+
+_ENDING = re.compile(rb"\s*(?:COMMIT|ROLLBACK)\s*$", re.IGNORECASE)
+
+
+def split_steps(fde: FormatDescription, buffer: Buffer) -> Iterator[memoryview]:
+    """The steps in a stretch of log that begins between two steps. What is between steps (rotate, checkpoint) is left
+    out, and so is a step cut off at the end. For tests and tools: capture cuts steps as they arrive."""
+    view = memoryview(buffer)
+    start: int | None = None
+    standalone = False
+    for event in iter_events(view, fde.has_checksum):
+        closed = False
+        if event.type in (ev.GTID, ev.MYSQL_GTID, ev.MYSQL_ANONYMOUS_GTID):
+            start = event.offset
+            standalone = event.type == ev.GTID and parse_gtid(ev.GTID, 0, event.body).standalone
+        elif event.type in (ev.XID, ev.XA_PREPARE):
+            closed = True
+        elif event.type in (ev.QUERY, ev.QUERY_COMPRESSED):
+            sql = parse_query(event.body, event.type).sql
+            closed = standalone or _ENDING.match(sql) is not None or classify(sql) == "xa"
+        if closed and start is not None:
+            yield view[start : event.offset + event.length]
+            start = None

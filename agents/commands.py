@@ -1,7 +1,8 @@
 """Commands: what a handler of one kind is given and gives back, and which handlers there are.
 
-The loop (`agents.loop`) reads `commands`, claims what is open, and calls the handler of its kind in a thread. Commands of
-one source run one at a time, in the order they came; different sources in parallel. Knows nothing of what a handler does.
+The loop (`agents.loop`) reads `commands`, claims what is open, and calls the handler of its kind in a thread. Commands
+of one source run one at a time, in the order they came; different sources in parallel. Knows nothing of what a handler
+does.
 
 A handler must be safe to call again for the same command: `Context.resumed` says that an earlier run of this agent had
 claimed it and died somewhere. It then completes the work, or finds it complete, or raises what the user must know.

@@ -37,7 +37,7 @@ _TABLE_TYPES = ("BASE TABLE", "SYSTEM VERSIONED", "SEQUENCE")
 def read_definitions(
     conn: pymysql.Connection[Any], tables: Collection[TableName] | None = None
 ) -> list[TableDefinition]:
-    """Definitions of `tables` ((schema, table) each), or of all outside system schemas. Those that do not exist are left out.
+    """Definitions of `tables` ((schema, table) each), or of all outside system schemas; missing ones are left out.
 
     By schema and table, ascending. Reads several statements: what changes meanwhile may be half seen unless the caller
     holds the tables (an open transaction that touched them does). Raises `AgentError` (`privilege-missing`).

@@ -1,0 +1,221 @@
+"""Reading topics outside Faust: from given offsets, without a group, records decoded; what cannot be read raises.
+
+Offsets are the caller's business (PostgreSQL keeps them for projections). A start that Kafka has trimmed away raises
+(`offset-trimmed`) instead of skipping to what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from streams import clients
+from streams.codec import decode
+from streams.errors import StreamError
+from streams.events import Event, Stamp
+from streams.settings import KafkaSettings
+
+_PATIENCE_S = 30.0
+_BATCH = 1000
+
+
+class ConsumeError(StreamError):
+    """A topic cannot be read: `topic-missing`, `offset-trimmed`, `kafka-unreachable`, `kafka-refused`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One record. `timestamp_us` is Kafka's (milliseconds there); `headers` by name, the last of a name wins."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: str
+    event: Event
+    stamp: Stamp
+    headers: Mapping[str, bytes]
+    timestamp_us: int
+
+    @property
+    def id(self) -> str:
+        """The record's `ce_id`."""
+        return self.headers.get("ce_id", b"").decode("ascii", "replace")
+
+    @property
+    def hlc(self) -> int:
+        """The writer's hybrid clock; 0 when there is none."""
+        text = self.headers.get("hlc", b"0")
+        try:
+            return int(text, 16)
+        except ValueError:
+            return 0
+
+
+def open_consumer(kafka: KafkaSettings, **more: Any) -> Consumer:
+    """A consumer that is assigned, never subscribed, and commits nothing. `more`: librdkafka's settings."""
+    return Consumer(
+        clients.config(
+            kafka,
+            **{
+                "group_id": "holdfast-reader",  # demanded by librdkafka, used for nothing
+                "enable_auto_commit": False,
+                "enable_auto_offset_store": False,
+                "enable_partition_eof": True,
+                "auto_offset_reset": "error",
+                "check_crcs": True,
+                "fetch_queue_backoff_ms": 10,
+                "queued_max_messages_kbytes": 16_384,
+                **more,
+            },
+        )
+    )
+
+
+def partitions(consumer: Consumer, topic: str) -> list[int]:
+    """The partitions of `topic`, ascending. Raises `ConsumeError` (`topic-missing`)."""
+    with explained(f"look up {topic}"):
+        found = consumer.list_topics(topic, timeout=_PATIENCE_S).topics[topic]
+    if found.error is not None or not found.partitions:
+        raise ConsumeError("topic-missing", f"there is no topic {topic}", "`holdfast up` or `ensure_topics` creates it")
+    return sorted(found.partitions)
+
+
+def ends(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
+    """`(low, high)` watermarks: the first offset that exists, and the one the next record will have."""
+    with explained(f"ask for the end of {topic}"):
+        found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_PATIENCE_S, cached=False)
+    if found is None:
+        raise ConsumeError("kafka-unreachable", f"Kafka did not say where {topic} ends", "is Kafka up?")
+    low, high = found
+    return low, high
+
+
+def decoded(message: KafkaMessage) -> Message:
+    """A record of Kafka's as ours. Raises `StreamError` (`record-unreadable`), naming its place."""
+    topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
+    try:
+        event, stamp = decode(message.value() or b"")
+    except StreamError as error:
+        raise StreamError(error.code, f"{topic}[{partition}]@{offset}: {error.message}", error.hint) from error
+    headers = {name: value.encode() if isinstance(value, str) else value for name, value in _pairs(message) if value}
+    key = (message.key() or b"").decode("utf-8", "replace")
+    return Message(topic, partition, offset, key, event, stamp, headers, max(0, message.timestamp()[1]) * 1000)
+
+
+def _pairs(message: KafkaMessage) -> list[tuple[str, str | bytes | None]]:
+    headers = message.headers() or []
+    return list(headers.items()) if isinstance(headers, dict) else list(headers)
+
+
+def read_topic(
+    kafka: KafkaSettings, full_topic: str, start: Mapping[int, int] | None = None, until_end: bool = True
+) -> Iterator[Message]:
+    """Records of all partitions of `full_topic`, each partition in order, partitions interleaved.
+
+    `start`: partition → first offset wanted; partitions left out start at the first record there is. With `until_end`
+    it stops after the last record that existed when it was called; else it goes on for ever, waiting.
+    """
+    with contextlib.closing(open_consumer(kafka)) as consumer:
+        assigned, stop_at = [], {}
+        for partition in partitions(consumer, full_topic):
+            low, high = ends(consumer, full_topic, partition)
+            first = low if start is None else start.get(partition, low)
+            if until_end and first >= high:
+                continue
+            stop_at[partition] = high
+            assigned.append(TopicPartition(full_topic, partition, first))
+        consumer.assign(assigned)
+        left = {tp.partition for tp in assigned}
+        while left:
+            for message in batch(consumer, 0.5):
+                at = message.partition() or 0
+                if message.error() is not None:  # the end of a partition
+                    if until_end and (message.offset() or 0) >= stop_at[at]:
+                        left.discard(at)
+                    continue
+                offset = message.offset() or 0
+                if until_end and offset >= stop_at[at]:
+                    left.discard(at)
+                    continue
+                yield decoded(message)
+                if until_end and offset == stop_at[at] - 1:
+                    left.discard(at)
+
+
+def follow(
+    kafka: KafkaSettings,
+    topics: Iterable[str],
+    start: Mapping[tuple[str, int], int] | None,
+    stop: threading.Event,
+    *,
+    ticks: bool = False,
+    turn_s: float = 0.2,
+) -> Iterator[list[Message]]:
+    """Batches of records of full topic names as they come, until `stop` is set (looked at every `turn_s` seconds).
+
+    `start`: (topic, partition) → first offset wanted; what is left out starts at the first record there is. Batches
+    are not empty, unless `ticks`: then an empty one says that nothing came for `turn_s` seconds.
+    """
+    with contextlib.closing(open_consumer(kafka)) as consumer:
+        wanted = start or {}
+        assigned = [
+            TopicPartition(topic, partition, wanted.get((topic, partition), OFFSET_BEGINNING))
+            for topic in topics
+            for partition in partitions(consumer, topic)
+        ]
+        consumer.assign(assigned)
+        while not stop.is_set():
+            messages = [decoded(m) for m in batch(consumer, turn_s) if m.error() is None]
+            if messages or ticks:
+                yield messages
+
+
+def batch(consumer: Consumer, timeout: float, count: int = _BATCH) -> list[KafkaMessage]:
+    """What has come: waits up to `timeout` seconds for the first record only. Ends of partitions are among them.
+
+    Raises `ConsumeError` on anything else that is not a record; a broker that is away only delays.
+    """
+    first = consumer.poll(timeout)
+    if first is None:
+        return []
+    messages = [first, *consumer.consume(count - 1, 0)] if count > 1 else [first]
+    out = []
+    for message in messages:
+        error = message.error()
+        if error is None or error.code() == KafkaError._PARTITION_EOF:
+            out.append(message)
+        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            raise ConsumeError(
+                "offset-trimmed",
+                f"{message.topic()}[{message.partition()}] does not hold the offset asked for: {error.str()}",
+                "it was trimmed, or the topic was created anew: rebuild from what is there or from the archive",
+            )
+        elif error.code() in (
+            KafkaError.UNKNOWN_TOPIC_OR_PART,
+            KafkaError._UNKNOWN_TOPIC,
+            KafkaError._UNKNOWN_PARTITION,
+        ):
+            raise ConsumeError("topic-missing", f"{message.topic()} is gone: {error.str()}")
+        elif not error.retriable() and error.code() not in clients.UNREACHABLE:
+            raise ConsumeError("kafka-refused", f"cannot read {message.topic()}: {error.str()} ({error.name()})")
+    return out
+
+
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Kafka's exceptions as `ConsumeError`."""
+    try:
+        yield
+    except KafkaException as error:
+        away = clients.code_of(error) in clients.UNREACHABLE
+        raise ConsumeError(
+            "kafka-unreachable" if away else "kafka-refused",
+            f"could not {doing}: {clients.text_of(error)}",
+            "is Kafka up and the address right?" if away else "",
+        ) from error

@@ -1,0 +1,211 @@
+"""What benchmarks stand on: a Kafka that flushes each record, a MariaDB with `sync_binlog=1`, a site's settings, loads.
+
+Servers are started for one benchmark and stopped after it, by pid. Generating a load turns durability of the source down (it is
+not what is measured) and up again before anything is timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pymysql
+from confluent_kafka import Producer
+
+from deploy.demo.accounts import create_accounts
+from deploy.demo.mariadb import MariaDB
+from deploy.embedded import kafka as kafka_server
+from deploy.embedded import postgres as postgres_server
+from deploy.embedded.ports import free_ports
+from deploy.embedded.process import RunningProcess
+from deploy.embedded.user import service_user
+from streams.settings import ApiSettings, KafkaSettings, PostgresSettings, Settings
+
+DATABASE = "bench"
+WIDE = "create table {name} (id int not null primary key, name varchar(64), amount decimal(12,2), ts datetime) engine=innodb"
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """The servers of one benchmark and the folder that holds everything of theirs."""
+
+    folder: Path
+    kafka: KafkaSettings
+    mariadb: MariaDB
+    passwords: dict[str, str]
+    password_files: dict[str, Path]
+
+    def settings(self, postgres: PostgresSettings | None = None) -> Settings:
+        """A site of its own on these servers."""
+        data = self.folder / "site"
+        key = data / "secrets" / "site.key"
+        key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not key.exists():
+            key.touch(0o600)
+            key.write_bytes(os.urandom(32))
+        where = postgres or PostgresSettings("127.0.0.1", 1, "nobody", "none")
+        return Settings("bench", data, self.kafka, where, ApiSettings("127.0.0.1", free_ports(1)[0]), key)
+
+
+@contextlib.contextmanager
+def ground() -> Iterator[Ground]:
+    """Kafka and MariaDB, accounts created, database `bench` there."""
+    user = service_user()
+    with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        folder.chmod(0o755)
+        broker = kafka_server.Broker(folder / "kafka", *free_ports(2), user=user)
+        process = RunningProcess(kafka_server.prepare(broker))
+        stack.callback(process.stop)
+        settings = KafkaSettings(broker.bootstrap)
+        process.wait_ready(lambda: kafka_server.ready(settings), 60)
+        server = MariaDB.prepare(folder / "mariadb", options={"innodb_buffer_pool_size": "1G", "max_allowed_packet": "64M"})
+        server.start()
+        stack.callback(server.stop)
+        server.execute(f"create database {DATABASE}")
+        with contextlib.closing(server.connect()) as admin:
+            passwords = create_accounts(admin)
+        files = {}
+        for purpose, password in passwords.items():
+            files[purpose] = folder / f"{purpose}.password"
+            files[purpose].touch(0o600)
+            files[purpose].write_text(password)
+        yield Ground(folder, settings, server, passwords, files)
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[PostgresSettings]:
+    user = service_user()
+    cluster = postgres_server.Cluster(folder / "postgres", free_ports(1)[0], folder / "pg" / "postgres.password", user)
+    process = RunningProcess(postgres_server.prepare(cluster))
+    try:
+        process.wait_ready(lambda: postgres_server.ready(cluster.settings("postgres")), 60)
+        postgres_server.ensure_database(cluster, "holdfast")
+        yield cluster.settings()
+    finally:
+        process.stop()
+
+
+@contextlib.contextmanager
+def fast_source(server: MariaDB) -> Iterator[pymysql.Connection[Any]]:
+    """A root connection while the source does not flush; flushing is back on (and done once) at the end."""
+    with contextlib.closing(server.connect(database=DATABASE)) as connection, connection.cursor() as cursor:
+        cursor.execute("set global sync_binlog = 0")
+        cursor.execute("set global innodb_flush_log_at_trx_commit = 0")
+        try:
+            yield connection
+        finally:
+            cursor.execute("set global sync_binlog = 1")
+            cursor.execute("set global innodb_flush_log_at_trx_commit = 1")
+            cursor.execute("flush logs")
+
+
+def position(server: MariaDB) -> str:
+    """The source's GTID position."""
+    return str(server.execute("select @@gtid_binlog_pos")[0][0])
+
+
+def one_row_inserts(server: MariaDB, table: str, rows: int, first: int = 1) -> None:
+    """`rows` committed one-row transactions."""
+    with fast_source(server) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            f"create or replace procedure load_{table}(a int, n int) begin declare i int default a; "
+            f"while i < a + n do insert into {table} values (i, concat('customer name ', i), i * 1.25, "
+            "'2024-01-02 03:04:05'); set i = i + 1; end while; end"
+        )
+        cursor.execute(f"call load_{table}({first}, {rows})")
+
+
+def hundred_row_inserts(server: MariaDB, table: str, statements: int) -> None:
+    """`statements` committed transactions of one 100-row statement each."""
+    with fast_source(server) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            f"create or replace procedure load_{table}(n int) begin declare i int default 0; while i < n do "
+            f"insert into {table} select i * 100 + seq, concat('customer name ', i * 100 + seq), seq * 1.25, "
+            "'2024-01-02 03:04:05' from seq_1_to_100; set i = i + 1; end while; end"
+        )
+        cursor.execute(f"call load_{table}({statements})")
+
+
+def binlogs(server: MariaDB) -> list[tuple[str, int]]:
+    """The source's binlog files with their sizes in bytes."""
+    return [(str(r[0]), int(r[1])) for r in server.execute("show binary logs")]
+
+
+def raw_dump_seconds(ground: Ground, files: list[str]) -> float:
+    """How long `mariadb-binlog --raw` takes to copy `files` from the server: the ceiling of reading."""
+    program = shutil.which("mariadb-binlog")
+    if program is None:
+        bundled = Path(ground.mariadb.installation.mariadbd).with_name("mariadb-binlog")
+        if not bundled.exists():
+            return float("nan")
+        program = str(bundled)
+    defaults = ground.folder / "dump.cnf"
+    defaults.touch(0o600)
+    defaults.write_text(
+        f"[client]\nhost=127.0.0.1\nport={ground.mariadb.port}\nuser=hf_capture\npassword={ground.passwords['capture']}\n"
+    )
+    out = ground.folder / f"raw-{secrets.token_hex(3)}"
+    out.mkdir()
+    argv = [program, f"--defaults-extra-file={defaults}", "--raw", "--read-from-remote-server", f"--result-file={out}/", *files]
+    started = time.perf_counter()
+    subprocess.run(argv, check=True, capture_output=True, timeout=600)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(out)
+    return seconds
+
+
+def plain_producer_seconds(kafka: KafkaSettings, topic: str, total: int, size: int = 900_000) -> float:
+    """How long the same bytes take through a plain idempotent producer in records of `size`: the ceiling of writing."""
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    config = {"max.message.bytes": "8388608", "flush.messages": "1"}
+    for done in AdminClient(kafka.client_config()).create_topics([NewTopic(topic, 1, 1, config=config)]).values():
+        done.result()
+    producer = Producer(
+        {
+            **kafka.client_config(),
+            "enable.idempotence": True,
+            "acks": "all",
+            "linger.ms": 5,
+            "message.max.bytes": 8_388_608,
+            "queue.buffering.max.kbytes": 65_536,
+        }
+    )
+    block = os.urandom(size)
+    producer.produce(topic, b"warm")
+    producer.flush()
+    started = time.perf_counter()
+    left = total
+    while left > 0:
+        try:
+            producer.produce(topic, block[: min(size, left)])
+            left -= size
+        except BufferError:
+            producer.poll(0.01)
+    producer.flush()
+    return time.perf_counter() - started
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used (proc(5), `stat`)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def until(condition: Callable[[], bool], limit: float, every: float = 0.02) -> None:
+    """Wait for a condition. Raises `TimeoutError`."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the benchmark's condition did not come true")
+        time.sleep(every)

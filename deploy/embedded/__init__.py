@@ -1,0 +1,1 @@
+"""The single-machine stack: Kafka, PostgreSQL and Holdfast's processes under one supervisor, from packages alone."""

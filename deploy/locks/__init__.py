@@ -1,0 +1,1 @@
+"""Locks: what is installed, by version and digest, without addresses."""

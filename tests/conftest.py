@@ -1,0 +1,88 @@
+"""Fixtures for all tests: real servers, started when first asked for, shared by the session, stopped by pid.
+
+    kafka         KafkaServer     .bootstrap .settings(prefix) .pause() .resume() .kill() .restart()
+    postgres      PostgresServer  .settings(dbname) .fresh_database() .pause() .resume() .kill() .restart()
+    mariadb       MariaDB 10.11   .connect() .execute(sql…) .port .pause() .resume() .kill() .start() .restart(options)
+                  another version: @pytest.mark.parametrize("mariadb", ["10.11", "11.4"], indirect=True)
+    make_mariadb  function-scoped factory of servers of one's own: make_mariadb(version=…, options={…}, tls=True)
+    fresh_site    Settings with topics' prefix, database, directory and key of its own, on `kafka` and `postgres`;
+                  its file for `--config` is tests.stack.servers.config_file(fresh_site)
+
+A test that kills a shared server starts it again before it ends; one that shares nothing else makes its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.mariadb import MariaDB
+from streams.settings import Settings
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_mariadb
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    scratch = Scratch("kafka")
+    server = KafkaServer(scratch.path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        scratch.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    scratch = Scratch("postgres")
+    server = PostgresServer(scratch.path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        scratch.remove()
+
+
+@pytest.fixture(scope="session")
+def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
+    scratch = Scratch("mariadb")
+    try:
+        server = start_mariadb(scratch.path, version=getattr(request, "param", "10.11"))
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        scratch.remove()
+
+
+@pytest.fixture
+def make_mariadb() -> Iterator[Callable[..., MariaDB]]:
+    scratch = Scratch("mariadb")
+    servers: list[MariaDB] = []
+
+    def make(version: str = "10.11", options: dict[str, str | None] | None = None, tls: bool = False) -> MariaDB:
+        server = start_mariadb(scratch.path / str(len(servers)), version, options, tls)
+        servers.append(server)
+        return server
+
+    try:
+        yield make
+    finally:
+        for server in servers:
+            server.stop()
+        scratch.remove()
+
+
+@pytest.fixture
+def fresh_site(kafka: KafkaServer, postgres: PostgresServer, tmp_path: Path) -> Iterator[Settings]:
+    database = postgres.fresh_database()
+    directory = tmp_path / "site"
+    yield make_site(directory, kafka.settings(f"t{secrets.token_hex(4)}."), database)
+    if postgres.process.alive():
+        postgres.drop_database(database.dbname)

@@ -1,0 +1,180 @@
+"""The servers behind the fixtures: Kafka and PostgreSQL as `holdfast up` runs them, MariaDB as the demo does."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from deploy.demo.mariadb import MariaDB, Options
+from deploy.embedded import kafka as embedded_kafka
+from deploy.embedded import postgres as embedded_postgres
+from deploy.embedded import site
+from deploy.embedded.ports import free_ports
+from deploy.embedded.process import RunningProcess
+from deploy.embedded.user import service_user
+from streams.settings import ApiSettings, KafkaSettings, PostgresSettings, Settings
+
+START_TIMEOUT = 90.0
+
+
+class Scratch:
+    """A directory that servers may use (they may run as another user, who cannot enter pytest's), removed by `remove`.
+
+    Kept when HOLDFAST_TEST_KEEP is set.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"holdfast-test-{name}-"))
+        service_user().own(self.path)
+
+    def remove(self) -> None:
+        if not os.environ.get("HOLDFAST_TEST_KEEP"):
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+class KafkaServer:
+    """A single embedded broker. `bootstrap` and its data survive kill and restart."""
+
+    def __init__(self, directory: Path) -> None:
+        port, controller_port = free_ports(2)
+        self.broker = embedded_kafka.Broker(
+            directory, port, controller_port, user=service_user(), death_signal=signal.SIGKILL
+        )
+        self._process: RunningProcess | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        return self.broker.bootstrap
+
+    @property
+    def log_file(self) -> Path:
+        return self.broker.log
+
+    def settings(self, prefix: str = "holdfast.") -> KafkaSettings:
+        return KafkaSettings(bootstrap=self.bootstrap, prefix=prefix)
+
+    @property
+    def process(self) -> RunningProcess:
+        assert self._process is not None, "not started"
+        return self._process
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        self._process = RunningProcess(embedded_kafka.prepare(self.broker))
+        self._process.wait_ready(lambda: embedded_kafka.ready(self.settings()), START_TIMEOUT)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+
+    def restart(self) -> None:
+        """Stop if it runs, start again, wait until it answers."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay open, nothing answers."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        """SIGCONT, and wait until it answers."""
+        self.process.resume()
+        self.process.wait_ready(lambda: embedded_kafka.ready(self.settings()), START_TIMEOUT)
+
+
+class PostgresServer:
+    """An embedded PostgreSQL. Port and data survive kill and restart."""
+
+    def __init__(self, directory: Path) -> None:
+        self.cluster = embedded_postgres.Cluster(
+            directory,
+            free_ports(1)[0],
+            directory / "password",
+            user=service_user(),
+            parameters={"max_connections": "200"},
+            death_signal=signal.SIGQUIT,
+        )
+        self._process: RunningProcess | None = None
+
+    def settings(self, dbname: str = "postgres") -> PostgresSettings:
+        return self.cluster.settings(dbname)
+
+    @property
+    def process(self) -> RunningProcess:
+        assert self._process is not None, "not started"
+        return self._process
+
+    def start(self) -> None:
+        """Start and wait until it lets us in."""
+        self._process = RunningProcess(embedded_postgres.prepare(self.cluster))
+        self._process.wait_ready(lambda: embedded_postgres.ready(self.settings()), START_TIMEOUT)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL to the server; its workers end by themselves."""
+        self.process.kill()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """SIGSTOP to the server itself: no new connections; open ones go on."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        self.process.resume()
+
+    def fresh_database(self) -> PostgresSettings:
+        """A new empty database."""
+        dbname = f"t_{secrets.token_hex(6)}"
+        embedded_postgres.ensure_database(self.cluster, dbname)
+        return self.settings(dbname)
+
+    def drop_database(self, dbname: str) -> None:
+        with psycopg.connect(self.settings().conninfo(), autocommit=True) as connection:
+            statement = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+            connection.execute(statement.format(sql.Identifier(dbname)))
+
+
+def start_mariadb(
+    directory: Path, version: str = "10.11", options: Options | None = None, tls: bool = False
+) -> MariaDB:
+    """A running MariaDB that dies with the tests; `stop` it all the same."""
+    server = MariaDB.prepare(directory, version=version, options=options, tls=tls, death_signal=signal.SIGKILL)
+    server.start()
+    return server
+
+
+def make_site(data_dir: Path, kafka: KafkaSettings, postgres: PostgresSettings, name: str = "test") -> Settings:
+    """Settings of a site on servers that run already, with its key, as a directory with `holdfast.toml` in it."""
+    site.create(data_dir, service_user())
+    settings = Settings(
+        site=name,
+        data_dir=data_dir,
+        kafka=kafka,
+        postgres=postgres,
+        api=ApiSettings(port=free_ports(1)[0]),
+        secret_key_file=data_dir / "secrets" / "site.key",
+    )
+    site.write_settings(settings)
+    return settings
+
+
+def config_file(settings: Settings) -> Path:
+    """What to give a process as `--config`."""
+    return settings.data_dir / site.SETTINGS

@@ -33,11 +33,11 @@ def tls_context(settings: SourceSettings) -> ssl.SSLContext | None:
     if settings.tls not in ("required", "verify"):
         raise AgentError("tls-invalid", f"{settings.tls!r} is no TLS mode", "use off, required or verify")
     try:
-        context = ssl.create_default_context(cafile=settings.tls_ca or None)
+        # The certificates themselves (the API hands over what the user's file holds), or a file on this machine.
+        pem = settings.tls_ca if settings.tls_ca.lstrip().startswith("-----BEGIN") else None
+        context = ssl.create_default_context(cafile=None if pem else settings.tls_ca or None, cadata=pem)
     except (OSError, ssl.SSLError) as error:
-        raise AgentError(
-            "tls-ca-unreadable", f"the CA file {settings.tls_ca} cannot be used: {error}", "give a PEM file"
-        ) from error
+        raise AgentError("tls-ca-unreadable", f"the given CA cannot be used: {error}", "give a PEM file") from error
     if settings.tls == "required":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

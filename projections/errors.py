@@ -16,9 +16,9 @@ class ProjectionError(Exception):
         return f"{self.message} ({self.code})" + (f"; {self.hint}" if self.hint else "")
 
 
-class OffsetMismatch(ProjectionError):  # noqa: N818
+class OffsetMismatch(ProjectionError):
     """A batch does not start where the view stands: records between would be lost. The batch is not applied."""
 
 
-class ViewAbsent(ProjectionError):  # noqa: N818
+class ViewAbsent(ProjectionError):
     """The view was dropped or has never been built."""

@@ -63,7 +63,7 @@ _STATEMENT_PARTS: Final = frozenset({
 })
 _UNSUPPORTED: Final = frozenset({ev.PARTIAL_UPDATE_ROWS, ev.TRANSACTION_PAYLOAD})
 # The server closes a statement whose last table was filtered away with a rows event for no table.
-_NO_TABLE: Final = frozenset({b"\xff\xff\xff\0\0\0", b"\xff" * 6})
+NO_TABLE: Final = frozenset({b"\xff\xff\xff\0\0\0", b"\xff" * 6})
 _WORST_FIRST: Final[tuple[StepKind, ...]] = ("incident", "xa", "rolled_back", "account", "ddl", "statement", "rows")
 
 _unpack_header = Struct("<IBIIIH").unpack_from
@@ -195,8 +195,8 @@ class Summariser:
                     if count is None:
                         count = counts[table_map] = [0, 0, 0]
                     self._count(kind, table_map, count, buffer, at + HEADER_SIZE, stop - trailer)
-                elif buffer[at + 19 : at + 25] not in _NO_TABLE:
-                    raise _no_table_map(kind, buffer, at)
+                elif buffer[at + 19 : at + 25] not in NO_TABLE:
+                    raise no_table_map(kind, buffer[at + 19 : at + 25], at)
             elif kind == ev.XID:
                 self._complete = True
             else:
@@ -299,8 +299,9 @@ class Summariser:
         )
 
 
-def _no_table_map(kind: int, buffer: bytes, at: int) -> FormatError:
-    number = int.from_bytes(buffer[at + 19 : at + 25], "little")
+def no_table_map(kind: int, identity: bytes, at: int) -> FormatError:
+    """The error for rows of a table that no map came for; `identity` are the six bytes of its id."""
+    number = int.from_bytes(identity, "little")
     return FormatError(
         "unknown-table", f"{event_name(kind)} at byte {at} names table {number}, but no table map for it came before",
         "give the parser the step from its beginning, or the table maps of the fragments before",
@@ -364,9 +365,9 @@ def iter_changes(
         identity = bytes(event.body[:6])
         table_map = maps.get(identity)
         if table_map is None:
-            if identity in _NO_TABLE:
+            if identity in NO_TABLE:
                 continue
-            raise _no_table_map(event.type, bytes(payload), event.offset)
+            raise no_table_map(event.type, identity, event.offset)
         rows = parse_rows(event.type, event.body)
         if describe is not None:
             if identity not in described:

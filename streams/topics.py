@@ -32,7 +32,9 @@ CATALOGUE: tuple[Topic, ...] = (
     Topic("repository", 1, "repository", "sessions, points, collection", "days, then archive"),
     Topic("inventory", 1, "asset", "assets, sources, agents, users and roles", "days, then archive"),
     Topic("schema", 1, "source", "definitions at the baseline and after each DDL step", "forever", "source", 8_388_608),
-    Topic("capture", 1, "source", "commit records in commit order", "until archived; never the last", "source", 8_388_608),
+    Topic(
+        "capture", 1, "source", "commit records in commit order", "until archived; never the last", "source", 8_388_608
+    ),
     Topic("commits", 4, "source", "granules", "as capture"),
     Topic("rollbacks", 4, "source", "plans and what became of them", "days, then archive"),
     Topic("replica", 4, "asset", "manifests, delta runs, chunks", "within a byte budget", "site", 8_388_608),

@@ -45,7 +45,9 @@ class Stage:
             print(text, flush=True)
 
     def title(self, text: str) -> None:
-        self.say(f"\n\033[1m── {text} \033[0m" + "─" * max(0, 92 - len(text)) if sys.stdout.isatty() else f"\n── {text}")
+        self.say(
+            f"\n\033[1m── {text} \033[0m" + "─" * max(0, 92 - len(text)) if sys.stdout.isatty() else f"\n── {text}"
+        )
 
     def holdfast(self, *words: str, stdin: str | None = None, show: bool = True) -> str:
         """Run one command as the user would; its output is shown and returned. Raises `NotProved` when it fails."""
@@ -224,7 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _what_next(stage: Stage, server: MariaDB, seconds: float) -> None:
-    prefix = f"./dev holdfast --data-dir {stage.data.relative_to(Path.cwd()) if stage.data.is_relative_to(Path.cwd()) else stage.data}"
+    here = Path.cwd()
+    data = stage.data.relative_to(here) if stage.data.is_relative_to(here) else stage.data
+    prefix = f"./dev holdfast --data-dir {data}"
     stage.title(f"all of it proved in {seconds:.0f} s, and still running")
     stage.say(
         f"  {prefix} timeline watch shop\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -71,9 +71,10 @@ def create(connection: pymysql.Connection[Any], products: int = 60, customers: i
                 for n in range(1, products + 1)
             ],
         )
-        cursor.executemany("insert into customer (name, email, joined, notes) values (%s, %s, %s, %s)", [
-            (*_person(rng, n), f"2024-{n % 12 + 1:02d}-{n % 28 + 1:02d}", None) for n in range(1, customers + 1)
-        ])
+        cursor.executemany(
+            "insert into customer (name, email, joined, notes) values (%s, %s, %s, %s)",
+            [(*_person(rng, n), f"2024-{n % 12 + 1:02d}-{n % 28 + 1:02d}", None) for n in range(1, customers + 1)],
+        )
     connection.commit()
 
 
@@ -83,7 +84,7 @@ class Traffic:
     def __init__(self, connection: pymysql.Connection[Any], seed: int = 7) -> None:
         self._connection = connection
         self._rng = random.Random(seed)
-        self._clock = datetime(2026, 1, 5, 9, 0)
+        self._clock = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
         self._people = 1000
 
     def one(self) -> str:
@@ -107,7 +108,7 @@ class Traffic:
         self._clock += timedelta(milliseconds=self._rng.randint(200, 90_000))
         cursor.execute("select id from customer order by id")
         customer = self._rng.choice(cursor.fetchall())[0]
-        cursor.execute("insert into purchase (customer_id, placed) values (%s, %s)", (customer, self._clock))
+        cursor.execute("insert into purchase (customer_id, placed) values (%s, %s)", (customer, self._clock.replace(tzinfo=None)))
         purchase, total = cursor.lastrowid, Decimal(0)
         cursor.execute("select sku, price from product where stock > 5 order by sku")
         for line, (sku, price) in enumerate(self._rng.sample(cursor.fetchall(), self._rng.randint(1, 4)), 1):

@@ -20,6 +20,7 @@ from typing import Any
 
 import pymysql
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from deploy.demo.accounts import create_accounts
 from deploy.demo.mariadb import MariaDB
@@ -63,12 +64,15 @@ def ground() -> Iterator[Ground]:
     with tempfile.TemporaryDirectory(prefix="holdfast-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         folder.chmod(0o755)
-        broker = kafka_server.Broker(folder / "kafka", *free_ports(2), user=user)
+        ports = free_ports(2)
+        broker = kafka_server.Broker(folder / "kafka", ports[0], ports[1], user=user)
         process = RunningProcess(kafka_server.prepare(broker))
         stack.callback(process.stop)
         settings = KafkaSettings(broker.bootstrap)
         process.wait_ready(lambda: kafka_server.ready(settings), 60)
-        server = MariaDB.prepare(folder / "mariadb", options={"innodb_buffer_pool_size": "1G", "max_allowed_packet": "64M"})
+        server = MariaDB.prepare(
+            folder / "mariadb", options={"innodb_buffer_pool_size": "1G", "max_allowed_packet": "64M"}
+        )
         server.start()
         stack.callback(server.stop)
         server.execute(f"create database {DATABASE}")
@@ -156,7 +160,14 @@ def raw_dump_seconds(ground: Ground, files: list[str]) -> float:
     )
     out = ground.folder / f"raw-{secrets.token_hex(3)}"
     out.mkdir()
-    argv = [program, f"--defaults-extra-file={defaults}", "--raw", "--read-from-remote-server", f"--result-file={out}/", *files]
+    argv = [
+        program,
+        f"--defaults-extra-file={defaults}",
+        "--raw",
+        "--read-from-remote-server",
+        f"--result-file={out}/",
+        *files,
+    ]
     started = time.perf_counter()
     subprocess.run(argv, check=True, capture_output=True, timeout=600)
     seconds = time.perf_counter() - started
@@ -166,11 +177,7 @@ def raw_dump_seconds(ground: Ground, files: list[str]) -> float:
 
 def plain_producer_seconds(kafka: KafkaSettings, topic: str, total: int, size: int = 900_000) -> float:
     """How long the same bytes take through a plain idempotent producer in records of `size`: the ceiling of writing."""
-    from confluent_kafka.admin import AdminClient, NewTopic
-
-    config = {"max.message.bytes": "8388608", "flush.messages": "1"}
-    for done in AdminClient(kafka.client_config()).create_topics([NewTopic(topic, 1, 1, config=config)]).values():
-        done.result()
+    create_topic(kafka, topic)
     producer = Producer(
         {
             **kafka.client_config(),
@@ -194,6 +201,14 @@ def plain_producer_seconds(kafka: KafkaSettings, topic: str, total: int, size: i
             producer.poll(0.01)
     producer.flush()
     return time.perf_counter() - started
+
+
+def create_topic(kafka: KafkaSettings, topic: str) -> None:
+    """One partition, a flush for each record, as capture topics have."""
+    client = AdminClient(kafka.client_config())
+    config = {"max.message.bytes": "8388608", "flush.messages": "1"}
+    for done in client.create_topics([NewTopic(topic, 1, 1, config=config)]).values():
+        done.result()
 
 
 def cpu_seconds(pid: int) -> float:

@@ -7,6 +7,7 @@ not what is measured) and up again before anything is timed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import shutil
@@ -29,7 +30,8 @@ from deploy.embedded import postgres as postgres_server
 from deploy.embedded.ports import free_ports
 from deploy.embedded.process import RunningProcess
 from deploy.embedded.user import service_user
-from streams.settings import ApiSettings, KafkaSettings, PostgresSettings, Settings
+from streams.settings import KafkaSettings, PostgresSettings, Settings
+from tests.stack.servers import make_site
 
 DATABASE = "bench"
 WIDE = "create table {name} (id int not null primary key, name varchar(64), amount decimal(12,2), ts datetime) engine=innodb"
@@ -45,16 +47,10 @@ class Ground:
     passwords: dict[str, str]
     password_files: dict[str, Path]
 
-    def settings(self, postgres: PostgresSettings | None = None) -> Settings:
-        """A site of its own on these servers."""
-        data = self.folder / "site"
-        key = data / "secrets" / "site.key"
-        key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not key.exists():
-            key.touch(0o600)
-            key.write_bytes(os.urandom(32))
-        where = postgres or PostgresSettings("127.0.0.1", 1, "nobody", "none")
-        return Settings("bench", data, self.kafka, where, ApiSettings("127.0.0.1", free_ports(1)[0]), key)
+    def site(self, name: str, postgres: PostgresSettings | None = None) -> Settings:
+        """A site of its own on these servers, with `holdfast.toml` (`config_file`) in its directory."""
+        kafka = dataclasses.replace(self.kafka, prefix=f"{name}.")
+        return make_site(self.folder / name, kafka, postgres or PostgresSettings("127.0.0.1", 1, "nobody", "none"), name)
 
 
 @contextlib.contextmanager

@@ -74,6 +74,13 @@ UTF8: Final = frozenset({"utf8mb3", "utf8mb4", "ascii"})
 WIDE: Final = frozenset({"ucs2", "utf16", "utf16le", "utf32"})
 _NOT_ASCII: Final = WIDE | {"swe7"}
 
+# Those that Python's codec and the server map to Unicode alike (every character compared on MariaDB 10.11): text in them
+# may be written as a utf8mb4 literal, and converts to the same bytes.
+SAME_AS_SERVER: Final = UNICODE | {
+    "ascii", "cp1250", "cp1251", "cp1257", "cp850", "cp852", "cp932", "euckr", "gb2312", "gbk", "hp8", "koi8r",
+    "latin1", "latin2", "latin5", "latin7", "macce", "macroman", "tis620",
+}
+
 # The server's latin1 is Windows-1252 with its five holes filled by the control characters of the same number.
 _LATIN1_TABLE: Final = "".join(bytes([i]).decode("cp1252", "ignore") or chr(i) for i in range(256))
 _LATIN1_ENCODE: Final = {ord(character): i for i, character in enumerate(_LATIN1_TABLE)}

@@ -4,8 +4,8 @@ Everything here is bytes to bytes: values are never decoded. Undoing takes steps
 last first, within an event its rows last first; inserts become deletes, deletes inserts, and an update's images change
 places. Doing again takes everything as it stands, oldest first.
 
-`native_batches` keeps the order of the log: neighbouring events of one table are merged into large ones, never moved
-past another table's, so foreign keys see what they saw. What a range amounts to row by row, and what must be in the tables
+`native_batches` keeps the order of the log: neighbouring events of one table are merged into large ones, but not past
+another table's, so foreign keys see what they saw. What a range amounts to row by row, and what must be in the tables
 before it may be applied, is `net`'s. `binlog_statements` wraps events for the server's BINLOG statement.
 
 What a server does with these events is checked by nobody else: rows are found by key and before-images are not

@@ -1,0 +1,540 @@
+"""Network packets of a binlog dump to steps: framing, and cutting at commit boundaries. Bytes in, steps out.
+
+A packet is a 3-byte length, a sequence number, a status byte (0: an event follows, 0xfe: end, 0xff: error) and an event.
+An event is 19 bytes of header (u32 time, u8 type, u32 server id, u32 length, u32 next position, u16 flags), a body and,
+where the format description says so, a CRC32. A packet of 2^24-1 bytes goes on in the next, without a status byte.
+
+    GTID … XID                         a transaction
+    GTID … QUERY COMMIT | ROLLBACK     one that touched tables without transactions
+    GTID(standalone) … QUERY           a definition or account statement; ends at its first event that stands for itself
+
+Between steps come rotations, format descriptions, checkpoints, GTID lists and heartbeats. Whatever else comes stops
+capture: an event that is not understood might end a step, or be one.
+
+`feed` is where the time goes. Its loop knows the events that nearly all of a log is made of, and leaves the rest to
+`_event`, which knows all of them; tests hold both to the same result. Knows nothing of sockets.
+
+https://mariadb.com/kb/en/2-binlog-event-header/, …/gtid_event/, …/com_binlog_dump/; server: `is_part_of_group`
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from struct import Struct
+
+from agents.errors import AgentError, CaptureStopped, SourceUnavailable
+from agents.platforms.mariadb.positions import Gtid, parse, show, show_gtid
+from agents.protocol import Piece, Steps, Taken
+from streams.errors import StreamError
+from streams.formats.binlog import events as ev
+from streams.formats.binlog.statements import is_account_statement
+
+HEADER = 19
+PACKET = 5  # what stands before an event: length, sequence number, status
+FULL_PACKET = 0xFFFFFF
+# An event up to this size is waited for and kept whole; a larger one passes through in fragments as it arrives.
+WHOLE = 4 << 20
+
+_packet = Struct("<IB4xB4xI").unpack_from  # length and sequence number, status, event type, event length
+_gtid = Struct("<I10xQIB").unpack_from  # from offset 5 of the event: server id, sequence, domain, flags
+_times = Struct("<I9xI").unpack_from  # of an event: time, next position
+_query = Struct("<8xB2xH").unpack_from  # of a query's body: length of the database's name, of the status variables
+_CREATED = slice(HEADER + 52, HEADER + 56)  # of a format description: when the server was started, or zero
+
+# The open step: UNHEARD, no format description yet; CLOSED, none; STANDALONE; OPEN; MARKED, open and its end needs care.
+UNHEARD, CLOSED, STANDALONE, OPEN, MARKED = range(5)
+
+ROWS = frozenset({
+    ev.WRITE_ROWS_V1, ev.UPDATE_ROWS_V1, ev.DELETE_ROWS_V1, ev.WRITE_ROWS, ev.UPDATE_ROWS, ev.DELETE_ROWS,
+    ev.WRITE_ROWS_COMPRESSED_V1, ev.UPDATE_ROWS_COMPRESSED_V1, ev.DELETE_ROWS_COMPRESSED_V1,
+    ev.WRITE_ROWS_COMPRESSED, ev.UPDATE_ROWS_COMPRESSED, ev.DELETE_ROWS_COMPRESSED,
+})  # fmt: skip
+# Belong to the event after them: a standalone step does not end with one.
+LEADING = frozenset({ev.INTVAR, ev.RAND, ev.USER_VAR, ev.TABLE_MAP, ev.ANNOTATE_ROWS})
+LOADING = frozenset({ev.BEGIN_LOAD_QUERY, ev.APPEND_BLOCK, ev.EXECUTE_LOAD_QUERY, ev.DELETE_FILE})
+# Never end a transaction, and hold nothing that capture looks at.
+INSIDE = ROWS | LEADING | LOADING
+STATEMENTS = frozenset({ev.QUERY, ev.QUERY_COMPRESSED})
+# May come between steps and say nothing that capture keeps; the first three also while a step is open.
+PASSING = (ev.HEARTBEAT, ev.BINLOG_CHECKPOINT, ev.GTID_LIST, ev.START_ENCRYPTION, ev.STOP)
+_NOT_PLAIN = ev.GTID_STANDALONE | ev.GTID_DDL | ev.GTID_PREPARED_XA | ev.GTID_COMPLETED_XA
+_XA = ev.GTID_PREPARED_XA | ev.GTID_COMPLETED_XA
+
+
+class Cutter:
+    """State between packets. `feed` it what was received, in any cuts; `take` what has come of it.
+
+    `position`: the GTID set that the dump started after. `limit`: bytes of payload handed over at a time (a whole event
+    may exceed it, up to `WHOLE`). Memory: about `limit` + `WHOLE` + what one call of `feed` is given.
+    """
+
+    def __init__(self, position: str, limit: int) -> None:
+        self._position = parse(position)
+        self._limit = limit
+        self._rest = b""
+        self._ready: deque[Taken] = deque()
+        self._failure: AgentError | None = None
+        # The run being gathered: slices of complete steps, then of the open one.
+        self._out: list[bytes] = []
+        self._total = 0
+        self._ends: list[int] = []
+        self._gtids: list[Gtid] = []
+        self._done = 0  # slices that belong to complete steps
+        self._state = UNHEARD
+        self._gtid: Gtid = (0, 0, 0, 0)
+        self._pieces = 0  # of the open step that were handed over
+        self._accounts = False  # the open step holds an account statement
+        # A long event passing through: its type, bytes of it to come in all and in its packet, whether another follows.
+        self._long_type = 0
+        self._long = self._long_packet = 0
+        self._long_more = self._long_begun = False
+        self._fragments: set[int] = set()  # slices that do not begin an event
+        self._preamble = b""
+        self._checksum = 0  # bytes of it at the end of every event
+        self._file = ""
+
+    # -- in
+
+    def feed(self, data: bytes) -> None:
+        """Take in what was received. What is wrong with it is raised by `take`, after the steps before it."""
+        if self._failure is not None:
+            return
+        try:
+            self._feed(data)
+        except AgentError as error:
+            self._failure = error
+        except StreamError as error:
+            self._failure = CaptureStopped("capture-log-damaged", f"{error.message} at {self._where()}", error.hint)
+
+    def _feed(self, data: bytes) -> None:
+        d = self._rest + data if self._rest else data
+        self._rest = b""
+        n = len(d)
+        p = self._pass_long(d, 0) if self._long_type else 0
+        out, ends, gtids = self._out, self._ends, self._gtids
+        total, state, gtid, limit = self._total, self._state, self._gtid, self._limit
+        add, packet, read_gtid, inside = out.append, _packet, _gtid, INSIDE
+        while p + 18 <= n:
+            head, status, kind, size = packet(d, p)
+            e = p + 4 + (head & 0xFFFFFF)
+            if e > n or status or size + 5 != e - p:
+                pass
+            elif kind in inside and state >= OPEN:
+                add(d[p + 5 : e])
+                total += size
+                p = e
+                continue
+            elif kind == 16 and state == OPEN and total + size <= limit:
+                add(d[p + 5 : e])
+                total += size
+                ends.append(total)
+                gtids.append(gtid)
+                self._done = len(out)
+                state = CLOSED
+                p = e
+                continue
+            elif kind == 162 and state == CLOSED and size >= 38:
+                gtid = read_gtid(d, p + 10)
+                if not gtid[3] & _NOT_PLAIN:
+                    add(d[p + 5 : e])
+                    total += size
+                    state = OPEN
+                    p = e
+                    continue
+            self._total, self._state, self._gtid = total, state, gtid
+            after = self._rare(d, p, n)
+            out, ends, gtids, add = self._out, self._ends, self._gtids, self._out.append
+            total, state, gtid = self._total, self._state, self._gtid
+            if after == p:
+                break
+            p = after
+        else:
+            self._total, self._state, self._gtid = total, state, gtid
+            self._look_for_end(d, p, n)
+        if p < n:
+            self._rest = d[p:] if p else d
+        if self._total > limit:
+            self._overflow()
+
+    def _look_for_end(self, d: bytes, p: int, n: int) -> None:
+        """`d[p:]` is too short for an event: is it the end of the dump, or just not whole yet?"""
+        if n - p >= PACKET and (length := int.from_bytes(d[p : p + 3], "little")) < HEADER and n - p >= 4 + length:
+            raise _ended(d[p + 4 : p + 4 + length])
+
+    def _rare(self, d: bytes, p: int, n: int) -> int:
+        """One packet by the full rules: where it ends, or `p` when it has not come whole."""
+        length = int.from_bytes(d[p : p + 3], "little")
+        e = p + 4 + length
+        size = int.from_bytes(d[p + 14 : p + 18], "little")
+        plain = d[p + 4] == 0 and length > HEADER
+        if plain and (length == FULL_PACKET or length > WHOLE):
+            self._begin_long(d[p + 9], size, length)
+            return self._pass_long(d, p + PACKET)
+        if e > n:
+            return p
+        if not plain:
+            raise _ended(d[p + 4 : e])
+        if size + 1 != length:
+            raise _damaged(f"an event of {size} bytes in a packet of {length}")
+        self._event(d[p + PACKET : e])
+        return e
+
+    # -- long events
+
+    def _begin_long(self, kind: int, size: int, length: int) -> None:
+        if self._state < STANDALONE or (kind not in INSIDE and kind not in STATEMENTS):
+            raise _unexpected(kind, self._state, self._where())
+        if kind in STATEMENTS:
+            self._mark_accounts()  # not looked into, so kept as if it held a secret
+        self._mark()
+        self._long_type, self._long, self._long_begun = kind, size, False
+        self._long_packet, self._long_more = length - 1, length == FULL_PACKET
+
+    def _pass_long(self, d: bytes, p: int) -> int:
+        """Pass on what is in `d` of a long event, from `p`; where that ends."""
+        while self._long_packet or self._long_more:
+            if not self._long_packet:
+                if len(d) - p < 4:
+                    return p
+                self._long_packet = int.from_bytes(d[p : p + 3], "little")
+                self._long_more = self._long_packet == FULL_PACKET
+                p += 4
+                continue
+            got = d[p : p + min(self._long_packet, self._limit)]
+            if not got:
+                return p
+            if self._long_begun:
+                self._fragments.add(len(self._out))
+            self._append(got)
+            self._long_begun = True
+            self._long -= len(got)
+            self._long_packet -= len(got)
+            p += len(got)
+            if self._total > self._limit:
+                self._overflow()
+        if self._long:
+            raise _damaged("an event of another length than it says")
+        kind, self._long_type = self._long_type, 0
+        self._end_of_event(kind, False)
+        return p
+
+    # -- single events, all rules
+
+    def _event(self, event: bytes) -> None:
+        """Any event, whole."""
+        kind = event[4]
+        if self._state > CLOSED:
+            if kind in INSIDE or kind in STATEMENTS or kind == ev.XID:
+                self._event_inside(kind, event)
+                return
+            if kind in PASSING[:3]:
+                return
+            self._cut_off(kind, event)
+        if kind == ev.FORMAT_DESCRIPTION:
+            self._format(event)
+        elif kind == ev.ROTATE:
+            self._rotate(event)
+        elif kind == ev.GTID and self._state == CLOSED:
+            self._begin(event)
+        elif kind not in PASSING and not event[17] & ev.FLAG_IGNORABLE:
+            raise _unexpected(kind, self._state, self._where())
+
+    def _begin(self, event: bytes) -> None:
+        if len(event) < HEADER + 19:
+            raise _damaged("a GTID event that is too short")
+        gtid = _gtid(event, 5)
+        if gtid[3] & _XA:
+            raise _xa(f"{show_gtid(gtid)} at {self._where()}")
+        self._gtid = gtid
+        self._state = STANDALONE if gtid[3] & ev.GTID_STANDALONE else OPEN
+        self._append(event)
+
+    def _event_inside(self, kind: int, event: bytes) -> None:
+        ends = kind == ev.XID
+        if kind in STATEMENTS:
+            text = statement(event, self._checksum)
+            ends = text in (b"COMMIT", b"ROLLBACK")
+            if not ends and text != b"BEGIN" and is_account_statement(text):
+                self._mark_accounts()
+        self._append(event)
+        self._end_of_event(kind, ends)
+
+    def _end_of_event(self, kind: int, ends: bool) -> None:
+        if ends or (self._state == STANDALONE and kind not in LEADING):
+            self._end()
+
+    def _append(self, event: bytes) -> None:
+        self._out.append(event)
+        self._total += len(event)
+
+    def _mark(self) -> None:
+        """From now on the end of the open step needs care."""
+        if self._state == OPEN:
+            self._state = MARKED
+
+    def _mark_accounts(self) -> None:
+        """The open step holds an account statement, or may: it goes into a record of its own."""
+        if not self._accounts:
+            self._seal()
+            self._accounts = True
+            self._mark()
+
+    def _end(self) -> None:
+        """The open step is complete."""
+        if self._total > self._limit:
+            self._overflow()
+        if self._pieces:
+            self._hand_over(last=True)
+        else:
+            self._ends.append(self._total)
+            self._gtids.append(self._gtid)
+            self._done = len(self._out)
+            if self._accounts:
+                self._seal(accounts=True)
+        self._close()
+
+    def _close(self) -> None:
+        self._state = CLOSED
+        self._accounts = False
+        self._pieces = 0
+
+    def _cut_off(self, kind: int, event: bytes) -> None:
+        """A step is open, and something came that cannot be inside one.
+
+        Right only when the source died while it wrote that step: then comes the format description of the file that it
+        began when it was started again, with the time of that. The step never committed; what came of it does not count.
+        """
+        if kind == ev.ROTATE and event[17] & ev.FLAG_ARTIFICIAL:
+            return
+        if kind != ev.FORMAT_DESCRIPTION or event[_CREATED] in (b"", bytes(4)):
+            raise _unexpected(kind, self._state, self._where())
+        del self._out[self._done :]
+        self._fragments.clear()
+        self._total = self._ends[-1] if self._ends else 0
+        self._close()
+
+    def _format(self, event: bytes) -> None:
+        description = ev.parse_format_description(event)
+        if not description.mariadb:
+            raise CaptureStopped(
+                "capture-other-server",
+                f"the log is written by {description.server_version}, not by MariaDB",
+                "define this source with the kind that it is",
+            )
+        self._state = CLOSED
+        self._checksum = 4 if description.has_checksum else 0
+        if event != self._preamble:
+            self._seal()
+            self._preamble = event
+
+    def _rotate(self, event: bytes) -> None:
+        name = event[HEADER + 8 :]
+        # Before the first format description nothing says whether there is a checksum: look whether it fits.
+        if len(event) > HEADER + 12 and zlib.crc32(event[:-4]) == int.from_bytes(event[-4:], "little"):
+            name = name[:-4]
+        self._seal()
+        self._file = name.decode("utf-8", "replace")
+
+    def _where(self) -> str:
+        position = {**self._position, **{g[2]: g for g in self._gtids}}
+        return f"{self._file or 'the first file'} after {show(position) or 'the beginning'}"
+
+    # -- out
+
+    def take(self, everything: bool) -> Taken | None:
+        """The next that is ready: a full run or a piece; with `everything` also a run that is not full.
+
+        Raises what `feed` met, once all steps before it are taken.
+        """
+        if not self._ready and self._ends and (everything or self._failure is not None):
+            self._seal()
+        if self._ready:
+            return self._ready.popleft()
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    def _seal(self, accounts: bool = False) -> None:
+        """Complete steps become ready; the open one stays."""
+        if not self._ends:
+            return
+        position = self._position
+        position.update({g[2]: g for g in self._gtids[:-1]})
+        before = show(position)
+        last = self._gtids[-1]
+        position[last[2]] = last
+        payload = b"".join(self._out[: self._done])
+        time, offset = _times(self._out[self._done - 1], 0)
+        self._ready.append(
+            Steps(
+                payload=payload,
+                ends=self._ends,
+                events=self._done,
+                before=before,
+                after=show(position),
+                preamble=self._preamble,
+                server_id=last[0],
+                file=self._file,
+                offset=offset,
+                step_time_us=time * 1_000_000,
+                accounts=accounts,
+            )
+        )
+        self._out = self._out[self._done :]
+        self._fragments.clear()
+        self._total -= len(payload)
+        self._ends, self._gtids, self._done = [], [], 0
+
+    def _overflow(self) -> None:
+        """More than `limit` is gathered: hand over complete steps, and pieces of one that alone is larger."""
+        self._seal()
+        if self._total > self._limit:
+            self._hand_over(last=False)
+
+    def _hand_over(self, last: bool) -> None:
+        """Pieces of the open step, which is alone in the run; `last`: all of it. Whole events as far as that goes."""
+        self._mark()
+        first = 0
+        size = 0
+        for i, piece in enumerate(self._out):
+            if i > first and size + len(piece) > self._limit:
+                self._piece(first, i, False)
+                first, size = i, 0
+            size += len(piece)
+        if last:
+            self._piece(first, len(self._out), True)
+            first, size = len(self._out), 0
+        del self._out[:first]
+        self._fragments = {i - first for i in self._fragments if i >= first}
+        self._total = size
+
+    def _piece(self, first: int, end: int, last: bool) -> None:
+        before = after = show(self._position)
+        if last:
+            self._position[self._gtid[2]] = self._gtid
+            after = show(self._position)
+        time, offset = _times(self._out[end - 1], 0) if last else (0, 0)
+        self._ready.append(
+            Piece(
+                payload=b"".join(self._out[first:end]),
+                first=self._pieces == 0,
+                last=last,
+                events=end - first - sum(first <= i < end for i in self._fragments),
+                before=before,
+                after=after,
+                preamble=self._preamble,
+                server_id=self._gtid[0],
+                file=self._file,
+                offset=offset,
+                step_time_us=time * 1_000_000,
+                accounts=self._accounts,
+            )
+        )
+        self._pieces += 1
+
+
+def statement(event: bytes, checksum: int) -> bytes:
+    """The text of a QUERY or QUERY_COMPRESSED event that ends in `checksum` bytes of checksum."""
+    body = event[HEADER : len(event) - checksum]
+    if len(body) < 13:
+        raise _damaged("a query event that is too short")
+    database, status = _query(body, 0)
+    text = body[13 + status + database + 1 :]
+    return ev.decompress(text) if event[4] == ev.QUERY_COMPRESSED else text
+
+
+# -- what can be wrong
+
+
+def _damaged(what: str) -> CaptureStopped:
+    return CaptureStopped("capture-log-damaged", f"the source sent {what}", "check the source's log, then take a new baseline")
+
+
+def _xa(where: str) -> CaptureStopped:
+    return CaptureStopped(
+        "capture-xa",
+        f"the source logged an XA transaction: {where}",
+        "XA is not handled yet: keep XA transactions off this source, then take a new baseline",
+    )
+
+
+def _unexpected(kind: int, state: int, where: str) -> CaptureStopped:
+    name = ev.event_name(kind)
+    if kind == ev.XA_PREPARE:
+        return _xa(where)
+    if kind == ev.INCIDENT:
+        return CaptureStopped(
+            "capture-incident",
+            f"the source says that its log is incomplete (incident event) in {where}",
+            "changes were made that the log does not hold: take a new baseline",
+        )
+    if state > CLOSED:
+        return CaptureStopped(
+            "capture-step-open",
+            f"a {name} event inside a step, in {where}",
+            "this version does not know what that means, or the source's log is damaged: take a new baseline",
+        )
+    if kind in INSIDE or kind in STATEMENTS or kind == ev.XID:
+        return CaptureStopped(
+            "capture-no-gtid",
+            f"a {name} event outside any GTID group, in {where}",
+            "this part of the log was written by a server without GTIDs: take a new baseline",
+        )
+    return CaptureStopped(
+        "capture-event-unknown",
+        f"a {name} event, which this version does not know, in {where}",
+        "upgrade Holdfast; until then take a new baseline after each such event",
+    )
+
+
+def _ended(packet: bytes) -> AgentError:
+    """What an end or error packet (without its header) means."""
+    if packet[:1] == b"\xfe":
+        return SourceUnavailable("source-ended", "the source ended the dump: it shuts down, or its dump thread was killed")
+    if packet[:1] != b"\xff" or len(packet) < 3:
+        return _damaged(f"a packet that is no event: {packet[:16].hex()}")
+    number = int.from_bytes(packet[1:3], "little")
+    text = packet[9:] if packet[3:4] == b"#" else packet[3:]
+    return dump_error(number, text.decode("utf-8", "replace"))
+
+
+_PURGED = ("have been purged", "Could not find first log file", "could not find next log")
+_LOST = ("is not in the master's binlog", "not in the master", "impossible position", "diverged")
+_PASSING_ERRORS = frozenset({1053, 1317, 1927, 1040, 1203, 1159, 1161})
+_DENIED = frozenset({1044, 1045, 1227})
+
+
+def dump_error(number: int, text: str) -> AgentError:
+    """An error that the server's dump thread answers with (1236: it cannot read its log on)."""
+    if number in _PASSING_ERRORS or "same server_uuid/server_id" in text:
+        return SourceUnavailable("source-ended", f"the source ended the dump: {text} ({number})")
+    if number in _DENIED:
+        return CaptureStopped("capture-denied", f"the source refuses to send its log: {text}", "GRANT REPLICATION SLAVE")
+    lower = text.lower()
+    if any(t.lower() in lower for t in _PURGED):
+        return purged(text)
+    if any(t.lower() in lower for t in _LOST):
+        return position_lost(text)
+    return CaptureStopped(
+        "capture-source-log", f"the source cannot read its own log: {text} ({number})", "mend it, or take a new baseline"
+    )
+
+
+def purged(why: str) -> CaptureStopped:
+    """The source's log does not reach back to where capture stands."""
+    return CaptureStopped(
+        "capture-purged",
+        f"the source has purged log that was not captured yet: {why}",
+        "take a new baseline (a new lineage starts); keep the source's log longer (binlog_expire_logs_seconds)",
+    )
+
+
+def position_lost(why: str) -> CaptureStopped:
+    """The source does not have what was captured from it."""
+    return CaptureStopped(
+        "capture-position-lost",
+        f"the source is not where it was: {why}",
+        "its log was reset (RESET MASTER), its tail was lost in a crash (sync_binlog other than 1) or another server "
+        "answers here: take a new baseline (a new lineage starts)",
+    )

@@ -45,10 +45,17 @@ def ranges(messages: Sequence[Message]) -> dict[Partition, tuple[int, int]]:
     return out
 
 
-def apply_live(conn: Connection, view: View, messages: Sequence[Message]) -> Applied:
-    """Apply a batch to the live generation. Raises `ViewAbsent` (it was dropped), `OffsetMismatch`, `ProjectionError`
-    (`view-outdated`, `apply-failed`), `psycopg.OperationalError` (whether it committed is not known: apply it
-    again)."""
+def apply_live(
+    conn: Connection,
+    view: View,
+    messages: Sequence[Message],
+    read: Mapping[Partition, tuple[int, int]] | None = None,
+) -> Applied:
+    """Apply a batch to the live generation; `read` as in `apply_to`.
+
+    Raises `ViewAbsent` (it was dropped), `OffsetMismatch`, `ProjectionError` (`view-outdated`, `apply-failed`), and
+    `psycopg.OperationalError`, upon which nobody knows whether it committed: apply it again.
+    """
     with conn.transaction():
         generation = offsets.live_generation(conn, view.NAME, share=True)
         found = generations.status(conn, view.NAME)
@@ -58,7 +65,7 @@ def apply_live(conn: Connection, view: View, messages: Sequence[Message]) -> App
                 f"the tables of view {view.NAME} are of another version than this process",
                 "restart the processors; they rebuild it",
             )
-        return _apply(conn, view, generation, live_schema(view.NAME), messages, ranges(messages))
+        return _apply(conn, view, generation, live_schema(view.NAME), messages, read or ranges(messages))
 
 
 def apply_to(

@@ -1,0 +1,19 @@
+"""Processors: which views there are in each family, and the Faust shell around what applies them.
+
+    catalogue    sources, jobs and tokens        `inventory`, `commands`, `jobs`
+    timelines    granules and rollback plans     `commits`, `rollbacks`
+    dashboards   figures and the audit trail     `commits`, `health`, `audit`
+
+A fourth family, replica copies, will read `replica.<site>` and `receipts.<site>` once something writes them; it is not built.
+A family is what can run in a process of its own. What a view's topics are and how it is applied comes from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "catalogue": ("catalogue", "jobs", "access"),
+    "timelines": ("timeline",),
+    "dashboards": ("dashboard", "audit"),
+}

@@ -1,0 +1,378 @@
+"""Logs to project: random but plausible histories of a site, as the records that consumers see.
+
+A history is a list of events in the order they were published. `records` puts them on partitions by key; `interleave`
+delivers them as Kafka may: each partition in order, partitions in any; `with_duplicates` has some delivered twice.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from streams.consume import Message
+from streams.events import (
+    CallAudited,
+    CommandRequested,
+    Event,
+    GranuleClosed,
+    HealthReported,
+    JobChanged,
+    Landmark,
+    OrdinalRange,
+    Problem,
+    RollbackChanged,
+    RollbackPlanned,
+    SourceChanged,
+    SourceDefined,
+    Stamp,
+    TableCount,
+    TableEffect,
+    TokenIssued,
+    TokenRevoked,
+)
+from streams.topics import BY_NAME, topic_name
+
+PREFIX = "holdfast."
+START_US = 1_780_000_000_000_000
+SECOND = 1_000_000
+
+
+class History:
+    """Writes a history, event by event; the clock is its own."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.events: list[Event] = []
+        self._clock = START_US
+        self._ids = 0
+        self._heads: dict[str, int] = {}
+        self._epochs: dict[str, int] = {}
+        self._jobs: list[tuple[str, str]] = []
+        self._plans: list[tuple[str, str, bytes]] = []
+        self._tokens: list[str] = []
+
+    def now(self) -> int:
+        self._clock += self.rng.randrange(1, 20 * SECOND)
+        return self._clock
+
+    def id(self, kind: str) -> str:
+        self._ids += 1
+        return f"0199{self._ids:08x}-7000-7000-8000-{zlib.crc32(kind.encode()):012x}"
+
+    def source(self) -> str:
+        return self.rng.choice(["shop", "billing", "crm"])
+
+    def lineage(self, source: str) -> str:
+        return f"{zlib.crc32(source.encode()):08x}-0000-7000-8000-000000000001"
+
+    def write(self, event: Event) -> Event:
+        self.events.append(event)
+        return event
+
+    def anything(self) -> None:
+        self.rng.choice(
+            [
+                self.granule,
+                self.granule,
+                self.granule,
+                self.source_defined,
+                self.source_changed,
+                self.command,
+                self.job,
+                self.job,
+                self.plan,
+                self.plan_changed,
+                self.call,
+                self.token,
+                self.revocation,
+                self.health,
+            ]
+        )()
+
+    def source_defined(self) -> None:
+        source = self.source()
+        self.write(
+            SourceDefined(
+                source=source,
+                kind="mariadb",
+                host="127.0.0.1",
+                port=self.rng.randrange(1024, 65536),
+                accounts={"capture": "hf", "rollback": "hr"},
+                secrets={"capture": f"sources/{source}/capture@1"},
+                options={"size": str(self.rng.randrange(9))},
+                defined_us=self.now(),
+                by="ada",
+            )
+        )
+
+    def source_changed(self) -> None:
+        source = self.source()
+        epoch = self._epochs.get(source, 1)
+        if self.rng.random() < 0.3:
+            epoch = self._epochs[source] = epoch + 1
+        elif self.rng.random() < 0.2:
+            epoch = max(1, epoch - 1)  # a zombie speaks
+        state = self.rng.choice(["baseline", "capturing", "paused", "stopped", "removed"])
+        problems = (Problem("capture-purged", "gone", "take a baseline"),) if state == "stopped" else ()
+        by_agent = self.rng.random() < 0.8
+        self.write(
+            SourceChanged(
+                lineage=self.lineage(source) if by_agent else None,
+                epoch=epoch if by_agent else 0,
+                source=source,
+                state=state,
+                at_us=self.now(),
+                by="agent-1",
+                server_version=self.rng.choice(["", "10.11.6-MariaDB"]),
+                capability=self.rng.choice([(), ("row-image-full",)]),
+                position=self.rng.choice(["", f"0-1-{self.rng.randrange(100)}"]),
+                ordinal=self.rng.randrange(100),
+                baseline=self.rng.choice(["", "baselines/1"]),
+                problems=problems,
+            )
+        )
+
+    def command(self) -> None:
+        job = self.id("job")
+        asset = self.source()
+        self._jobs.append((job, asset))
+        self.write(
+            CommandRequested(
+                command=job,
+                kind="rollback.plan",
+                asset=asset,
+                parameters='{"steps":3}',
+                requester="ada",
+                requested_us=self.now(),
+                deadline_us=self.rng.choice([None, self._clock + 60 * SECOND]),
+            )
+        )
+
+    def job(self) -> None:
+        if not self._jobs or self.rng.random() < 0.1:
+            self._jobs.append((self.id("job"), self.source()))  # whose command is not in this log
+        job, asset = self.rng.choice(self._jobs)
+        state = self.rng.choice(
+            ["accepted", "claimed", "started", "progressed", "progressed", "warned", "finished", "failed"]
+        )
+        self.write(
+            JobChanged(
+                job=job,
+                kind="rollback.plan",
+                asset=asset,
+                state=state,
+                at_us=self.now(),
+                by="agent-1",
+                message=self.rng.choice(["", "working", "nul \0 inside"]),
+                done=self.rng.choice([0, 5, 7]),
+                total=self.rng.choice([0, 10]),
+                unit=self.rng.choice(["", "rows"]),
+                problems=(Problem("slow", "slow", ""),) if state == "warned" else (),
+                result='{"plan":"p"}' if state == "finished" else "",
+            )
+        )
+
+    def granule(self, source: str | None = None, steps: int | None = None) -> GranuleClosed:
+        source = source or self.source()
+        first = self._heads.get(source, 0) + 1
+        last = first + (steps or self.rng.randrange(1, 4097)) - 1
+        self._heads[source] = last
+        tables = self.rng.sample(["orders", "items", "customers", "stock"], self.rng.randrange(0, 4))
+        marks = [Landmark(first, "ddl", "ALTER TABLE shop.orders ADD x int")] if self.rng.random() < 0.2 else []
+        if self.rng.random() < 0.2:
+            marks += [Landmark(last, "own"), Landmark(last, "account")]
+        if self._plans and self.rng.random() < 0.2:
+            marks.append(Landmark(first, "marker", "", self.rng.choice(self._plans)[0]))
+        began = self.now()
+        event = GranuleClosed(
+            lineage=self.lineage(source),
+            epoch=self._epochs.get(source, 1),
+            source=source,
+            first_ordinal=first,
+            last_ordinal=last,
+            first_time_us=began,
+            last_time_us=self.now(),
+            captured_us=self._clock + 2000,
+            first_position=f"0-1-{first}",
+            last_position=f"0-1-{last}",
+            payload_bytes=self.rng.randrange(100, 4_000_000),
+            events=5 * (last - first + 1),
+            tables=tuple(
+                TableCount("shop", t, *(self.rng.randrange(1, 500) for _ in range(4))) for t in sorted(tables)
+            ),
+            landmarks=tuple(marks),
+            topic_id="dG9waWM",
+            first_offset=first // 10,
+            last_offset=last // 10,
+            digest=self.rng.randbytes(32),
+        )
+        self.write(event)
+        return event
+
+    def plan(self) -> None:
+        source = self.source()
+        head = self._heads.get(source, 0)
+        target = self.rng.randrange(0, head + 1)
+        plan, digest = self.id("plan"), self.rng.randbytes(32)
+        self._plans.append((plan, source, digest))
+        self.write(
+            RollbackPlanned(
+                lineage=self.lineage(source),
+                plan=plan,
+                source=source,
+                kind="rollback",
+                target=f"{head - target} steps",
+                target_ordinal=target,
+                target_time_us=self.now(),
+                head_ordinal=head,
+                path_before=(OrdinalRange(1, head),),
+                path_after=(OrdinalRange(1, target),),
+                undo=(OrdinalRange(target + 1, head),),
+                redo=(),
+                steps=head - target,
+                rows=self.rng.randrange(1000),
+                payload_bytes=self.rng.randrange(100_000),
+                tables=(TableEffect("shop", "orders", 1, 2, 3, True),),
+                obstacles=self.rng.choice([(), (Problem("ddl", "a table was dropped", "use a scratch copy"),)]),
+                schema_version=self.rng.randbytes(32),
+                digest=digest,
+                planned_us=self._clock,
+                by="ada",
+            )
+        )
+
+    def plan_changed(self) -> None:
+        if not self._plans:
+            return
+        plan, source, digest = self.rng.choice(self._plans)
+        state = self.rng.choice(["confirmed", "fenced", "applying", "applied", "failed", "abandoned"])
+        applied = state == "applied"
+        self.write(
+            RollbackChanged(
+                lineage=self.lineage(source),
+                plan=plan,
+                source=source,
+                state=state,
+                digest=digest,
+                at_us=self.now(),
+                by="agent-1",
+                read_only_before="OFF" if state == "fenced" else "",
+                position="0-1-77" if applied else "",
+                ordinal=self._heads.get(source, 0) + 1 if applied else 0,
+                rows=9 if applied else 0,
+                problems=(Problem("conflict", "rows differ", ""),) if state == "failed" else (),
+            )
+        )
+
+    def call(self) -> None:
+        self.write(
+            CallAudited(
+                request=self.id("call"),
+                actor=self.rng.choice(["ada", "bob", "eve"]),
+                role="operator",
+                token="t1",
+                action=self.rng.choice(["source.list", "rollback.run"]),
+                object=self.source(),
+                outcome=self.rng.choice([200, 202, 403, 409]),
+                detail="{}",
+                remote="127.0.0.1",
+                at_us=self.now(),
+            )
+        )
+
+    def token(self) -> None:
+        token = self.id("token")
+        self._tokens.append(token)
+        self.write(
+            TokenIssued(
+                token=token,
+                actor=self.rng.choice(["ada", "bob"]),
+                role="viewer",
+                digest=self.rng.randbytes(32),
+                issued_us=self.now(),
+                expires_us=self.rng.choice([None, self._clock + 3600 * SECOND]),
+                by="root",
+            )
+        )
+
+    def revocation(self) -> None:
+        if self._tokens:
+            self.write(TokenRevoked(token=self.rng.choice(self._tokens), at_us=self.now(), by="root"))
+
+    def health(self) -> None:
+        source = self.source()
+        self.write(
+            HealthReported(
+                agent=self.rng.choice(["agent-1", "agent-2"]),
+                source=source,
+                state="capturing",
+                at_us=self.now(),
+                ordinal=self._heads.get(source, 0),
+                position="0-1-5",
+                figures={"lag_ms": float(self.rng.randrange(1000)), "steps": 5.0} if self.rng.random() < 0.9 else {},
+            )
+        )
+
+
+def history(rng: random.Random, size: int) -> list[Event]:
+    """About `size` events of every kind, in the order they were published."""
+    h = History(rng)
+    while len(h.events) < size:
+        h.anything()
+    return h.events
+
+
+def records(events: Sequence[Event], prefix: str = PREFIX) -> list[Message]:
+    """The events as records, put on the partitions of their topics by key."""
+    ends: dict[tuple[str, int], int] = {}
+    out = []
+    for i, event in enumerate(events):
+        topic = topic_name(prefix, event.TOPIC)
+        partition = zlib.crc32(event.key.encode()) % BY_NAME[event.TOPIC].partitions
+        offset = ends.get((topic, partition), 0)
+        ends[topic, partition] = offset + 1
+        headers = {"ce_id": f"event-{i:06d}".encode(), "hlc": f"{(START_US // 1000 + i) << 16:016x}".encode()}
+        out.append(Message(topic, partition, offset, event.key, event, Stamp("w", i, bytes(32)), headers, START_US))
+    return out
+
+
+def interleave(messages: Sequence[Message], rng: random.Random) -> list[Message]:
+    """One order in which they may be delivered: each partition in order, partitions in any."""
+    queues: dict[tuple[str, int], list[Message]] = {}
+    for m in messages:
+        queues.setdefault((m.topic, m.partition), []).append(m)
+    left = [iter(queue) for _, queue in sorted(queues.items())]
+    out = []
+    while left:
+        queue = rng.choice(left)
+        message = next(queue, None)
+        if message is None:
+            left.remove(queue)
+        else:
+            out.append(message)
+    return out
+
+
+def cut_up(messages: Sequence[Message], rng: random.Random, most: int = 40) -> list[list[Message]]:
+    """Batches of 1 to `most` records."""
+    out, at = [], 0
+    while at < len(messages):
+        size = rng.randrange(1, most + 1)
+        out.append(list(messages[at : at + size]))
+        at += size
+    return out
+
+
+def with_duplicates(messages: Sequence[Message], rng: random.Random, share: float = 0.3) -> list[Message]:
+    """Some records stand a second time in their partition, somewhere after the first; offsets are numbered anew."""
+    queues: dict[tuple[str, int], list[Message]] = {}
+    for m in messages:
+        queues.setdefault((m.topic, m.partition), []).append(m)
+    out = []
+    for queue in queues.values():
+        for m in [m for m in queue if rng.random() < share]:
+            queue.insert(rng.randrange(queue.index(m) + 1, len(queue) + 1), m)
+        out += [replace(m, offset=i) for i, m in enumerate(queue)]
+    return out

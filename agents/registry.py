@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from agents.errors import AgentError
 from agents.protocol import Platform, Source, SourceSettings
+
+if TYPE_CHECKING:
+    from agents.rollback.target import Target
 
 PLATFORMS: Mapping[str, str] = {
     "mariadb": "agents.platforms.mariadb",
@@ -22,18 +25,26 @@ EXTRAS: Mapping[str, str] = {
 
 def source(settings: SourceSettings) -> Source:
     """The source of these settings. Raises `AgentError` (`kind-unknown`, `extra-missing`)."""
-    module = PLATFORMS.get(settings.kind)
+    return cast("Platform", _module(settings.kind)).source(settings)
+
+
+def target(settings: SourceSettings) -> Target:
+    """The same database as the target of a rollback. Raises as `source`."""
+    return cast("Target", _module(settings.kind, ".apply").target(settings))
+
+
+def _module(kind: str, part: str = "") -> Any:
+    module = PLATFORMS.get(kind)
     if module is None:
         known = ", ".join(sorted(PLATFORMS))
-        raise AgentError("kind-unknown", f"there is no platform {settings.kind!r}", f"known are: {known}")
+        raise AgentError("kind-unknown", f"there is no platform {kind!r}", f"known are: {known}")
     try:
-        platform = cast("Platform", importlib.import_module(module))
+        return importlib.import_module(module + part)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("agents", "streams", "schemas"):
             raise
         raise AgentError(
             "extra-missing",
-            f"platform {settings.kind} needs the Python package {error.name}",
-            f"pip install 'holdfast[{EXTRAS[settings.kind]}]'",
+            f"platform {kind} needs the Python package {error.name}",
+            f"pip install 'holdfast[{EXTRAS[kind]}]'",
         ) from error
-    return platform.source(settings)

@@ -14,12 +14,13 @@ check a plan. Own steps (schema `holdfast`) are in paths like any other but are 
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streams.errors import StreamError
-from streams.events import OrdinalRange
+from streams.events import OrdinalRange, RollbackPlanned
 
 Path = tuple[OrdinalRange, ...]
 
@@ -31,6 +32,18 @@ class Turn:
     ordinal: int
     plan: str
     path_after: Path
+
+
+def turn(planned: RollbackPlanned, ordinal: int) -> Turn:
+    """The turn that step `ordinal` is, being the step of this plan.
+
+    What came between the plan's head and its step is own steps (the making of schema `holdfast`), and stands for nothing;
+    but where the plan did not stop the whole source, later steps that it did not touch may be among it, and stand.
+    """
+    if json.loads(planned.options or "{}").get("whole_source", True):
+        return Turn(ordinal, planned.plan, normalise(planned.path_after))
+    later = OrdinalRange(planned.head_ordinal + 1, ordinal - 1)
+    return Turn(ordinal, planned.plan, normalise([*planned.path_after, later]))
 
 
 def normalise(ranges: Iterable[OrdinalRange]) -> Path:

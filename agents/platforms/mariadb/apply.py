@@ -1,0 +1,664 @@
+"""A MariaDB server as the target of a rollback: sessions, guard, native apply, commit.
+
+What `BINLOG` does and does not do was tried out (MariaDB 10.11, 11.4) and decides how it is used here:
+
+- it finds rows by key and compares nothing: hence the guard (`guard`), loaded by the same statement without logging
+- with `slave_exec_mode=IDEMPOTENT` it passes over rows that are missing or in the way: refused
+- the time in an event's header becomes the session's clock, and so the time of our step: set to now, and let go before COMMIT
+- it carries the foreign-key switch in each event: off, since cascades must not run; what they would have kept is asked for
+  once for the whole result, under locks
+- after a deadlock the transaction is gone and the next statement would commit by itself: one statement at a time, stop at
+  the first error, and no COMMIT without the marker still being there
+- its text would be logged as an annotation: switched off
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import pymysql
+from pymysql.cursors import Cursor
+
+from agents.errors import AgentError, SourceUnavailable
+from agents.platforms.mariadb import guard, positions
+from agents.platforms.mariadb.connection import connect, error_of
+from agents.platforms.mariadb.definitions import quoted, read_definitions
+from agents.platforms.mariadb.guard import OWN_SCHEMA, Role
+from agents.protocol import SourceSettings
+from agents.rollback.plan import Plan, TablePlan
+from agents.rollback.schema import Definition
+from agents.rollback.target import CommitUnknown, Progress
+from streams.events import Problem
+from streams.formats.binlog.inverse import plain_format_description
+from streams.formats.binlog.net import core_content, row_statements
+from streams.ids import now_us
+
+LOCK_NAME: Final = "holdfast.rollback"
+LOCK_WAIT_S: Final = 10
+FENCE_WAIT_S: Final = 15
+STATEMENT_TIMEOUT_S: Final = 3600.0
+MOST_SHOWN: Final = 5
+# Rows of one event: large enough that statements do not count, small enough to see progress and to stay well below a packet.
+EVENT_BYTES: Final = 384 << 10
+# With fewer rows than this a guard's secondary indexes cost less than dropping them.
+PLAIN_GUARD_ROWS: Final = 5_000
+
+_SESSION: Final = (
+    "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, completion_type = 'NO_CHAIN',"
+    " foreign_key_checks = 1, unique_checks = 1,"
+    f" innodb_lock_wait_timeout = {LOCK_WAIT_S}, lock_wait_timeout = {LOCK_WAIT_S}, max_statement_time = 0,"
+    " wait_timeout = 3600, net_read_timeout = 600, net_write_timeout = 600,"
+    " idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, idle_readonly_transaction_timeout = 0"
+)
+_BINLOG_SESSION: Final = (
+    "SET SESSION binlog_format = 'ROW', binlog_row_image = 'FULL', binlog_annotate_row_events = 0, skip_replication = 0"
+)
+
+_CONFLICTS: Final = {
+    1062: ("key-taken", "a row stands where the plan inserts one"),
+    1032: ("row-missing", "a row that the plan changes is not there"),
+}
+_LOCKED: Final = frozenset({1205, 1213, 3572})
+
+
+class MariaDBTarget:
+    """Implements `agents.rollback.target.Target`. `work` holds the transaction, `control` everything beside it."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings = settings
+        self._work_connection: pymysql.Connection[Any] | None = None
+        self._control_connection: pymysql.Connection[Any] | None = None
+        self._plan: Plan | None = None
+        self._guards: dict[tuple[int, Role], str] = {}
+        self._packet = 1 << 24
+        self._server_id = 0
+
+    # -- sessions -------------------------------------------------------------------------------------------------
+
+    def _open(self) -> pymysql.Connection[Any]:
+        connection = connect(self._settings, "rollback", read_timeout=STATEMENT_TIMEOUT_S, write_timeout=600.0)
+        with self._explained():
+            _run(connection, _SESSION)
+            _run(connection, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE")
+        return connection
+
+    @property
+    def _work(self) -> pymysql.Connection[Any]:
+        if self._work_connection is None:
+            connection = self._work_connection = self._open()
+            with self._explained():
+                # Locking reads are to see the newest rows, not to fail on them. (Not in every version.)
+                if _ask(connection, "SHOW SESSION VARIABLES LIKE 'innodb_snapshot_isolation'"):
+                    _run(connection, "SET SESSION innodb_snapshot_isolation = 0")
+                _run(connection, _BINLOG_SESSION)
+                ((self._packet, self._server_id),) = _ask(connection, "SELECT @@max_allowed_packet, @@server_id")
+        return self._work_connection
+
+    @property
+    def _control(self) -> pymysql.Connection[Any]:
+        if self._control_connection is None:
+            self._control_connection = self._open()
+        return self._control_connection
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What PyMySQL raises, in this room's terms."""
+        try:
+            yield
+        except (pymysql.err.MySQLError, OSError) as error:
+            number = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+            if number in _LOCKED:
+                what = "was chosen to end a deadlock" if number == 1213 else "waited too long for a lock"
+                raise AgentError(
+                    "locked",
+                    f"the rollback {what}: {error.args[1]}",
+                    "nothing was changed; try again when the source is calmer, or with the applications stopped",
+                ) from error
+            raise error_of(error, self._settings) from error
+
+    # -- before ---------------------------------------------------------------------------------------------------
+
+    def check(self, plan: Plan) -> list[Problem]:
+        problems = []
+        with self._explained():
+            control = self._control
+            account = _account(_ask(control, "SELECT CURRENT_USER()")[0][0])
+            for privilege, probe in (
+                ("BINLOG REPLAY", "SET SESSION server_id = @@server_id"),
+                ("BINLOG ADMIN", "SET SESSION binlog_annotate_row_events = 0"),
+            ):
+                if _denied(control, probe):
+                    problems.append(_grant(privilege, "*.*", account))
+            has = {row[0] for row in _ask(
+                control, "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = %s",
+                account,
+            )}  # fmt: skip
+            if "READ_ONLY ADMIN" not in has and "READ ONLY ADMIN" not in has:
+                ((read_only,),) = _ask(control, "SELECT @@global.read_only")
+                if _denied(control, f"SET GLOBAL read_only = {read_only}"):
+                    problems.append(_grant("READ_ONLY ADMIN", "*.*", account))
+            for schema in sorted({t.definition.schema for t in plan.tables}):
+                tables = [t.definition for t in plan.tables if t.definition.schema == schema]
+                if any(_denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0") for d in tables):
+                    problems.append(_grant("SELECT, TRIGGER", quoted(schema) + ".*", account))
+            problems += self._own_privileges(control, account)
+            problems += self._settings_in_the_way(control, plan)
+        return problems
+
+    def _own_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
+        """Whether the account may work in schema `holdfast`: asked of the privilege tables, so that nothing is made."""
+        found = {
+            row[0]
+            for view, where in (("USER_PRIVILEGES", ""), ("SCHEMA_PRIVILEGES", " AND TABLE_SCHEMA = 'holdfast'"))
+            for row in _ask(
+                control,
+                f"SELECT PRIVILEGE_TYPE FROM information_schema.{view} WHERE GRANTEE = %s{where}",
+                account,
+            )
+        }
+        needed = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
+        missing = [p for p in needed if p not in found]
+        # What comes by a role is not in these views: then only the server's refusal tells.
+        if missing and _ask(control, "SELECT CURRENT_ROLE()")[0][0] is None:
+            return [_grant(", ".join(needed), "`holdfast`.*", account)]
+        return []
+
+    def _settings_in_the_way(self, control: pymysql.Connection[Any], plan: Plan) -> list[Problem]:
+        ((log_bin, exec_mode, run_triggers),) = _ask(
+            control, "SELECT @@log_bin, @@slave_exec_mode, @@slave_run_triggers_for_rbr"
+        )
+        out = []
+        if not log_bin:
+            out.append(Problem("log-off", "the target keeps no binary log", "start it with log_bin"))
+        if exec_mode != "STRICT":
+            out.append(Problem(
+                "setting", f"slave_exec_mode is {exec_mode}: errors of native events would be passed over",
+                "SET GLOBAL slave_exec_mode = 'STRICT'",
+            ))  # fmt: skip
+        if run_triggers != "NO" and any(t.definition.triggers for t in plan.tables):
+            out.append(Problem(
+                "setting", f"slave_run_triggers_for_rbr is {run_triggers}: triggers would run a second time",
+                "SET GLOBAL slave_run_triggers_for_rbr = 'NO'",
+            ))  # fmt: skip
+        return out
+
+    def enable(self) -> None:
+        with self._explained():
+            work = self._work
+            ((got,),) = _ask(work, "SELECT GET_LOCK(%s, 2)", LOCK_NAME)
+            if got != 1:
+                raise AgentError(
+                    "rollback-busy", "another rollback holds this server", "wait for it, or restart the agent"
+                )
+            if not self._marker_exists(work):
+                _run(work, guard.SCHEMA_DDL)
+                _run(work, guard.MARKER_DDL)
+
+    def _marker_exists(self, connection: pymysql.Connection[Any]) -> bool:
+        return bool(_ask(
+            connection,
+            "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'holdfast' AND TABLE_NAME = 'marker'",
+        ))  # fmt: skip
+
+    def position(self) -> str:
+        with self._explained():
+            ((text,),) = _ask(self._control, "SELECT @@global.gtid_binlog_pos")
+        return positions.show(positions.parse(text))
+
+    def covers(self, position: str, other: str) -> bool:
+        return positions.reaches(positions.parse(position), positions.parse(other))
+
+    def read_only(self) -> str:
+        with self._explained():
+            ((value,),) = _ask(self._control, "SELECT @@global.read_only")
+        return str(value)
+
+    def fence(self) -> None:
+        with self._explained():
+            _run(self._control, f"SET SESSION lock_wait_timeout = {FENCE_WAIT_S}")
+            try:
+                _run(self._control, "SET GLOBAL read_only = 1")
+            except pymysql.err.OperationalError as error:
+                if error.args[0] != 1205:
+                    raise
+                raise AgentError(
+                    "fence-timeout",
+                    f"the source could not be made read-only within {FENCE_WAIT_S} s",
+                    "a long-running write statement or LOCK TABLES holds it off: let it end, or plan with whole_source off",
+                ) from error
+
+    def unfence(self, before: str) -> None:
+        with self._explained():
+            ((now,),) = _ask(self._control, "SELECT @@global.read_only")
+            if str(now) != before:
+                value = before if before.isdigit() else f"'{before}'"
+                _run(self._control, f"SET GLOBAL read_only = {value}")
+
+    # -- the guard ------------------------------------------------------------------------------------------------
+
+    def load(self, plan: Plan, progress: Progress) -> None:
+        self._plan = plan
+        work = self._work
+        total = sum(len(t.changes.expected) + len(t.changes.inserts) + len(t.changes.removed) for t in plan.tables)
+        done = 0
+        with self._explained():
+            _run(work, "SET SESSION sql_log_bin = 0")
+            self._drop_guards(work)
+            self._describe_format(work)
+            for i, t in enumerate(plan.tables):
+                for role, images in _guarded(t):
+                    if not images:
+                        continue
+                    name = guard.guard_name(plan.event.plan, i, role)
+                    self._guards[i, role] = name
+                    _make_guard(work, t.definition, name, len(images))
+                    content = core_content(t.changes.table.table_map, OWN_SCHEMA, name)
+                    _run(work, "START TRANSACTION")
+                    for rows, events in row_statements(t.changes.table, "insert", images, EVENT_BYTES, content):
+                        self._replay(work, events)
+                        done += rows
+                        progress(done, total)
+                    _run(work, "COMMIT")
+            _run(work, "SET SESSION sql_log_bin = 1")
+
+    def _describe_format(self, work: pymysql.Connection[Any]) -> None:
+        assert self._plan is not None
+        if self._plan.preamble:
+            _run(work, _binlog(plain_format_description(self._plan.preamble)))
+
+    def _replay(self, work: pymysql.Connection[Any], events: bytes) -> None:
+        """Run a table map and a rows event. One larger than a packet goes in two halves, which is all the server takes."""
+        text = base64.b64encode(_stamped(events, int(time.time()), self._server_id))
+        most = self._packet - 1024
+        if len(text) <= most:
+            _run(work, b"BINLOG '" + text + b"'")
+            return
+        half = (len(text) + 1) // 2
+        if half > most:
+            raise AgentError(
+                "row-too-large", f"a row needs {len(text)} bytes; the server takes packets of {self._packet}",
+                f"SET GLOBAL max_allowed_packet = {min(1 << 30, 1 << half.bit_length())}",
+            )  # fmt: skip
+        _run(work, b"SET @holdfast_1 = '" + text[:half] + b"'")
+        _run(work, b"SET @holdfast_2 = '" + text[half:] + b"'")
+        _run(work, b"BINLOG @holdfast_1, @holdfast_2")
+
+    # -- the transaction ------------------------------------------------------------------------------------------
+
+    def begin(self, plan: Plan) -> list[Problem]:
+        work = self._work
+        event = plan.event
+        with self._explained():
+            _run(work, "START TRANSACTION READ WRITE")
+            try:
+                _run(
+                    work, "INSERT INTO `holdfast`.`marker` (plan, digest, kind, at_us) VALUES (%s, %s, %s, %s)",
+                    event.plan, event.digest, event.kind, now_us(),
+                )  # fmt: skip
+            except pymysql.err.IntegrityError as error:
+                raise AgentError(
+                    "plan-already-run", f"plan {event.plan} has been run or given up before", "make a new plan"
+                ) from error
+            for name in sorted(self._held(plan)):
+                try:
+                    _run(work, f"SELECT 1 FROM {quoted(*name)} LIMIT 0")
+                except pymysql.err.ProgrammingError as error:
+                    if error.args[0] != 1146:
+                        raise
+                    return [Problem("schema-changed", f"table {'.'.join(name)} is not there any more", "plan again")]
+            live = {(d.schema, d.table): d for d in read_definitions(work, [t.definition.name for t in plan.tables])}
+        out = []
+        for t in plan.tables:
+            now = live.get(t.definition.name)
+            if now is None or now.fingerprint != t.definition.fingerprint:
+                out.append(Problem(
+                    "schema-changed", f"the definition of {t.definition.text} is not the one that was planned with",
+                    "plan again",
+                ))  # fmt: skip
+        return out
+
+    @staticmethod
+    def _held(plan: Plan) -> set[tuple[str, str]]:
+        held = {t.definition.name for t in plan.tables}
+        held |= {child.name for t in plan.tables if t.changes.removed for child, _ in t.children}
+        held |= {(fk.schema, fk.table) for t in plan.tables if t.changes.inserts for fk in t.definition.foreign_keys}
+        return held
+
+    def compare(self) -> list[Problem]:
+        out: list[Problem] = []
+        for i, t in enumerate(self._tables()):
+            if not t.changes.table.keyed:
+                continue
+            definition = t.definition
+            before, after = self._guards.get((i, "before")), self._guards.get((i, "after"))
+            with self._explained():
+                if before is not None:
+                    ((rows, missing, different),) = _ask(self._work, guard.compare(definition, before))
+                    if rows != len(t.changes.expected):
+                        raise AgentError(
+                            "guard-incomplete", f"the guard of {definition.text} holds {rows} rows of"
+                            f" {len(t.changes.expected)}", "try again; nothing was changed",
+                        )  # fmt: skip
+                    if missing or different:
+                        found = _ask(self._work, guard.differences(definition, before, MOST_SHOWN))
+                        out += _conflicts(definition, found, int(missing) + int(different))
+                if after is not None:
+                    taken = _ask(self._work, guard.occupied(definition, after, before, MOST_SHOWN))
+                    out += [Problem(
+                        "conflict", f"{definition.text} {_key_text(definition, row)} should not be there yet: {_show(row)}",
+                        "somebody wrote it since: plan again",
+                    ) for row in _named(definition, taken)]  # fmt: skip
+        return out
+
+    def children(self) -> list[Problem]:
+        out: list[Problem] = []
+        tables = self._tables()
+        places = {t.definition.name: i for i, t in enumerate(tables)}
+        for i, t in enumerate(tables):
+            removed = self._guards.get((i, "removed"))
+            if removed is None:
+                continue
+            for child, number in t.children:
+                place = places.get(child.name)
+                if place is not None and child.key is None:
+                    continue  # cannot be told apart from planned ones row by row: `orphans` sees it afterwards
+                before = None if place is None else self._guards.get((place, "before"))
+                fk = child.foreign_keys[number]
+                with self._explained():
+                    found = _ask(self._work, guard.children(child, fk, removed, before, MOST_SHOWN))
+                out += [Problem(
+                    "child-outside-plan",
+                    f"{child.text} {_key_text(child, row)} points at a row of {t.definition.text} that the plan removes"
+                    f" ({fk.name})",
+                    "it was written since, or without the log: plan again",
+                ) for row in _named(child, found)]  # fmt: skip
+        return out
+
+    def apply(self, progress: Progress) -> int:
+        work = self._work
+        tables = self._tables()
+        total = sum(t.changes.rows for t in tables)
+        done = 0
+        for t in tables:
+            for rows, events in t.changes.statements(EVENT_BYTES):
+                with self._explained():
+                    try:
+                        self._replay(work, events)
+                    except pymysql.err.MySQLError as error:
+                        conflict = _CONFLICTS.get(error.args[0] if error.args else 0)
+                        if conflict is None:
+                            raise
+                        code, message = conflict
+                        raise AgentError(
+                            code,
+                            f"{t.definition.text}: {message}: {error.args[1]}",
+                            "somebody wrote it since: plan again",
+                        ) from error
+                done += rows
+                progress(done, total)
+        return done
+
+    def orphans(self) -> list[Problem]:
+        out: list[Problem] = []
+        for i, t in enumerate(self._tables()):
+            removed, after = self._guards.get((i, "removed")), self._guards.get((i, "after"))
+            for child, number in t.children if removed is not None else ():
+                fk = child.foreign_keys[number]
+                with self._explained():
+                    sql = guard.still_pointing(child, fk, t.definition, removed or "", MOST_SHOWN)
+                    found = _ask(self._work, sql)
+                out += [_orphan(child, row, fk.name) for row in _named(child, found)]
+            for fk in t.definition.foreign_keys if after is not None else ():
+                with self._explained():
+                    found = _ask(self._work, guard.without_parent(t.definition, fk, after or "", MOST_SHOWN))
+                out += [_orphan(t.definition, row, fk.name) for row in _named(t.definition, found)]
+        return out
+
+    def marked(self) -> bool:
+        plan = self._plan
+        if plan is None:
+            return False
+        with self._explained():
+            ((inside, marked),) = _ask(
+                self._work,
+                "SELECT @@in_transaction, (SELECT COUNT(*) FROM `holdfast`.`marker` WHERE plan = %s AND digest = %s)",
+                plan.event.plan, plan.event.digest,
+            )  # fmt: skip
+        return bool(inside) and bool(marked)
+
+    def commit(self) -> str:
+        work = self._work
+        with self._explained():
+            _run(work, "SET SESSION timestamp = DEFAULT")
+        try:
+            _run(work, "COMMIT")
+        except (pymysql.err.MySQLError, OSError) as error:
+            if isinstance(error_of(error, self._settings), SourceUnavailable):
+                raise CommitUnknown("commit-unknown", f"the connection broke at COMMIT: {error}") from error
+            raise error_of(error, self._settings) from error
+        with contextlib.suppress(pymysql.err.MySQLError, OSError):
+            ((gtid,),) = _ask(work, "SELECT @@last_gtid")
+            return str(gtid)
+        return ""
+
+    def abandon(self) -> None:
+        connection = self._work_connection
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                _run(connection, "ROLLBACK")
+
+    # -- afterwards -----------------------------------------------------------------------------------------------
+
+    def clean_up(self) -> None:
+        with self._explained():
+            control = self._control
+            _run(control, "SET SESSION sql_log_bin = 0")
+            self._drop_guards(control)
+            _run(control, "SET SESSION sql_log_bin = 1")
+        if self._work_connection is not None:
+            with contextlib.suppress(pymysql.err.MySQLError, OSError):
+                _ask(self._work_connection, "SELECT RELEASE_LOCK(%s)", LOCK_NAME)
+
+    def _drop_guards(self, connection: pymysql.Connection[Any]) -> None:
+        """Guard tables of whatever rollback: only one runs at a time, under the lock. Not logged: `sql_log_bin` is off."""
+        names = [row[0] for row in _ask(
+            connection,
+            "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'holdfast' AND TABLE_NAME LIKE 'guard\\_%%'",
+        )]  # fmt: skip
+        if names:
+            _run(connection, guard.drop(names))
+        self._guards = {}
+
+    def settle(self, plan: str, digest: bytes) -> bool:
+        deadline = time.monotonic() + 600
+        with self._explained():
+            control = self._control
+            while True:
+                ((holder,),) = _ask(control, "SELECT IS_USED_LOCK(%s)", LOCK_NAME)
+                if holder is not None:
+                    with contextlib.suppress(pymysql.err.MySQLError):
+                        _run(control, f"KILL CONNECTION {int(holder)}")
+                ((got,),) = _ask(control, "SELECT GET_LOCK(%s, 5)", LOCK_NAME)
+                if got == 1:
+                    break
+                if time.monotonic() > deadline:
+                    raise SourceUnavailable(
+                        "rollback-busy", "a session of an earlier rollback does not end", f"KILL {holder} on the source"
+                    )
+            if not self._marker_exists(control):
+                return False
+            # The lock read waits for a transaction that still holds the marker, so its answer is final.
+            _run(control, "SET SESSION innodb_lock_wait_timeout = 600")
+            found = _ask(control, "SELECT kind FROM `holdfast`.`marker` WHERE plan = %s FOR UPDATE", plan)
+            if found:
+                return bool(found[0][0] != "void")
+            _run(control, "SET SESSION sql_log_bin = 0")
+            try:
+                _run(
+                    control, "INSERT INTO `holdfast`.`marker` (plan, digest, kind, at_us) VALUES (%s, %s, 'void', %s)",
+                    plan, digest, now_us(),
+                )  # fmt: skip
+            except pymysql.err.IntegrityError:
+                return self.settle(plan, digest)
+            finally:
+                _run(control, "SET SESSION sql_log_bin = 1")
+        return False
+
+    def close(self) -> None:
+        for connection in (self._work_connection, self._control_connection):
+            if connection is not None:
+                with contextlib.suppress(Exception):
+                    connection.close()
+        self._work_connection = self._control_connection = None
+
+    def _tables(self) -> tuple[TablePlan, ...]:
+        assert self._plan is not None, "load comes first"
+        return self._plan.tables
+
+
+def target(settings: SourceSettings) -> MariaDBTarget:
+    """The server of these settings. Connects when first asked something."""
+    return MariaDBTarget(settings)
+
+
+def _guarded(t: TablePlan) -> Iterator[tuple[Role, Sequence[bytes]]]:
+    c = t.changes
+    yield "before", c.expected
+    # Of a table without a key nothing is compared, but its parents are asked for.
+    yield "after", c.inserts if c.table.keyed or t.definition.foreign_keys else ()
+    yield "removed", c.removed if t.children else ()
+
+
+def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str, rows: int) -> None:
+    _run(work, f"CREATE TABLE {quoted(OWN_SCHEMA, name)} LIKE {quoted(*definition.name)}")
+    if rows < PLAIN_GUARD_ROWS:
+        return
+    key = definition.key[0] if definition.key else ""
+    counted = {
+        row[0]
+        for row in _ask(
+            work,
+            "SELECT COLUMN_NAME FROM information_schema.COLUMNS"
+            " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND EXTRA LIKE '%%auto_increment%%'",
+            OWN_SCHEMA,
+            name,
+        )
+    }
+    indexes: dict[str, list[str]] = {}
+    for index, column in _ask(
+        work,
+        "SELECT INDEX_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s"
+        " ORDER BY INDEX_NAME, SEQ_IN_INDEX",
+        OWN_SCHEMA,
+        name,
+    ):
+        indexes.setdefault(index, []).append(column)
+    # An AUTO_INCREMENT column needs an index that begins with it.
+    spare = [i for i, columns in indexes.items() if i not in (key, "PRIMARY") and columns[0] not in counted]
+    if spare:
+        _run(work, f"ALTER TABLE {quoted(OWN_SCHEMA, name)} " + ", ".join(f"DROP INDEX {quoted(i)}" for i in spare))
+
+
+def _stamped(events: bytes, now: int, server_id: int) -> bytes:
+    """A table map and a rows event with the time (seconds) and server id of the session that replays them."""
+    out = bytearray(events)
+    (size,) = struct.unpack_from("<I", out, 9)
+    for at in (0, size):
+        struct.pack_into("<I", out, at, now)
+        struct.pack_into("<I", out, at + 5, server_id)
+    return bytes(out)
+
+
+def _binlog(events: bytes) -> bytes:
+    return b"BINLOG '" + base64.b64encode(events) + b"'"
+
+
+def _run(connection: pymysql.Connection[Any], sql: str | bytes, *args: Any) -> None:
+    if isinstance(sql, bytes):
+        connection.query(sql)
+        return
+    with connection.cursor(Cursor) as cursor:
+        cursor.execute(sql, args or None)
+
+
+def _ask(connection: pymysql.Connection[Any], sql: str, *args: Any) -> Sequence[tuple[Any, ...]]:
+    with connection.cursor(Cursor) as cursor:
+        cursor.execute(sql, args)
+        return cursor.fetchall()
+
+
+def _denied(connection: pymysql.Connection[Any], sql: str) -> bool:
+    """Whether the account may not do this. Other errors are none of this question's."""
+    try:
+        _run(connection, sql)
+    except pymysql.err.MySQLError as error:
+        return bool(error.args and error.args[0] in (1044, 1142, 1227, 1370))
+    return False
+
+
+def _account(current: str) -> str:
+    """`user@host` as SQL writes an account, and as information_schema spells a grantee."""
+    user, _, host = current.rpartition("@")
+    return f"'{user}'@'{host}'"
+
+
+def _grant(privileges: str, where: str, account: str) -> Problem:
+    return Problem(
+        "privilege-missing", f"the rollback account lacks {privileges} on {where.replace('`', '')}",
+        f"GRANT {privileges} ON {where} TO {account}",
+    )  # fmt: skip
+
+
+def _named(definition: Definition, rows: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    return [dict(zip((c.name for c in definition.columns), row, strict=True)) for row in rows]
+
+
+def _conflicts(definition: Definition, found: Sequence[tuple[Any, ...]], total: int) -> list[Problem]:
+    """Problems for rows (expected columns, then found columns), the last one saying how many more there are."""
+    width = len(definition.columns)
+    out = []
+    for row in found:
+        (expected,), (there,) = _named(definition, [row[:width]]), _named(definition, [row[width:]])
+        key = _key_text(definition, expected)
+        assert definition.key is not None
+        if there[definition.key[1][0]] is None:
+            text = f"{definition.text} {key} is not there; the plan expects {_show(expected)}"
+        else:
+            names = [n for n in expected if expected[n] != there[n]] or list(expected)
+            text = (
+                f"{definition.text} {key} is not as the plan expects it: expected {_show({n: expected[n] for n in names})},"
+                f" found {_show({n: there[n] for n in names})}"
+            )
+        out.append(Problem("conflict", text, "somebody wrote it since, or without the log: plan again"))
+    if total > len(out):
+        out.append(Problem("conflict", f"and {total - len(out)} more rows of {definition.text}"))
+    return out
+
+
+def _orphan(definition: Definition, row: dict[str, Any], constraint: str) -> Problem:
+    return Problem(
+        "orphan", f"{definition.text} {_key_text(definition, row)} would point at a row that is not there ({constraint})",
+        "what it points at was removed since, or foreign keys were off when it was written: plan again",
+    )  # fmt: skip
+
+
+def _key_text(definition: Definition, row: dict[str, Any]) -> str:
+    names = definition.key[1] if definition.key else tuple(row)
+    return "(" + ", ".join(f"{n}={_value(row[n])}" for n in names) + ")"
+
+
+def _show(row: dict[str, Any]) -> str:
+    text = ", ".join(f"{n}={_value(v)}" for n, v in row.items())
+    return text if len(text) <= 400 else text[:399] + "…"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    text = f"x'{value.hex()}'" if isinstance(value, bytes) else repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,419 @@
+"""Reading steps into net changes, and noticing on the way what a rollback cannot undo.
+
+One pass over the payload of the steps, whatever its direction: what is undone is folded forwards and turned round
+(`streams.formats.binlog.net`). Knows events and table definitions, not where steps come from or what a plan is.
+
+What stands in the way is a *finding*: reported once a code and subject, with the first step that shows it and how many
+do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final
+
+from agents.rollback.schema import Definition, TableName
+from streams.events import Problem
+from streams.formats.binlog import events as ev
+from streams.formats.binlog.inverse import SYSTEM_SCHEMAS, rows_head
+from streams.formats.binlog.net import NetTable, Slicer, column_slicer, core_of
+from streams.formats.binlog.rows import (
+    KINDS,
+    NO_CHECK_CONSTRAINT_CHECKS,
+    NO_FOREIGN_KEY_CHECKS,
+    RowLayout,
+    image_ends,
+    layout_of,
+    parse_rows,
+)
+from streams.formats.binlog.statements import classify, statement_text
+from streams.formats.binlog.step import MARKER_TABLE, NO_TABLE, OWN_SCHEMA
+from streams.formats.binlog.table_map import TableMap, known_maps, table_map_of
+from streams.formats.errors import FormatError
+
+ENGINES: Final = frozenset({"InnoDB"})
+_SPREADS: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
+_STATEMENT_EVENTS: Final = frozenset({
+    ev.INTVAR, ev.RAND, ev.USER_VAR, ev.APPEND_BLOCK, ev.DELETE_FILE, ev.BEGIN_LOAD_QUERY, ev.EXECUTE_LOAD_QUERY,
+})  # fmt: skip
+_MOST_FINDINGS: Final = 50
+
+_unpack = Struct("<IBIIIH").unpack_from
+
+SCRATCH: Final = "or restore the table on a scratch copy (planned, not built yet)"
+
+
+@dataclass(slots=True)
+class _Finding:
+    problem: Callable[[int, int], Problem]
+    first: int
+    last: int
+    steps: int = 1
+
+
+@dataclass(slots=True)
+class _Table:
+    """What is known of one table map while its rows go by."""
+
+    net: NetTable | None
+    """None: rows of this table are left out (own schema, sequences) or cannot be undone (a finding says why)."""
+    layout: RowLayout
+    full_head: bytes
+    """What follows the flags in a rows event that holds all columns (an update has one more bitmap)."""
+    bitmap: bytes
+    spread_delete: bool
+    spread_update: Slicer | None
+
+
+class Folder:
+    """Folds steps. `definition` answers from the recorded schema; None: the table is not known.
+
+    Feed steps in ascending order of the path with `step` (fragment by fragment), call `turn_round` between what is
+    undone and what is redone. `tables` then holds the net changes and `problems()` what stands in the way.
+    """
+
+    def __init__(self, definition: Callable[[TableName], Definition | None], *, most_bytes: int) -> None:
+        self._definition = definition
+        self._most = most_bytes
+        self.tables: dict[TableName, NetTable] = {}
+        self.definitions: dict[TableName, Definition] = {}
+        self.preamble = b""
+        self.payload_bytes = 0
+        self.steps = 0
+        self.sequences: set[TableName] = set()
+        self.too_large = False
+        self._known: dict[TableMap, _Table] = {}
+        self._maps: dict[bytes, TableMap] = {}
+        self._findings: dict[tuple[str, str], _Finding] = {}
+        self._ordinal = 0
+
+    def turn_round(self) -> None:
+        """What was folded so far is to be undone."""
+        for net in self.tables.values():
+            net.invert()
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What stands in the way, by the step that shows it first."""
+        found = sorted(self._findings.values(), key=lambda f: f.first)
+        out = []
+        for f in found[:_MOST_FINDINGS]:
+            problem = f.problem(f.first, f.last)
+            if f.steps > 1:
+                message = f"{problem.message} (and in {f.steps - 1} more, up to step {f.last})"
+                problem = Problem(problem.code, message, problem.hint)
+            out.append(problem)
+        return tuple(out)
+
+    def _find(self, code: str, about: str, problem: Callable[[int, int], Problem]) -> None:
+        """Note a finding. `problem` is given the first and the last step that show it."""
+        known = self._findings.get((code, about))
+        if known is None:
+            self._findings[code, about] = _Finding(problem, self._ordinal, self._ordinal)
+        elif known.last != self._ordinal:
+            known.steps += 1
+            known.last = self._ordinal
+
+    def step(self, ordinal: int, preamble: bytes, payload: bytes | None, *, first: bool = True) -> None:
+        """One step, or a fragment of one (`first`: it opens the step). Raises `FormatError` on damage.
+
+        None in place of the payload: it holds account statements, and nobody looks into it.
+        """
+        if first:
+            self._maps.clear()
+            self.steps += 1
+        self._ordinal = ordinal
+        if payload is None:
+            self._account()
+            return
+        fde = ev.parse_format_description(preamble)
+        self.preamble = preamble
+        trailer = ev.CHECKSUM_SIZE if fde.has_checksum else 0
+        known, maps, tables = known_maps(fde.mariadb), self._maps, self._known
+        at, end = 0, len(payload)
+        self.payload_bytes += end
+        while at < end:
+            _, kind, _, length, _, _ = _unpack(payload, at)
+            stop = at + length
+            if length < ev.HEADER_SIZE + trailer or stop > end:
+                raise FormatError("truncated", f"an event of step {ordinal} is cut off", ev.WHOLE_EVENTS_HINT)
+            if kind == ev.TABLE_MAP:
+                content = payload[at + 27 : stop - trailer]
+                maps[payload[at + 19 : at + 25]] = known.get(content) or table_map_of(content, fde.mariadb)
+            elif kind in KINDS:
+                table_map = maps.get(payload[at + 19 : at + 25])
+                if table_map is not None:
+                    table = tables.get(table_map) or self._table(table_map)
+                    self._rows(table, kind, payload, at, stop - trailer)
+                elif payload[at + 19 : at + 25] not in NO_TABLE:
+                    raise FormatError("unknown-table", f"a rows event of step {ordinal} has no table map before it")
+            elif kind == ev.GTID:
+                if payload[at + 31] & (ev.GTID_PREPARED_XA | ev.GTID_COMPLETED_XA):
+                    self._xa()
+            elif kind != ev.XID:
+                self._other(kind, payload[at + ev.HEADER_SIZE : stop - trailer])
+            at = stop
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+
+    def _rows(self, table: _Table, kind: int, payload: bytes, at: int, end: int) -> None:
+        net = table.net
+        if net is None:
+            return
+        start = at + 27
+        head = table.full_head
+        flags = payload[at + 25]
+        update = kind == ev.UPDATE_ROWS_V1
+        plain = kind in (ev.WRITE_ROWS_V1, ev.DELETE_ROWS_V1) or update
+        size = len(head) + (len(table.bitmap) if update else 0)
+        if plain and payload[start : start + size] == (head + table.bitmap if update else head):
+            data, first, last = payload, start + size, end
+            what = KINDS[kind]
+        else:
+            event = parse_rows(kind, payload[at + ev.HEADER_SIZE : end])
+            bitmaps = [b for b in (event.before, event.after) if b is not None]
+            if event.width != len(table.layout.table_map.columns) or any(b != table.bitmap for b in bitmaps):
+                self._partial(net)
+                return
+            data, first, last, what, flags = event.data, 0, len(event.data), event.kind, event.flags
+        ends = image_ends(table.layout, data, first, last)
+        if flags & NO_CHECK_CONSTRAINT_CHECKS:
+            net.unchecked = True
+        changes: list[tuple[bytes | None, bytes | None]]
+        if what == "update":
+            if len(ends) & 1:
+                raise table.layout.damaged()
+            images = _images(data, first, ends)
+            changes = list(zip(images[::2], images[1::2], strict=True))
+            spread = table.spread_update
+            if spread is not None and not flags & NO_FOREIGN_KEY_CHECKS:
+                same = map(spread, images[::2]), map(spread, images[1::2])
+                if any(a != b for a, b in zip(*same, strict=True)):
+                    self._cascade(net, "changes")
+        elif what == "insert":
+            changes = [(None, data[first:last])] if len(ends) == 1 else [(None, i) for i in _images(data, first, ends)]
+        else:
+            changes = [(data[first:last], None)] if len(ends) == 1 else [(i, None) for i in _images(data, first, ends)]
+            if table.spread_delete and not flags & NO_FOREIGN_KEY_CHECKS:
+                self._cascade(net, "deletes")
+        if self.too_large:
+            return
+        before = net.size
+        try:
+            net.add(changes)
+        except FormatError as error:
+            if error.code != "chain-broken":
+                raise
+            self._broken(net, error)
+        self._most -= net.size - before
+        if self._most < 0:
+            self._give_up()
+
+    def _table(self, table_map: TableMap) -> _Table:
+        columns = len(table_map.columns)
+        bitmap = ((1 << columns) - 1).to_bytes((columns + 7) >> 3, "little")
+        layout = layout_of(table_map, bitmap)
+        net = self._net(table_map, layout)
+        spread_delete, spread_update = False, None
+        if net is not None:
+            definition = self.definitions[table_map.key]
+            spread_delete = any(r.on_delete in _SPREADS for r in definition.referenced_by)
+            if any(r.on_update in _SPREADS for r in definition.referenced_by):
+                spread_update = column_slicer(layout, net.referenced)
+        made = _Table(net, layout, rows_head(0, 1, columns, bitmap, None)[8:], bitmap, spread_delete, spread_update)
+        self._known[table_map] = made
+        return made
+
+    def _net(self, table_map: TableMap, layout: RowLayout) -> NetTable | None:
+        name, text = table_map.key, f"{table_map.schema}.{table_map.table}"
+        if table_map.schema == OWN_SCHEMA:
+            if name == MARKER_TABLE:
+                self._find("rollback-step", "", lambda n, _: Problem(
+                    "rollback-step", f"step {n} is itself a rollback's and cannot be undone by its rows",
+                    "plan a way to a state on the timeline instead"))  # fmt: skip
+            return None
+        if table_map.is_sequence:
+            self.sequences.add(name)
+            return None
+        had = self.tables.get(name)
+        if had is not None:
+            if core_of(had.table_map) != core_of(table_map):
+                self._find("layout-changed", text, lambda n, _: Problem(
+                    "layout-changed", f"from step {n} on, {text} is laid out differently, without DDL in the log",
+                    "roll back no further than to this step"))  # fmt: skip
+                return None
+            return had
+        definition = self._definition(name)
+        problem = _unfit(name, text, definition, table_map)
+        if problem is not None or definition is None:
+            if problem is not None:
+                self._find(problem.code, text, lambda n, _: Problem(
+                    problem.code, problem.message.replace("{step}", f"step {n}"), problem.hint))  # fmt: skip
+            return None
+        self.definitions[name] = definition
+        key = definition.indexes(definition.key[1]) if definition.key else ()
+        split = {c for names in definition.unique_keys.values() for c in names}
+        split |= {c for fk in definition.foreign_keys for c in fk.columns}
+        referenced = _referenced(definition, self._definition)
+        net = self.tables[name] = NetTable(
+            table_map, layout, key, tuple(sorted(set(definition.indexes(split)) - set(key))), referenced
+        )
+        return net
+
+    # -- what is in the way ---------------------------------------------------------------------------------------
+
+    def _other(self, kind: int, body: bytes) -> None:
+        if kind in (ev.QUERY, ev.QUERY_COMPRESSED):
+            query = ev.parse_query(body, kind)
+            if query.sql not in (b"BEGIN", b"COMMIT"):
+                self._query(query)
+        elif kind == ev.XA_PREPARE:
+            self._xa()
+        elif kind == ev.INCIDENT:
+            self._find("incident", "", lambda n, _: Problem(
+                "incident", f"at step {n} the source itself lost events: what happened there is not in the log",
+                "roll back no further than to this step"))  # fmt: skip
+        elif kind in _STATEMENT_EVENTS:
+            self._statement("")
+        elif kind not in (ev.ANNOTATE_ROWS, ev.BINLOG_CHECKPOINT, ev.GTID_LIST, ev.HEARTBEAT, ev.FORMAT_DESCRIPTION):
+            name = ev.event_name(kind)
+            self._find("unsupported-event", name, lambda n, _: Problem(
+                "unsupported-event", f"step {n} holds a {name} event, which this version cannot undo",
+                "roll back no further than to this step"))  # fmt: skip
+
+    def _query(self, query: ev.Query) -> None:
+        what = classify(query.sql)
+        if what in ("neutral", "begin", "commit", "savepoint"):
+            return
+        if what == "rollback":
+            self._find("not-transactional", "", lambda n, _: Problem(
+                "not-transactional", f"step {n} was rolled back but left changes in tables that cannot roll back",
+                "roll back no further than to this step"))  # fmt: skip
+        elif what == "xa":
+            self._xa()
+        elif what == "account":
+            self._account()
+        elif what == "ddl":
+            self._ddl(query)
+        else:
+            self._statement(statement_text(query.sql, 120))
+
+    def _ddl(self, query: ev.Query) -> None:
+        if own_definition(query):
+            return
+        text = statement_text(query.sql, 120)
+        words = text.split()
+        verb = words[0].upper() if words else ""
+        code = {"TRUNCATE": "truncate", "DROP": "drop"}.get(verb, "ddl")
+        self._find(code, text, lambda n, last: Problem(
+            code, f"step {n} is a definition change: {text}",
+            f"roll back to just after it (step {last}), {SCRATCH}"))  # fmt: skip
+
+    def _statement(self, text: str) -> None:
+        self._find("statement-event", "", lambda n, _: Problem(
+            "statement-event", f"step {n} was logged as a statement, not as rows" + (f": {text}" if text else ""),
+            f"roll back to just after it (step {n}); set binlog_format=ROW on the source"))  # fmt: skip
+
+    def _account(self) -> None:
+        self._find("account-statement", "", lambda n, _: Problem(
+            "account-statement", f"step {n} changes accounts or privileges, which a rollback does not undo",
+            f"roll back to just after it (step {n}), and change accounts by hand"))  # fmt: skip
+
+    def _xa(self) -> None:
+        self._find("xa", "", lambda n, _: Problem(
+            "xa", f"step {n} belongs to an XA transaction, which this version does not undo",
+            f"roll back to just after it (step {n})"))  # fmt: skip
+
+    def _partial(self, net: NetTable) -> None:
+        text = f"{net.table_map.schema}.{net.table_map.table}"
+        self._find("partial-image", text, lambda n, _: Problem(
+            "partial-image", f"step {n} logged rows of {text} without all of their columns",
+            f"roll back to just after it (step {n}); set binlog_row_image=FULL on the source"))  # fmt: skip
+
+    def _cascade(self, net: NetTable, verb: str) -> None:
+        text = f"{net.table_map.schema}.{net.table_map.table}"
+        children = ", ".join(
+            f"{r.schema}.{r.table}" for r in self.definitions[net.table_map.key].referenced_by
+            if (r.on_delete if verb == "deletes" else r.on_update) in _SPREADS
+        )  # fmt: skip
+        self._find("cascade", f"{text} {verb}", lambda n, _: Problem(
+            "cascade", f"step {n} {verb} rows of {text}, and a foreign key carries that on to {children}: "
+            "the log does not hold what it did there",
+            f"roll back to just after it (step {n}), {SCRATCH}"))  # fmt: skip
+
+    def _broken(self, net: NetTable, error: FormatError) -> None:
+        text = f"{net.table_map.schema}.{net.table_map.table}"
+        self._find("chain-broken", text, lambda n, _: Problem(
+            "chain-broken", f"at step {n}: {error.message}", error.hint))  # fmt: skip
+
+    def _give_up(self) -> None:
+        self.too_large = True
+        self._find("plan-too-large", "", lambda n, _: Problem(
+            "plan-too-large", f"the rows to be changed need more memory than a plan may take (reached at step {n})",
+            "roll back in several plans, or raise agent.plan_memory_mb"))  # fmt: skip
+        for net in self.tables.values():
+            net.clear()
+
+
+_OWN: Final = re.compile(
+    rb"\s*(?:CREATE|DROP|ALTER)\s+(?:(?:DATABASE|SCHEMA)\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?`?holdfast`?(?![\w$])"
+    rb"|TABLE\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?`?holdfast`?\s*\.\s*`?\w+`?(?!\s*,))",
+    re.IGNORECASE,
+)
+
+
+def own_definition(query: ev.Query) -> bool:
+    """Whether this DDL is of Holdfast's own schema and nothing else: no barrier. (Ours always names the schema.)"""
+    return _OWN.match(query.sql) is not None
+
+
+def _images(data: bytes, start: int, ends: list[int]) -> list[bytes]:
+    out = []
+    for end in ends:
+        out.append(data[start:end])
+        start = end
+    return out
+
+
+def _referenced(definition: Definition, look_up: Callable[[TableName], Definition | None]) -> tuple[int, ...]:
+    """The columns that foreign keys of other tables (or its own) point at."""
+    names: set[str] = set()
+    for reference in definition.referenced_by:
+        child = look_up((reference.schema, reference.table))
+        for fk in child.foreign_keys if child is not None else ():
+            if fk.name == reference.constraint:
+                names.update(fk.references)
+    return tuple(sorted(definition.indexes(names)))
+
+
+def _unfit(name: TableName, text: str, definition: Definition | None, table_map: TableMap) -> Problem | None:
+    """Why rows of this table cannot be undone. `{step}` in the message stands for the step."""
+    if name[0] in SYSTEM_SCHEMAS:
+        return Problem(
+            "system-schema", f"{{step}} changes {text}, a table of the server itself", "roll back to just after it"
+        )
+    if definition is None:
+        return Problem(
+            "schema-unknown", f"{{step}} changes {text}, whose definition is not recorded",
+            "the schema topic may be behind: plan again in a moment",
+        )  # fmt: skip
+    if definition.engine not in ENGINES:
+        return Problem(
+            "not-transactional", f"{{step}} changes {text}, whose engine {definition.engine} cannot roll back safely",
+            "roll back to just after it; ALTER TABLE … ENGINE=InnoDB makes later steps undoable",
+        )  # fmt: skip
+    if definition.system_versioned:
+        return Problem(
+            "system-versioned", f"{{step}} changes {text}, which keeps its own history (system versioning)",
+            "read the earlier rows with FOR SYSTEM_TIME AS OF",
+        )  # fmt: skip
+    names = tuple(c.name for c in table_map.columns)
+    recorded = tuple(c.name for c in definition.columns)
+    if len(names) != len(recorded) or (table_map.named and names != recorded):
+        return Problem(
+            "schema-differs", f"{{step}} wrote {text} with other columns than are recorded for it",
+            "the definition was changed without the log (sql_log_bin=0), or the schema topic is behind: plan again",
+        )  # fmt: skip
+    return None

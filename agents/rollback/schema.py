@@ -1,0 +1,156 @@
+"""Table definitions as a plan needs them: parsed from `schema.<source>`, never read from the live source.
+
+Knows the canonical JSON of docs/design.md ("Granules, schema, rollbacks"). What the definitions are compared with later
+(the live ones, once the tables are held) is the target's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from streams.events import SchemaRecorded, TableDefinition
+
+TableName = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnDefinition:
+    """`generated`: None, `stored` or `virtual`; `charset`: None for what is not text."""
+
+    name: str
+    type: str
+    nullable: bool
+    generated: str | None
+    charset: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """`columns` of a child point at `references` of table (`schema`, `table`), in this order."""
+
+    name: str
+    columns: tuple[str, ...]
+    schema: str
+    table: str
+    references: tuple[str, ...]
+    on_delete: str
+    on_update: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A child's foreign key, seen from the parent."""
+
+    schema: str
+    table: str
+    constraint: str
+    on_delete: str
+    on_update: str
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One table. `key`: the name and columns of what a row is found by — the primary key, else the first unique key
+    (by name) without nullable columns; None without one."""
+
+    schema: str
+    table: str
+    engine: str
+    columns: tuple[ColumnDefinition, ...]
+    primary_key: tuple[str, ...]
+    unique_keys: Mapping[str, tuple[str, ...]]
+    foreign_keys: tuple[ForeignKey, ...]
+    referenced_by: tuple[Reference, ...]
+    triggers: tuple[str, ...]
+    system_versioned: bool
+    fingerprint: bytes = field(repr=False)
+    key: tuple[str, tuple[str, ...]] | None = None
+
+    @property
+    def name(self) -> TableName:
+        return (self.schema, self.table)
+
+    @property
+    def text(self) -> str:
+        return f"{self.schema}.{self.table}"
+
+    def indexes(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Where columns stand in the table."""
+        places = {c.name: i for i, c in enumerate(self.columns)}
+        return tuple(places[n] for n in names)
+
+
+def parse_definition(recorded: TableDefinition) -> Definition:
+    """Raises `ValueError` or `KeyError` when the JSON is not canonical."""
+    raw: dict[str, Any] = json.loads(recorded.definition)
+    columns = tuple(
+        ColumnDefinition(c["name"], c["type"], c["nullable"], c["generated"], c["charset"]) for c in raw["columns"]
+    )
+    unique = {name: tuple(names) for name, names in sorted(raw["unique_keys"].items())}
+    return Definition(
+        schema=recorded.schema,
+        table=recorded.table,
+        engine=raw["engine"] or "",
+        columns=columns,
+        primary_key=tuple(raw["primary_key"]),
+        unique_keys=unique,
+        foreign_keys=tuple(
+            ForeignKey(
+                name,
+                tuple(fk["columns"]),
+                fk["schema"],
+                fk["table"],
+                tuple(fk["references"]),
+                fk["on_delete"],
+                fk["on_update"],
+            )
+            for name, fk in sorted(raw["foreign_keys"].items())
+        ),
+        referenced_by=tuple(Reference(*entry) for entry in raw["referenced_by"]),
+        triggers=tuple(sorted(raw["triggers"])),
+        system_versioned=raw["system_versioned"],
+        fingerprint=recorded.fingerprint,
+        key=_key(tuple(raw["primary_key"]), unique, columns),
+    )
+
+
+def _key(
+    primary: tuple[str, ...], unique: Mapping[str, tuple[str, ...]], columns: tuple[ColumnDefinition, ...]
+) -> tuple[str, tuple[str, ...]] | None:
+    if primary:
+        return ("PRIMARY", primary)
+    # A virtual column has no place of its own in the row, so nothing is looked up by it.
+    usable = {c.name for c in columns if not c.nullable and c.generated != "virtual"}
+    return next(((name, names) for name, names in unique.items() if usable.issuperset(names)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """All tables of a source as of some step. `version` identifies it (`SchemaRecorded.version`); empty: unknown."""
+
+    tables: Mapping[TableName, TableDefinition]
+    version: bytes = b""
+
+    def get(self, name: TableName) -> Definition | None:
+        recorded = self.tables.get(name)
+        return None if recorded is None else parse_definition(recorded)
+
+
+def schema_at(events: Iterable[SchemaRecorded], ordinal: int) -> Schema:
+    """The schema after step `ordinal`, from the events of one lineage in the order of the topic."""
+    tables: dict[TableName, TableDefinition] = {}
+    version = b""
+    for event in events:
+        if event.ordinal > ordinal:
+            continue
+        if event.full:
+            tables = {}
+        for name in event.dropped:
+            schema, _, table = name.partition(".")
+            tables.pop((schema, table), None)
+        tables.update({(t.schema, t.table): t for t in event.tables})
+        version = event.version
+    return Schema(tables, version)

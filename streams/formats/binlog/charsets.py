@@ -59,26 +59,76 @@ _UCA1400: Final = ("utf8mb3", "utf8mb4", "ucs2", "utf16", "utf32")
 _NOPAD: Final = 1024  # MariaDB: the NO PAD twin of a collation
 
 _CODECS: Final[dict[str, str]] = {
-    "ascii": "ascii", "big5": "big5", "cp1250": "cp1250", "cp1251": "cp1251", "cp1256": "cp1256", "cp1257": "cp1257",
-    "cp850": "cp850", "cp852": "cp852", "cp866": "cp866", "cp932": "cp932", "eucjpms": "euc_jp", "euckr": "euc_kr",
-    "gb18030": "gb18030", "gb2312": "gb2312", "gbk": "gbk", "greek": "iso8859_7", "hebrew": "iso8859_8",
-    "hp8": "hp_roman8", "koi8r": "koi8_r", "koi8u": "koi8_u", "latin2": "iso8859_2", "latin5": "iso8859_9",
-    "latin7": "iso8859_13", "macce": "mac_latin2", "macroman": "mac_roman", "sjis": "shift_jis", "tis620": "tis_620",
-    "ucs2": "utf-16-be", "ujis": "euc_jp", "utf16": "utf-16-be", "utf16le": "utf-16-le", "utf32": "utf-32-be",
-    "utf8mb3": "utf-8", "utf8mb4": "utf-8",
+    "ascii": "ascii",
+    "big5": "big5",
+    "cp1250": "cp1250",
+    "cp1251": "cp1251",
+    "cp1256": "cp1256",
+    "cp1257": "cp1257",
+    "cp850": "cp850",
+    "cp852": "cp852",
+    "cp866": "cp866",
+    "cp932": "cp932",
+    "eucjpms": "euc_jp",
+    "euckr": "euc_kr",
+    "gb18030": "gb18030",
+    "gb2312": "gb2312",
+    "gbk": "gbk",
+    "greek": "iso8859_7",
+    "hebrew": "iso8859_8",
+    "hp8": "hp_roman8",
+    "koi8r": "koi8_r",
+    "koi8u": "koi8_u",
+    "latin2": "iso8859_2",
+    "latin5": "iso8859_9",
+    "latin7": "iso8859_13",
+    "macce": "mac_latin2",
+    "macroman": "mac_roman",
+    "sjis": "shift_jis",
+    "tis620": "tis_620",
+    "ucs2": "utf-16-be",
+    "ujis": "euc_jp",
+    "utf16": "utf-16-be",
+    "utf16le": "utf-16-le",
+    "utf32": "utf-32-be",
+    "utf8mb3": "utf-8",
+    "utf8mb4": "utf-8",
 }
 
 UNICODE: Final = frozenset({"utf8mb3", "utf8mb4", "ucs2", "utf16", "utf16le", "utf32"})
 UTF8: Final = frozenset({"utf8mb3", "utf8mb4", "ascii"})
 # Character sets in which ASCII text is not the same bytes.
 WIDE: Final = frozenset({"ucs2", "utf16", "utf16le", "utf32"})
+BYTES_PER_CHARACTER: Final[dict[str, int]] = {
+    **dict.fromkeys(("big5", "cp932", "euckr", "gb2312", "gbk", "sjis", "ucs2"), 2),
+    **dict.fromkeys(("eucjpms", "ujis", "utf8mb3"), 3),
+    **dict.fromkeys(("gb18030", "utf16", "utf16le", "utf32", "utf8mb4"), 4),
+}
+"""The most that one character takes; 1 where the character set is not named."""
 _NOT_ASCII: Final = WIDE | {"swe7"}
 
 # Those that Python's codec and the server map to Unicode alike (every character compared on MariaDB 10.11): text in them
 # may be written as a utf8mb4 literal, and converts to the same bytes.
 SAME_AS_SERVER: Final = UNICODE | {
-    "ascii", "cp1250", "cp1251", "cp1257", "cp850", "cp852", "cp932", "euckr", "gb2312", "gbk", "hp8", "koi8r",
-    "latin1", "latin2", "latin5", "latin7", "macce", "macroman", "tis620",
+    "ascii",
+    "cp1250",
+    "cp1251",
+    "cp1257",
+    "cp850",
+    "cp852",
+    "cp932",
+    "euckr",
+    "gb2312",
+    "gbk",
+    "hp8",
+    "koi8r",
+    "latin1",
+    "latin2",
+    "latin5",
+    "latin7",
+    "macce",
+    "macroman",
+    "tis620",
 }
 
 # The server's latin1 is Windows-1252 with its five holes filled by the control characters of the same number.

@@ -66,7 +66,8 @@ DELETE_ROWS_COMPRESSED: Final = 171
 
 # Read off the constants above, from QUERY on.
 EVENT_NAMES: Final[dict[int, str]] = {
-    value: name for name, value in list(globals().items())
+    value: name
+    for name, value in list(globals().items())
     if name.isupper() and isinstance(value, int) and name not in ("HEADER_SIZE", "CHECKSUM_SIZE")
 }
 
@@ -219,7 +220,23 @@ class GtidList:
 # Status variables of a query event (Q_*): code -> fixed size, or None for those measured while parsing.
 _Q_FLAGS2, _Q_SQL_MODE, _Q_CHARSET, _Q_TIME_ZONE, _Q_MICROSECONDS, _Q_HRNOW = 0, 1, 4, 5, 13, 128
 _STATUS_SIZES: Final[dict[int, int]] = {
-    0: 4, 1: 8, 3: 4, 4: 6, 7: 2, 8: 2, 9: 8, 10: 4, 13: 3, 16: 1, 17: 8, 18: 2, 19: 1, 20: 1, 128: 3, 129: 8, 130: 2,
+    0: 4,
+    1: 8,
+    3: 4,
+    4: 6,
+    7: 2,
+    8: 2,
+    9: 8,
+    10: 4,
+    13: 3,
+    16: 1,
+    17: 8,
+    18: 2,
+    19: 1,
+    20: 1,
+    128: 3,
+    129: 8,
+    130: 2,
 }
 
 
@@ -323,7 +340,8 @@ def iter_events(buffer: Buffer, checksum: bool, offset: int = 0) -> Iterator[Eve
             raise FormatError("bad-length", f"{event_name(kind)} at byte {offset} claims {length} bytes")
         if stop > end:
             raise FormatError(
-                "truncated", f"{event_name(kind)} at byte {offset} is cut off: {length} bytes, {end - offset} there",
+                "truncated",
+                f"{event_name(kind)} at byte {offset} is cut off: {length} bytes, {end - offset} there",
                 WHOLE_EVENTS_HINT,
             )
         body = view[offset + HEADER_SIZE : stop if kind == FORMAT_DESCRIPTION else stop - trailer]
@@ -354,7 +372,8 @@ def verify_checksums(buffer: Buffer) -> int:
     for event in iter_events(view, checksum=True):
         if not checksum_matches(view[event.offset : event.offset + event.length]):
             raise FormatError(
-                "bad-checksum", f"the CRC32 of {event_name(event.type)} at byte {event.offset} is wrong",
+                "bad-checksum",
+                f"the CRC32 of {event_name(event.type)} at byte {event.offset} is wrong",
                 "the event was damaged at the source, in transit or in the log: compare the record's digest",
             )
         count += 1
@@ -390,8 +409,12 @@ def _format_description(raw: bytes) -> FormatDescription:
         if checksum not in (CHECKSUM_NONE, CHECKSUM_CRC32):
             raise FormatError("unsupported-event", f"the log uses checksum algorithm {checksum}, which is not known")
     return FormatDescription(
-        binlog_version=_u16.unpack_from(raw, 19)[0], server_version=version, created=_u32.unpack_from(raw, 71)[0],
-        post_header_lengths=raw[76:end], checksum=checksum, raw=raw,
+        binlog_version=_u16.unpack_from(raw, 19)[0],
+        server_version=version,
+        created=_u32.unpack_from(raw, 71)[0],
+        post_header_lengths=raw[76:end],
+        checksum=checksum,
+        raw=raw,
     )
 
 

@@ -73,10 +73,21 @@ _OPPOSITE: Final[dict[Kind, Kind]] = {"insert": "delete", "update": "update", "d
 _INVERSE: Final[dict[int, Kind]] = {kind: _OPPOSITE[name] for kind, name in KINDS.items()}
 _PLAIN: Final = frozenset(ROWS_TYPES[1].values())
 _header = Struct("<IBIIIH")
-_HARMLESS: Final = frozenset({
-    ev.XID, ev.GTID, ev.MYSQL_GTID, ev.MYSQL_ANONYMOUS_GTID, ev.ANNOTATE_ROWS, ev.BINLOG_CHECKPOINT, ev.GTID_LIST,
-    ev.ROTATE, ev.FORMAT_DESCRIPTION, ev.HEARTBEAT, ev.STOP,
-})
+_HARMLESS: Final = frozenset(
+    {
+        ev.XID,
+        ev.GTID,
+        ev.MYSQL_GTID,
+        ev.MYSQL_ANONYMOUS_GTID,
+        ev.ANNOTATE_ROWS,
+        ev.BINLOG_CHECKPOINT,
+        ev.GTID_LIST,
+        ev.ROTATE,
+        ev.FORMAT_DESCRIPTION,
+        ev.HEARTBEAT,
+        ev.STOP,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +153,8 @@ class _Reader:
         table_map = table_map_of(content, mariadb)
         if table_map.schema in SYSTEM_SCHEMAS:
             raise FormatError(
-                "system-schema", f"a step changes {table_map.schema}.{table_map.table}, a table of the server itself",
+                "system-schema",
+                f"a step changes {table_map.schema}.{table_map.table}, a table of the server itself",
                 "such steps are never inverted: choose a range without them",
             )
         target: _Target | None = None
@@ -173,7 +185,8 @@ class _Reader:
             stop = at + length
             if length < least or stop > end:
                 raise FormatError(
-                    "truncated", f"{event_name(kind)} at byte {at} claims {length} bytes, {end - at} are there",
+                    "truncated",
+                    f"{event_name(kind)} at byte {at} claims {length} bytes, {end - at} are there",
                     WHOLE_EVENTS_HINT,
                 )
             if kind in KINDS:
@@ -267,7 +280,8 @@ def _refuse(kind: int, body: bytes) -> None:
         if what in ("begin", "commit", "savepoint", "neutral"):
             return
         raise FormatError(
-            "not-invertible", f"a step holds a statement ({what}), not only rows",
+            "not-invertible",
+            f"a step holds a statement ({what}), not only rows",
             "choose a range without it, or restore from a base",
         )
     raise FormatError(
@@ -409,7 +423,8 @@ def binlog_fragments(fde: Fde | None, batches: Iterable[NativeBatch]) -> tuple[b
     text = _base64(fde, batches)
     half = len(text) // 2
     return (
-        b"SET @holdfast_1='" + text[:half] + b"'", b"SET @holdfast_2='" + text[half:] + b"'",
+        b"SET @holdfast_1='" + text[:half] + b"'",
+        b"SET @holdfast_2='" + text[half:] + b"'",
         b"BINLOG @holdfast_1, @holdfast_2",
     )
 

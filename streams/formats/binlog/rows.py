@@ -30,17 +30,30 @@ COMPLETE_ROWS: Final = 0x08
 NO_CHECK_CONSTRAINT_CHECKS: Final = 0x80
 
 KINDS: Final[dict[int, Kind]] = {
-    ev.WRITE_ROWS_V1: "insert", ev.UPDATE_ROWS_V1: "update", ev.DELETE_ROWS_V1: "delete",
-    ev.WRITE_ROWS: "insert", ev.UPDATE_ROWS: "update", ev.DELETE_ROWS: "delete",
-    ev.WRITE_ROWS_COMPRESSED_V1: "insert", ev.UPDATE_ROWS_COMPRESSED_V1: "update",
-    ev.DELETE_ROWS_COMPRESSED_V1: "delete", ev.WRITE_ROWS_COMPRESSED: "insert", ev.UPDATE_ROWS_COMPRESSED: "update",
+    ev.WRITE_ROWS_V1: "insert",
+    ev.UPDATE_ROWS_V1: "update",
+    ev.DELETE_ROWS_V1: "delete",
+    ev.WRITE_ROWS: "insert",
+    ev.UPDATE_ROWS: "update",
+    ev.DELETE_ROWS: "delete",
+    ev.WRITE_ROWS_COMPRESSED_V1: "insert",
+    ev.UPDATE_ROWS_COMPRESSED_V1: "update",
+    ev.DELETE_ROWS_COMPRESSED_V1: "delete",
+    ev.WRITE_ROWS_COMPRESSED: "insert",
+    ev.UPDATE_ROWS_COMPRESSED: "update",
     ev.DELETE_ROWS_COMPRESSED: "delete",
 }
 COMPRESSED: Final = frozenset(range(ev.WRITE_ROWS_COMPRESSED_V1, ev.DELETE_ROWS_COMPRESSED + 1))
-VERSION_2: Final = frozenset({
-    ev.WRITE_ROWS, ev.UPDATE_ROWS, ev.DELETE_ROWS, ev.WRITE_ROWS_COMPRESSED, ev.UPDATE_ROWS_COMPRESSED,
-    ev.DELETE_ROWS_COMPRESSED,
-})
+VERSION_2: Final = frozenset(
+    {
+        ev.WRITE_ROWS,
+        ev.UPDATE_ROWS,
+        ev.DELETE_ROWS,
+        ev.WRITE_ROWS_COMPRESSED,
+        ev.UPDATE_ROWS_COMPRESSED,
+        ev.DELETE_ROWS_COMPRESSED,
+    }
+)
 UPDATES: Final = frozenset(kind for kind, name in KINDS.items() if name == "update")
 
 Program = tuple[tuple[tuple[int, int], ...], int]
@@ -128,7 +141,8 @@ def parse_rows(event_type: int, body: Buffer) -> RowsEvent:
 
 def unsupported_rows(event_type: int) -> FormatError:
     return FormatError(
-        "unsupported-event", f"{event_name(event_type)} events are not read by this version",
+        "unsupported-event",
+        f"{event_name(event_type)} events are not read by this version",
         "on MySQL set binlog_transaction_compression=OFF and binlog_row_value_options=''",
     )
 
@@ -208,7 +222,11 @@ def _compile(table_map: TableMap, bitmap: bytes) -> RowLayout:
     variable = any(width or columns[index].nullable for index, (_, width) in zip(present, sizes, strict=True))
     unused = ((1 << 8 * null_bytes) - 1) >> len(present) << len(present)
     return RowLayout(
-        table_map, present, sizes, null_bytes, None if variable else null_bytes + sum(size for size, _ in sizes),
+        table_map,
+        present,
+        sizes,
+        null_bytes,
+        None if variable else null_bytes + sum(size for size, _ in sizes),
         unused.to_bytes(null_bytes, "little"),
     )
 

@@ -27,13 +27,30 @@ SQL_PREAMBLE: Final = (
     "SET sql_mode = 'STRICT_ALL_TABLES,ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO';\n"
 )
 
-_ESCAPES: Final = str.maketrans({
-    "'": "''", "\\": "\\\\", "\0": "\\0", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\x1a": "\\Z",
-})
-_CHARACTER: Final = frozenset({
-    t.VARCHAR, t.VAR_STRING, t.STRING, t.BLOB, t.TINY_BLOB, t.MEDIUM_BLOB, t.LONG_BLOB, t.VARCHAR_COMPRESSED,
-    t.BLOB_COMPRESSED,
-})
+_ESCAPES: Final = str.maketrans(
+    {
+        "'": "''",
+        "\\": "\\\\",
+        "\0": "\\0",
+        "\n": "\\n",
+        "\r": "\\r",
+        "\t": "\\t",
+        "\x1a": "\\Z",
+    }
+)
+_CHARACTER: Final = frozenset(
+    {
+        t.VARCHAR,
+        t.VAR_STRING,
+        t.STRING,
+        t.BLOB,
+        t.TINY_BLOB,
+        t.MEDIUM_BLOB,
+        t.LONG_BLOB,
+        t.VARCHAR_COMPRESSED,
+        t.BLOB_COMPRESSED,
+    }
+)
 _OPPOSITE: Final[dict[Kind, Kind]] = {"insert": "delete", "update": "update", "delete": "insert"}
 
 
@@ -84,12 +101,14 @@ def _named(change: Change, values: tuple[Value, ...]) -> list[tuple[Column, Valu
     pairs = list(zip(change.columns, values, strict=True))
     if any(column.name is None for column, _ in pairs):
         raise FormatError(
-            "unknown-table", f"the log does not name the columns of {change.schema}.{change.table}",
+            "unknown-table",
+            f"the log does not name the columns of {change.schema}.{change.table}",
             "set binlog_row_metadata=FULL on the source, or fill the table map in from its schema",
         )
     if any(isinstance(value, Absent) for _, value in pairs):
         raise FormatError(
-            "partial-image", f"a row image of {change.schema}.{change.table} does not hold all columns",
+            "partial-image",
+            f"a row image of {change.schema}.{change.table} does not hold all columns",
             "set binlog_row_image=FULL on the source; steps written before cannot be inverted",
         )
     return pairs
@@ -125,7 +144,8 @@ def literal(value: Value, column: Column) -> str:
         return f"_{value.charset} {_hex(value.raw)}" if value.charset is not None else _hex(value.raw)
     if isinstance(value, JsonBinary):
         raise FormatError(
-            "unknown-type", f"column {column.label} holds MySQL's binary JSON, which this version does not write as SQL",
+            "unknown-type",
+            f"column {column.label} holds MySQL's binary JSON, which this version does not write as SQL",
             "apply the change natively",
         )
     raise FormatError("partial-image", f"column {column.label} is not in the row image")
@@ -134,8 +154,10 @@ def literal(value: Value, column: Column) -> str:
 def _equals(column: Column, value: Value, key: bool) -> str:
     """A condition that is true for exactly this value. Key columns are also compared as they are, for the index."""
     name = quote_name(column.label)
-    if isinstance(value, EnumValue | SetValue):
-        return f"{name} + 0 <=> {value.index if isinstance(value, EnumValue) else value.bits}"
+    if isinstance(value, EnumValue):
+        return f"{name} + 0 <=> {value.index}"
+    if isinstance(value, SetValue):
+        return f"CAST({name} AS UNSIGNED) <=> {value.bits}"  # + 0 makes the 64th member's bit a sign
     if value is None or column.type not in _CHARACTER or isinstance(value, bytes):
         return f"{name} <=> {literal(value, column)}"
     exact = f"BINARY {name} <=> {_bytes_literal(value, column)}"

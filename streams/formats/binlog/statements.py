@@ -11,7 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal
 
-StatementKind = Literal["ddl", "account", "dml", "begin", "commit", "rollback", "savepoint", "xa", "neutral", "other"]
+StatementKind = Literal[
+    "ddl", "account", "dml", "begin", "commit", "rollback", "rollback_to", "savepoint", "xa", "neutral", "other"
+]  # fmt: skip
 
 REDACTED: Final = "(account statement, not shown)"
 
@@ -25,15 +27,50 @@ _QUOTED = {
     ord("`"): re.compile(rb"`(?:[^`]|``)*`?", re.DOTALL),
 }
 
-_DML: Final = frozenset((
-    "INSERT", "UPDATE", "DELETE", "REPLACE", "LOAD", "CALL", "DO", "SELECT", "WITH", "VALUES", "HANDLER", "BINLOG", "(",
-))
-_NEUTRAL: Final = frozenset((
-    "ANALYZE", "OPTIMIZE", "FLUSH", "CHECK", "CHECKSUM", "USE", "SHOW", "EXPLAIN", "DESCRIBE", "KILL",
-))
-_DDL: Final = frozenset((
-    "CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE", "INSTALL", "UNINSTALL", "REPAIR", "COMMENT",
-))
+_DML: Final = frozenset(
+    (
+        "INSERT",
+        "UPDATE",
+        "DELETE",
+        "REPLACE",
+        "LOAD",
+        "CALL",
+        "DO",
+        "SELECT",
+        "WITH",
+        "VALUES",
+        "HANDLER",
+        "BINLOG",
+        "(",
+    )
+)
+_NEUTRAL: Final = frozenset(
+    (
+        "ANALYZE",
+        "OPTIMIZE",
+        "FLUSH",
+        "CHECK",
+        "CHECKSUM",
+        "USE",
+        "SHOW",
+        "EXPLAIN",
+        "DESCRIBE",
+        "KILL",
+    )
+)
+_DDL: Final = frozenset(
+    (
+        "CREATE",
+        "ALTER",
+        "DROP",
+        "RENAME",
+        "TRUNCATE",
+        "INSTALL",
+        "UNINSTALL",
+        "REPAIR",
+        "COMMENT",
+    )
+)
 _ACCOUNT_OBJECTS: Final = frozenset(("USER", "ROLE", "SERVER"))
 
 # Secrets elsewhere than in account statements: bodies of procedures and events, passwords in connection texts.
@@ -81,7 +118,8 @@ def classify(sql: bytes) -> StatementKind:
     """What kind of statement `sql` is, by its first words.
 
     `account` includes servers (`CREATE SERVER` holds a password); `neutral` changes neither rows nor definitions that
-    outlive the session: maintenance, temporary tables, empty text.
+    outlive the session: maintenance, temporary tables, empty text. `rollback_to` (a savepoint) takes back rows that the
+    step holds before it; the server logs it only when a table that cannot roll back was changed in between.
     """
     stream = tokens(sql)
     words = _take(stream, 4)
@@ -108,7 +146,7 @@ def _kind_of(words: list[str], rest: Iterator[str]) -> StatementKind:
         kinds: dict[str, StatementKind] = {"COMMIT": "commit", "XA": "xa", "START": "begin", "BEGIN": "begin"}
         return kinds.get(first, "savepoint")
     if first == "ROLLBACK":
-        return "savepoint" if "TO" in (second, words[2] if len(words) > 2 else "") else "rollback"
+        return "rollback_to" if "TO" in (second, words[2] if len(words) > 2 else "") else "rollback"
     if first in ("GRANT", "REVOKE", "CHANGE"):
         return "account"
     if first == "SET":

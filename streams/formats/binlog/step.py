@@ -58,9 +58,17 @@ MARKER_TABLE: Final = (OWN_SCHEMA, "marker")
 TableMaps = dict[bytes, TableMap]
 
 # Events that belong to a DML statement logged as text.
-_STATEMENT_PARTS: Final = frozenset({
-    ev.INTVAR, ev.RAND, ev.USER_VAR, ev.APPEND_BLOCK, ev.DELETE_FILE, ev.BEGIN_LOAD_QUERY, ev.EXECUTE_LOAD_QUERY,
-})
+_STATEMENT_PARTS: Final = frozenset(
+    {
+        ev.INTVAR,
+        ev.RAND,
+        ev.USER_VAR,
+        ev.APPEND_BLOCK,
+        ev.DELETE_FILE,
+        ev.BEGIN_LOAD_QUERY,
+        ev.EXECUTE_LOAD_QUERY,
+    }
+)
 _UNSUPPORTED: Final = frozenset({ev.PARTIAL_UPDATE_ROWS, ev.TRANSACTION_PAYLOAD})
 # The server closes a statement whose last table was filtered away with a rows event for no table.
 NO_TABLE: Final = frozenset({b"\xff\xff\xff\0\0\0", b"\xff" * 6})
@@ -82,7 +90,7 @@ class StepSummary:
     """What a step does, without its values.
 
     - `kind`: the worst of what is in it: `incident` (the server lost events), `xa` (prepare or outcome of an XA
-      transaction), `rolled_back` (ended in ROLLBACK: only non-transactional tables changed), `account`, `ddl`
+      transaction), `rolled_back` (all of it, or to a savepoint: some of the rows in it do not stand), `account`, `ddl`
       (also with rows: CREATE … SELECT), `statement` (rows changed by a logged statement, or one not recognised),
       `rows`, `empty`.
     - `commit_time`: timestamp of the closing event, seconds since 1970.
@@ -146,8 +154,21 @@ class Summariser:
     """Summarises a step from its fragments: `feed` each in order, then `finish`. One object serves one step."""
 
     __slots__ = (
-        "_complete", "_counts", "_database", "_events", "_fde", "_gtid", "_kinds", "_maps", "_markers", "_partial",
-        "_secret", "_size", "_statements", "_time", "_xid",
+        "_complete",
+        "_counts",
+        "_database",
+        "_events",
+        "_fde",
+        "_gtid",
+        "_kinds",
+        "_maps",
+        "_markers",
+        "_partial",
+        "_secret",
+        "_size",
+        "_statements",
+        "_time",
+        "_xid",
     )
 
     def __init__(self, fde: FormatDescription | Buffer) -> None:
@@ -178,7 +199,8 @@ class Summariser:
             stop = at + length
             if length < least or stop > end:
                 raise FormatError(
-                    "truncated", f"{event_name(kind)} at byte {at} claims {length} bytes, {end - at} are there",
+                    "truncated",
+                    f"{event_name(kind)} at byte {at} claims {length} bytes, {end - at} are there",
                     WHOLE_EVENTS_HINT,
                 )
             seen += 1
@@ -253,7 +275,7 @@ class Summariser:
             self._complete = query.sql == b"COMMIT"
             return
         what = classify(query.sql)
-        if what == "rollback":
+        if what in ("rollback", "rollback_to"):
             self._kinds.add("rolled_back")
         elif what == "ddl":
             self._kinds.add("ddl")
@@ -292,10 +314,22 @@ class Summariser:
             kind = "rows" if changes else "empty"
         gtid = self._gtid
         return StepSummary(
-            gtid.text if gtid is not None else "", kind, self._time, changes, tuple(self._statements), self._database,
-            self._partial, gtid is not None and gtid.transactional, self._secret, self._complete, tuple(self._markers),
-            tuple(keyless) if keyless else _NO_CHANGES, tuple(sequences) if sequences else _NO_CHANGES, self._xid,
-            self._events, self._size,
+            gtid.text if gtid is not None else "",
+            kind,
+            self._time,
+            changes,
+            tuple(self._statements),
+            self._database,
+            self._partial,
+            gtid is not None and gtid.transactional,
+            self._secret,
+            self._complete,
+            tuple(self._markers),
+            tuple(keyless) if keyless else _NO_CHANGES,
+            tuple(sequences) if sequences else _NO_CHANGES,
+            self._xid,
+            self._events,
+            self._size,
         )
 
 
@@ -303,7 +337,8 @@ def no_table_map(kind: int, identity: bytes, at: int) -> FormatError:
     """The error for rows of a table that no map came for; `identity` are the six bytes of its id."""
     number = int.from_bytes(identity, "little")
     return FormatError(
-        "unknown-table", f"{event_name(kind)} at byte {at} names table {number}, but no table map for it came before",
+        "unknown-table",
+        f"{event_name(kind)} at byte {at} names table {number}, but no table map for it came before",
         "give the parser the step from its beginning, or the table maps of the fragments before",
     )
 
@@ -383,10 +418,13 @@ def iter_changes(
                     break
                 left -= 1
             yield Change(
-                schema, table, rows.kind,
+                schema,
+                table,
+                rows.kind,
                 decode_row(before, table_map, rows.before) if before is not None else None,
                 decode_row(after, table_map, rows.after) if after is not None else None,
-                columns, key,
+                columns,
+                key,
             )
 
 

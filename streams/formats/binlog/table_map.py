@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from streams.formats.binlog.charsets import charset_of, decode_text
+from streams.formats.binlog.charsets import BYTES_PER_CHARACTER, charset_of, decode_text
 from streams.formats.binlog.events import Buffer
 from streams.formats.errors import FormatError, only_format_errors
 
@@ -57,11 +57,40 @@ GEOMETRY: Final = 255
 
 _BLOBS: Final = frozenset({TINY_BLOB, MEDIUM_BLOB, LONG_BLOB, BLOB})
 _METADATA_SIZE: Final[dict[int, int]] = {
-    FLOAT: 1, DOUBLE: 1, VARCHAR: 2, VARCHAR_COMPRESSED: 2, BIT: 2, NEWDECIMAL: 2, ENUM: 2, SET: 2, VAR_STRING: 2,
-    STRING: 2, BLOB: 1, TINY_BLOB: 1, MEDIUM_BLOB: 1, LONG_BLOB: 1, BLOB_COMPRESSED: 1, GEOMETRY: 1, JSON: 1,
-    VECTOR: 1, TIMESTAMP2: 1, DATETIME2: 1, TIME2: 1,
-    DECIMAL: 0, TINY: 0, SHORT: 0, LONG: 0, NULL: 0, TIMESTAMP: 0, LONGLONG: 0, INT24: 0, DATE: 0, TIME: 0,
-    DATETIME: 0, YEAR: 0, NEWDATE: 0,
+    FLOAT: 1,
+    DOUBLE: 1,
+    VARCHAR: 2,
+    VARCHAR_COMPRESSED: 2,
+    BIT: 2,
+    NEWDECIMAL: 2,
+    ENUM: 2,
+    SET: 2,
+    VAR_STRING: 2,
+    STRING: 2,
+    BLOB: 1,
+    TINY_BLOB: 1,
+    MEDIUM_BLOB: 1,
+    LONG_BLOB: 1,
+    BLOB_COMPRESSED: 1,
+    GEOMETRY: 1,
+    JSON: 1,
+    VECTOR: 1,
+    TIMESTAMP2: 1,
+    DATETIME2: 1,
+    TIME2: 1,
+    DECIMAL: 0,
+    TINY: 0,
+    SHORT: 0,
+    LONG: 0,
+    NULL: 0,
+    TIMESTAMP: 0,
+    LONGLONG: 0,
+    INT24: 0,
+    DATE: 0,
+    TIME: 0,
+    DATETIME: 0,
+    YEAR: 0,
+    NEWDATE: 0,
 }
 _NUMERIC: Final = frozenset({TINY, SHORT, INT24, LONG, LONGLONG, FLOAT, DOUBLE, DECIMAL, NEWDECIMAL, YEAR})
 _INTEGER_BYTES: Final = {TINY: 1, SHORT: 2, INT24: 3, LONG: 4, LONGLONG: 8}
@@ -74,10 +103,23 @@ _GEOMETRY_TYPE, _PRIMARY_KEY, _PRIMARY_KEY_PREFIX, _ENUM_SET_DEFAULT, _ENUM_SET_
 _VISIBILITY = 12
 
 _GEOMETRY_NAMES: Final = (
-    "geometry", "point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon", "geometrycollection",
+    "geometry",
+    "point",
+    "linestring",
+    "polygon",
+    "multipoint",
+    "multilinestring",
+    "multipolygon",
+    "geometrycollection",
 )
 _SEQUENCE_COLUMNS: Final = (
-    "next_not_cached_value", "minimum_value", "maximum_value", "start_value", "increment", "cache_size", "cycle_option",
+    "next_not_cached_value",
+    "minimum_value",
+    "maximum_value",
+    "start_value",
+    "increment",
+    "cache_size",
+    "cycle_option",
     "cycle_count",
 )
 _MAX_COLUMNS: Final = 4096
@@ -243,8 +285,13 @@ def _parse(raw: bytes, mariadb: bool) -> TableMap:
     optional = _optional_fields(raw, at)
     described, key, prefixes = _describe(columns, optional, mariadb)
     return TableMap(
-        schema.decode("utf-8", "backslashreplace"), table.decode("utf-8", "backslashreplace"), described, key, prefixes,
-        raw, mariadb,
+        schema.decode("utf-8", "backslashreplace"),
+        table.decode("utf-8", "backslashreplace"),
+        described,
+        key,
+        prefixes,
+        raw,
+        mariadb,
     )
 
 
@@ -255,7 +302,8 @@ def _column_metadata(types: bytes, raw: bytes) -> list[tuple[int, int]]:
         size = _METADATA_SIZE.get(kind)
         if size is None:
             raise FormatError(
-                "unknown-type", f"column {index + 1} has type {kind}, which this version does not read",
+                "unknown-type",
+                f"column {index + 1} has type {kind}, which this version does not read",
                 "exclude the table, or upgrade",
             )
         meta.append((raw[at] if size else 0, raw[at + 1] if size == 2 else 0))
@@ -392,8 +440,10 @@ def with_declared(table_map: TableMap, columns: Iterable[Declared], primary_key:
     declared = list(columns)
     if len(declared) != len(table_map.columns):
         raise FormatError(
-            "malformed", f"the log has {len(table_map.columns)} columns for {table_map.schema}.{table_map.table}, "
-            f"the schema {len(declared)}", "the schema is of another version: replay the DDL up to this step",
+            "malformed",
+            f"the log has {len(table_map.columns)} columns for {table_map.schema}.{table_map.table}, "
+            f"the schema {len(declared)}",
+            "the schema is of another version: replay the DDL up to this step",
         )
     filled = tuple(_fill(column, more) for column, more in zip(table_map.columns, declared, strict=True))
     key, prefixes = table_map.primary_key, table_map.primary_key_prefixes
@@ -401,9 +451,7 @@ def with_declared(table_map: TableMap, columns: Iterable[Declared], primary_key:
         places = {column.name: column.index for column in filled}
         key = tuple(places[name] for name in primary_key if name in places)
         prefixes = tuple(0 for _ in key)
-    return dataclasses.replace(
-        table_map, columns=filled, primary_key=key, primary_key_prefixes=prefixes, compiled={}
-    )
+    return dataclasses.replace(table_map, columns=filled, primary_key=key, primary_key_prefixes=prefixes, compiled={})
 
 
 _BINARY_TYPES = ("binary", "varbinary", "blob", "tinyblob", "mediumblob", "longblob", "uuid", "inet4", "inet6")
@@ -446,9 +494,23 @@ def _type_name(column: Column) -> str:
     sign = " unsigned" if column.unsigned and kind != YEAR else ""
     binary = column.charset == "binary"
     simple: Mapping[int, str] = {
-        TINY: "tinyint", SHORT: "smallint", INT24: "mediumint", LONG: "int", LONGLONG: "bigint", FLOAT: "float",
-        DOUBLE: "double", DECIMAL: "decimal", DATE: "date", NEWDATE: "date", YEAR: "year", TIME: "time",
-        DATETIME: "datetime", TIMESTAMP: "timestamp", JSON: "json", VECTOR: "vector", NULL: "null",
+        TINY: "tinyint",
+        SHORT: "smallint",
+        INT24: "mediumint",
+        LONG: "int",
+        LONGLONG: "bigint",
+        FLOAT: "float",
+        DOUBLE: "double",
+        DECIMAL: "decimal",
+        DATE: "date",
+        NEWDATE: "date",
+        YEAR: "year",
+        TIME: "time",
+        DATETIME: "datetime",
+        TIMESTAMP: "timestamp",
+        JSON: "json",
+        VECTOR: "vector",
+        NULL: "null",
     }
     if kind in simple:
         return simple[kind] + sign
@@ -469,7 +531,7 @@ def _type_name(column: Column) -> str:
     if kind in _BLOBS or kind == BLOB_COMPRESSED:
         size = {1: "tiny", 2: "", 3: "medium", 4: "long"}.get(first, "")
         return size + ("text" if column.charset is not None and not binary else "blob")
-    width = {"utf8mb4": 4, "utf8mb3": 3, "ucs2": 2, "utf16": 4, "utf16le": 4, "utf32": 4}.get(column.charset or "", 1)
+    width = BYTES_PER_CHARACTER.get(column.charset or "", 1)
     if kind in (VARCHAR, VARCHAR_COMPRESSED):
         return f"{'varbinary' if binary else 'varchar'}({column.max_bytes // width})"
     return f"{'binary' if binary else 'char'}({column.max_bytes // width})"

@@ -75,8 +75,20 @@ Value = int | float | Decimal | str | bytes | EnumValue | SetValue | Undecoded |
 Decoder = Callable[[bytes, int], tuple[Value, int]]
 
 _FIXED: Final[dict[int, int]] = {
-    t.NULL: 0, t.TINY: 1, t.SHORT: 2, t.INT24: 3, t.LONG: 4, t.LONGLONG: 8, t.FLOAT: 4, t.DOUBLE: 8, t.YEAR: 1,
-    t.DATE: 3, t.NEWDATE: 3, t.TIME: 3, t.DATETIME: 8, t.TIMESTAMP: 4,
+    t.NULL: 0,
+    t.TINY: 1,
+    t.SHORT: 2,
+    t.INT24: 3,
+    t.LONG: 4,
+    t.LONGLONG: 8,
+    t.FLOAT: 4,
+    t.DOUBLE: 8,
+    t.YEAR: 1,
+    t.DATE: 3,
+    t.NEWDATE: 3,
+    t.TIME: 3,
+    t.DATETIME: 8,
+    t.TIMESTAMP: 4,
 }
 _TEMPORAL2: Final[dict[int, int]] = {t.TIMESTAMP2: 4, t.DATETIME2: 5, t.TIME2: 3}
 _DIGIT_BYTES: Final = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
@@ -110,7 +122,8 @@ def size_of(column: Column) -> tuple[int, int]:
             raise damaged(f"column {column.label}")
         return 0, first
     raise FormatError(
-        "unknown-type", f"column {column.label} has type {kind}, which this version does not read",
+        "unknown-type",
+        f"column {column.label} has type {kind}, which this version does not read",
         "exclude the table, or upgrade",
     )
 

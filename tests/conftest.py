@@ -13,6 +13,7 @@ A test that kills a shared server starts it again before it ends; one that share
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,14 @@ import pytest
 from deploy.demo.mariadb import MariaDB
 from streams.settings import Settings
 from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_mariadb
+
+KEPT = ("HOLDFAST_CACHE", "HOLDFAST_TEST_KEEP")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settings_of_this_shell_do_not_count() -> None:
+    for name in [n for n in os.environ if n.startswith("HOLDFAST_") and n not in KEPT]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

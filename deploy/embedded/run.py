@@ -35,7 +35,7 @@ def up(data_dir: Path, choices: Choices, names: Sequence[str] = (), *, detach: b
         _say(f"started by root: servers run as user {stack.user.name}" + _processes_as(stack))
     telling = Telling()
     if not detach:
-        status = Supervisor(stack, names, lambda name, what: _foreground(stack, telling, name, what)).run()
+        status = Supervisor(stack, chosen, lambda name, what: _foreground(stack, telling, name, what)).run()
         return EXIT_FAILED if status else 0
     return _detached(stack, [service.name for service in chosen], telling)
 

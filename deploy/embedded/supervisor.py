@@ -88,12 +88,21 @@ class Watched:
 
 
 class Supervisor:
-    """Runs in the main thread: `run` returns the exit status once everything has ended."""
+    """Runs in the main thread: `run` returns the exit status once everything has ended.
 
-    def __init__(self, stack: Stack, names: Sequence[str] = (), listener: Listener = lambda name, what: None) -> None:
+    `between` is run when the servers are well, before Holdfast's own processes are started.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        chosen: Sequence[Service],
+        listener: Listener = lambda name, what: None,
+        between: Callable[[Stack], None] = before_processes,
+    ) -> None:
         self.stack = stack
-        self.watched = [Watched(service) for service in services(stack, names)]
-        self._tell = listener
+        self.watched = [Watched(service) for service in chosen]
+        self._tell, self._between = listener, between
         self._phase: reports.Phase = "starting"
         self._message, self._hint = "", ""
         self._stopping = False
@@ -138,7 +147,7 @@ class Supervisor:
         if self._stopping:
             return
         if processes:
-            before_processes(self.stack)
+            self._between(self.stack)
             self._bring_up(processes)
 
     def _bring_up(self, group: Sequence[Watched]) -> None:
@@ -336,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         stack = require_ports(open_stack(options.data_dir), options.service)
-        return Supervisor(stack, options.service, tell).run()
+        return Supervisor(stack, services(stack, options.service), tell).run()
     except (DeployError, StreamError) as e:
         tell("", f"failed: {e}")
         return 1

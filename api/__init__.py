@@ -1,1 +1,1 @@
-"""HTTP routes, authentication, and the command line as their client. Knows schemas, streams, projections; never agents."""
+"""HTTP routes, authentication, the command line as their client. Knows schemas, streams, projections; never agents."""

@@ -1,0 +1,1 @@
+"""Who may call what: tokens, roles, the first administrator, and the record of calls."""

@@ -1,0 +1,252 @@
+"""Rollbacks: what a user asks for becomes a target, an agent makes the plan, the plan that was shown is the one that
+runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from api import plans, shapes
+from api.calls import Call, Download, Reply
+from api.commands import ask
+from api.errors import ApiError
+from api.routes.sources import known
+from api.routes.timeline import table_of
+from api.timeline import resolve, rows, targets
+from api.timeline.source import Now, Timeline
+from projections.views import timeline as view
+from projections.views.base import Connection
+from projections.views.timeline import Plan
+from streams.formats.errors import FormatError
+from streams.ids import uuid7
+from streams.paths import Path
+
+_TARGETS = ("steps", "to_time", "to_position", "to_step", "plan")
+_FINAL = ("applied", "abandoned")
+
+
+@dataclass(frozen=True, slots=True)
+class _Goal:
+    """What shall stand, and how the user said it."""
+
+    after: Path
+    text: str
+
+
+def plan(call: Call) -> Reply:
+    body = call.body
+    with call.site.views() as conn:
+        source = known(call, conn)
+        if source.state == "removed":
+            raise ApiError(409, "source-removed", f"source {source.source!r} was removed", "its timeline can be read")
+        timeline = call.site.timelines.of(source.source)
+        now = timeline.now(conn)
+        _check_lineage(source.source, now, body.get("lineage"))
+        goal = _goal(timeline, conn, now, body)
+        found = targets.judge(now.history, goal.after, body["kind"], body["switch_branch"])
+        target = timeline.one(conn, now, found.target) if found.target else None
+    plan_id = uuid7()
+    time_us = target.time_us if target else 0
+    parameters = {
+        "plan": plan_id,
+        "kind": body["kind"],
+        "target": goal.text,
+        "target_ordinal": found.target,
+        "target_time_us": time_us,
+        "lineage": now.lineage,
+        "head_ordinal": now.head,
+        "path_before": targets.ranges(found.before),
+        "path_after": targets.ranges(found.after),
+        "options": {"whole_source": body["options"].get("whole_source", True)},
+    }
+    job = ask(call, "rollback.plan", source.source, parameters)
+    shown = {
+        "text": goal.text,
+        "ordinal": found.target,
+        "time": shapes.time(time_us),
+        "position": target.position if target else "",
+        "lineage": now.lineage,
+        "head": now.head,
+        "path_before": targets.ranges(found.before),
+        "path_after": targets.ranges(found.after),
+        "undo": targets.ranges(found.undo),
+        "redo": targets.ranges(found.redo),
+        "undone_steps": found.undone_steps,
+        "redone_steps": found.redone_steps,
+    }
+    return Reply({"job": job, "plan": plan_id, "target": shown}, status=202, note={"job": job, "planned": plan_id})
+
+
+def _check_lineage(source: str, now: Now, wanted: str | None) -> None:
+    if now.lineage is None or now.head == 0:
+        raise ApiError(
+            409, "nothing-captured", f"nothing of {source} was captured yet", f"`holdfast source show {source}`"
+        )
+    if wanted is not None and wanted != now.lineage:
+        raise ApiError(
+            409,
+            "other-lineage",
+            f"{source} is in lineage {now.lineage} now: a rollback cannot go back beyond its beginning",
+            "name a step of the newest lineage",
+        )
+
+
+def _goal(timeline: Timeline, conn: Connection, now: Now, body: Mapping[str, Any]) -> _Goal:
+    """The one target that the body names. Raises `ApiError` 422."""
+    given = [name for name in _TARGETS if body.get(name) is not None]
+    if len(given) > 1:
+        raise ApiError(422, "targets-clash", f"{' and '.join(given)} are different targets", "give one")
+    forward = body["kind"] == "forward"
+    history = now.history
+    match given[0] if given else "":
+        case "" if not forward:
+            raise ApiError(422, "target-missing", "a rollback needs a target", "steps, to_time, to_position or to_step")
+        case "":
+            return _Goal(targets.forward(history), "forward to before the last rollback")
+        case "steps":
+            steps = body["steps"]
+            plural = "step" if steps == 1 else "steps"
+            if forward:
+                return _Goal(targets.forward(history, steps), f"{steps} {plural} forward")
+            return _Goal(targets.back(history, steps), f"{steps} {plural} back")
+        case "plan" if not forward:
+            raise ApiError(422, "target-invalid", "only a way forward takes a rollback back", "say `kind: forward`")
+        case "plan":
+            return _Goal(targets.before_plan(history, body["plan"]), f"to before rollback {body['plan']}")
+        case "to_step":
+            ordinal = body["to_step"]
+            text = f"to step {ordinal}" if ordinal else "to the baseline"
+            return _Goal(targets.state_after(history, ordinal), text)
+        case "to_time":
+            at_us = shapes.microseconds(body["to_time"])
+            ordinal = resolve.at_time(timeline, conn, now, at_us)
+            return _Goal(targets.state_after(history, ordinal), f"to {shapes.time(at_us)}")
+        case _:
+            position = body["to_position"]
+            ordinal = resolve.at_position(timeline, conn, now, position)
+            return _Goal(targets.state_after(history, ordinal), f"to {position}")
+
+
+def list_all(call: Call) -> Reply:
+    p = call.parameters
+    with call.site.views() as conn:
+        source = known(call, conn).source
+        call.site.catch_up(conn, "timeline", "rollbacks", source)
+        found = view.plans(conn, source=source, before=p["before"], limit=p["limit"])
+    items = [shapes.plan(plans.with_live(call.site.live, row.plan, row) or row) for row in found]
+    return Reply({"items": items, "next": found[-1].plan if len(found) == p["limit"] else None})
+
+
+def show(call: Call) -> Reply:
+    return Reply(shapes.plan(_plan(call)))
+
+
+def _plan(call: Call) -> Plan:
+    with call.site.views() as conn:
+        return plans.plan(call.site.live, conn, call.text("plan"))
+
+
+def preview(call: Call) -> Reply:
+    p = call.parameters
+    found = _plan(call)
+    timeline, definitions = call.site.timelines.of(found.source), call.site.definitions(found.source)
+    try:
+        shown = rows.preview(
+            timeline,
+            definitions,
+            found.lineage or "",
+            found.undo,
+            found.redo,
+            limit=p["limit"],
+            table=table_of(p["table"]),
+        )
+    except FormatError as error:
+        raise ApiError(422, error.code, f"the plan's rows cannot be shown: {error.message}", error.hint) from error
+    body = {"plan": found.plan, "tables": shown.tables, "looked_at": shown.looked_at, "steps": shown.steps}
+    return Reply(body)
+
+
+def sql(call: Call) -> Download:
+    found = _plan(call)
+    touched = [*found.undo, *found.redo]
+    granules: list[view.Granule] = []
+    with call.site.views() as conn:
+        for r in touched:
+            inside = view.granules(
+                conn, found.source, found.lineage or "", before=r.last + 1, limit=r.last - r.first + 1
+            )
+            granules += [g for g in inside if g.last_ordinal >= r.first]
+    granules = sorted(set(granules), key=lambda g: g.first_ordinal)
+    head = [
+        f"Plan {found.plan} of source {found.source}: {found.target}",
+        f"digest {found.digest.hex()}",
+        "",
+        "For review. What `holdfast rollback run` does is the plan itself, behind a guard that compares every row first;",
+        "these statements find rows by their values and pass over what has changed since.",
+    ]
+    timeline, definitions = call.site.timelines.of(found.source), call.site.definitions(found.source)
+    chunks = rows.sql(timeline, definitions, found.lineage or "", found.undo, found.redo, granules, head)
+    return Download(chunks, "application/sql", f"{found.source}-{found.plan}.sql")
+
+
+def run(call: Call) -> Reply:
+    """The digest must be that of the plan as it was shown; obstacles and a plan that was run already are refused here,
+    what only the source shows is found by the agent."""
+    found = _plan(call)
+    if call.body["digest"] != found.digest.hex():
+        raise ApiError(
+            409,
+            "digest-differs",
+            "that is not the digest of this plan: what would run is not what was shown",
+            f"look at it again: `holdfast rollback show {found.plan}`",
+        )
+    _runnable(found)
+    if call.body["dry_run"]:
+        with call.site.views() as conn:
+            now = call.site.timelines.of(found.source).now(conn)
+        _still_now(found, now)
+        return Reply(shapes.plan(found), note={"source": found.source})
+    job = ask(call, "rollback.run", found.source, {"plan": found.plan, "digest": found.digest.hex()})
+    return Reply({"job": job}, status=202, note={"job": job, "source": found.source})
+
+
+def _runnable(found: Plan) -> None:
+    if found.state in _FINAL:
+        raise ApiError(
+            409, f"plan-{found.state}", f"this plan was {found.state} already", f"make another: {_again(found)}"
+        )
+    if found.state not in ("planned", "failed"):
+        raise ApiError(409, "plan-running", f"this plan is {found.state} just now", "`holdfast job list` shows it")
+    if found.obstacles:
+        raise ApiError(
+            409,
+            "plan-not-runnable",
+            f"{len(found.obstacles)} obstacles stand in the way of this plan: {found.obstacles[0].message}",
+            found.obstacles[0].hint,
+            problems=found.obstacles,
+        )
+
+
+def _still_now(found: Plan, now: Now) -> None:
+    """A plan leads from one state; when user steps have come since, it does not lead from here."""
+    before = found.path_before
+    if now.lineage != found.lineage or targets.counted(targets.leads(now.history, before).undo, now.history.own):
+        raise ApiError(
+            409,
+            "plan-outdated",
+            f"{found.source} has moved on since this plan was made",
+            f"make another: {_again(found)}",
+        )
+
+
+def _again(found: Plan) -> str:
+    return f"`holdfast rollback {'forward' if found.kind == 'forward' else 'plan'} {found.source} …`"
+
+
+def abandon(call: Call) -> Reply:
+    found = _plan(call)
+    if found.state in _FINAL:
+        raise ApiError(409, f"plan-{found.state}", f"this plan was {found.state} already")
+    job = ask(call, "rollback.abandon", found.source, {"plan": found.plan})
+    return Reply({"job": job}, status=202, note={"job": job, "source": found.source})

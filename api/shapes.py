@@ -1,0 +1,292 @@
+"""Rows and events as the JSON that `schemas/openapi.yaml` promises. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from projections.views.access import Token
+from projections.views.audit import Call
+from projections.views.catalogue import Source
+from projections.views.dashboard import AgentHealth
+from projections.views.jobs import Job
+from projections.views.timeline import Plan
+from streams.events import FINAL_STATES, Problem, RollbackChanged, RollbackPlanned
+from streams.paths import Path
+from streams.publish import rfc3339
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def time(us: int | None) -> str | None:
+    """RFC 3339, UTC, µs; null for what has no time."""
+    return rfc3339(us) if us else None
+
+
+def microseconds(text: str) -> int:
+    """Of a time that has been checked to be RFC 3339."""
+    moment = datetime.fromisoformat(text.upper())
+    return (moment.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+
+
+def problems(found: Iterable[Problem]) -> list[dict[str, str]]:
+    return [{"code": p.code, "message": p.message, "hint": p.hint} for p in found]
+
+
+def path(ranges: Path) -> list[list[int]]:
+    return [[r.first, r.last] for r in ranges]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """What an event carries as a JSON object in text; empty when it is none."""
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def source(row: Source, agents: Iterable[AgentHealth]) -> dict[str, Any]:
+    return {
+        "name": row.source,
+        "kind": row.kind,
+        "host": row.host,
+        "port": row.port,
+        "tls": row.tls,
+        "accounts": dict(row.accounts),
+        "options": dict(row.options),
+        "state": row.state,
+        "since": time(row.state_us),
+        "by": row.state_by,
+        "defined": time(row.defined_us),
+        "problems": problems(row.problems),
+        "capability": list(row.capability),
+        "server_version": row.server_version,
+        "lineage": row.lineage,
+        "ordinal": row.ordinal,
+        "position": row.position,
+        "baseline": row.baseline,
+        "agents": [
+            {"agent": a.agent, "state": a.state, "at": time(a.at_us), "figures": dict(a.figures)}
+            for a in agents
+            if a.source == row.source
+        ],
+    }
+
+
+def job(row: Job) -> dict[str, Any]:
+    return {
+        "job": row.job,
+        "kind": row.kind,
+        "asset": row.asset,
+        "state": row.state,
+        "message": row.message,
+        "done": row.done,
+        "total": row.total,
+        "unit": row.unit,
+        "problems": problems(row.problems),
+        "result": json_object(row.result),
+        "requester": row.requester,
+        "requested": time(row.requested_us),
+        "since": time(row.state_us or row.requested_us),
+        "by": row.state_by,
+        "final": row.state in FINAL_STATES,
+    }
+
+
+class Change(Protocol):
+    """What `JobChanged` and the read model's row of it have in common."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def at_us(self) -> int: ...
+    @property
+    def by(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def problems(self) -> tuple[Problem, ...]: ...
+    @property
+    def result(self) -> str: ...
+
+
+def requested_job(
+    job: str, kind: str, asset: str, requester: str = "", requested_us: int | None = None
+) -> dict[str, Any]:
+    """A job of which nothing but its command is known."""
+    return {
+        "job": job,
+        "kind": kind,
+        "asset": asset,
+        "state": "requested",
+        "message": "",
+        "done": 0,
+        "total": 0,
+        "unit": "",
+        "problems": [],
+        "result": {},
+        "requester": requester,
+        "requested": time(requested_us),
+        "since": time(requested_us),
+        "by": "",
+        "final": False,
+    }
+
+
+def job_after(before: Mapping[str, Any], change: Change) -> dict[str, Any]:
+    """A job after one more change, as the read model applies it: a final state stays, a warning changes no state."""
+    out = dict(before)
+    if out["final"]:
+        return out
+    if change.state != "warned" or out["state"] == "requested":
+        out["state"] = change.state
+    out |= {"since": time(change.at_us), "by": change.by, "final": change.state in FINAL_STATES}
+    if change.message:
+        out["message"] = change.message
+    if change.done or change.total or change.unit:
+        out |= {"done": change.done, "total": change.total, "unit": change.unit}
+    if change.problems:
+        out["problems"] = problems(change.problems)
+    if change.result:
+        out["result"] = json_object(change.result)
+    return out
+
+
+def plan(row: Plan) -> dict[str, Any]:
+    return {
+        "plan": row.plan,
+        "source": row.source,
+        "lineage": row.lineage,
+        "kind": row.kind,
+        "state": row.state,
+        "since": time(row.state_us or row.planned_us),
+        "by": row.state_by or row.planned_by,
+        "target": row.target,
+        "target_ordinal": row.target_ordinal,
+        "target_time": time(row.target_time_us),
+        "head": row.head_ordinal,
+        "path_before": path(row.path_before),
+        "path_after": path(row.path_after),
+        "undo": path(row.undo),
+        "redo": path(row.redo),
+        "steps": row.steps,
+        "rows": row.rows,
+        "bytes": row.payload_bytes,
+        "tables": [
+            {
+                "schema": t.schema,
+                "table": t.table,
+                "inserts": t.inserts,
+                "updates": t.updates,
+                "deletes": t.deletes,
+                "keyed": t.keyed,
+            }
+            for t in row.tables
+        ],
+        "obstacles": problems(row.obstacles),
+        "warnings": problems(row.warnings),
+        "runnable": row.runnable,
+        "options": json_object(row.options),
+        "estimate_ms": row.estimate_ms,
+        "digest": row.digest.hex(),
+        "planned": time(row.planned_us),
+        "planned_by": row.planned_by,
+        "position": row.position,
+        "ordinal": row.ordinal,
+        "applied_rows": row.applied_rows,
+        "problems": problems(row.problems),
+    }
+
+
+def planned(event: RollbackPlanned) -> Plan:
+    """A plan as its event alone tells it, before anything became of it."""
+    return Plan(
+        plan=event.plan,
+        source=event.source,
+        lineage=event.lineage,
+        kind=event.kind,
+        target=event.target,
+        target_ordinal=event.target_ordinal,
+        target_time_us=event.target_time_us,
+        head_ordinal=event.head_ordinal,
+        path_before=event.path_before,
+        path_after=event.path_after,
+        undo=event.undo,
+        redo=event.redo,
+        steps=event.steps,
+        rows=event.rows,
+        payload_bytes=event.payload_bytes,
+        tables=event.tables,
+        obstacles=event.obstacles,
+        warnings=event.warnings,
+        schema_version=event.schema_version,
+        options=event.options,
+        estimate_ms=event.estimate_ms,
+        digest=event.digest,
+        planned_us=event.planned_us,
+        planned_by=event.by,
+        state="planned",
+        state_us=0,
+        state_by="",
+        read_only_before="",
+        position="",
+        ordinal=0,
+        applied_rows=0,
+        problems=(),
+    )
+
+
+def changed(row: Plan, event: RollbackChanged) -> Plan:
+    """`row` after `event`; once applied it stays applied (`projections.views.plans`)."""
+    if row.state == "applied":
+        return row
+    return replace(
+        row,
+        state=event.state,
+        state_us=event.at_us,
+        state_by=event.by,
+        read_only_before=event.read_only_before or row.read_only_before,
+        position=event.position or row.position,
+        ordinal=event.ordinal or row.ordinal,
+        applied_rows=event.rows or row.applied_rows,
+        problems=event.problems,
+    )
+
+
+def token(row: Token, now_us: int) -> dict[str, Any]:
+    return {
+        "token": row.token,
+        "actor": row.actor,
+        "role": row.role,
+        "issued": time(row.issued_us),
+        "expires": time(row.expires_us),
+        "issued_by": row.issued_by,
+        "revoked": time(row.revoked_us),
+        "revoked_by": row.revoked_by,
+        "usable": row.valid(now_us),
+    }
+
+
+def call(row: Call) -> dict[str, Any]:
+    return {
+        "request": row.request,
+        "at": time(row.at_us),
+        "actor": row.actor,
+        "role": row.role,
+        "token": row.token,
+        "action": row.action,
+        "object": row.object,
+        "outcome": row.outcome,
+        "detail": json_object(row.detail),
+        "remote": row.remote,
+    }

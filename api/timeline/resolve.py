@@ -1,0 +1,133 @@
+"""From a moment or one of the source's own coordinates to a step. Reads the tail, and one granule or a few."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from struct import Struct
+
+from api.errors import ApiError
+from api.shapes import time as time_text
+from api.timeline.source import Now, Timeline
+from projections.views import catalogue
+from projections.views import timeline as view
+from projections.views.base import Connection
+from projections.views.timeline import Granule
+from streams.capture_log import StepFragment
+from streams.formats.binlog import events as ev
+from streams.formats.binlog.events import HEADER_SIZE, parse_gtid
+
+_GTID = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,20})")
+_APART = 200_000
+_header = Struct("<IBIIIH").unpack_from
+
+
+def closing_time(fragment: StepFragment) -> int:
+    """Commit time in µs: the timestamp of the step's last event, which is in its last fragment."""
+    payload = fragment.payload or b""
+    at, seconds = 0, 0
+    while at + HEADER_SIZE <= len(payload):
+        seconds, _, _, size, _, _ = _header(payload, at)
+        if size < HEADER_SIZE:
+            break
+        at += size
+    return int(seconds) * 1_000_000
+
+
+def gtid_of(fragment: StepFragment) -> str:
+    """The GTID of the step whose first fragment this is; empty when it does not begin with one."""
+    payload = fragment.payload or b""
+    if len(payload) < HEADER_SIZE:
+        return ""
+    _, kind, server, size, _, _ = _header(payload, 0)
+    return parse_gtid(kind, server, payload[HEADER_SIZE:size]).text if kind == ev.GTID else ""
+
+
+def at_time(timeline: Timeline, conn: Connection, now: Now, at_us: int) -> int:
+    """The last step, in log order, that was committed at or before a moment; 0 when the baseline was the state then.
+
+    Raises `ApiError` (`time-before-baseline`).
+    """
+    assert now.lineage is not None
+    found = 0
+    for fragment in timeline.fragments(now.lineage, now.closed + 1, now.head, []):
+        if fragment.last and closing_time(fragment) <= at_us:
+            found = fragment.ordinal
+    if found:
+        return found
+    granule = view.granule_at_time(conn, timeline.source, now.lineage, at_us)
+    if granule is not None:
+        for fragment in _of(timeline, now.lineage, granule):
+            if fragment.last and closing_time(fragment) <= at_us:
+                found = fragment.ordinal
+        return found or granule.first_ordinal - 1
+    began = next((x for x in catalogue.lineages(conn, timeline.source) if x.lineage == now.lineage), None)
+    if began is not None and at_us < began.first_us - began.first_us % 1_000_000:
+        raise ApiError(
+            422,
+            "time-before-baseline",
+            f"{timeline.source} is protected since {time_text(began.first_us)}; before that nothing is known",
+            "choose a later moment, or `--to-step 0` for the baseline",
+        )
+    return 0
+
+
+def at_position(timeline: Timeline, conn: Connection, now: Now, text: str) -> int:
+    """The step after which the source stood at `text`: a GTID, or a set of them, one a domain.
+
+    Raises `ApiError` (`position-invalid`, `position-unknown`, `position-not-a-state`).
+    """
+    wanted = [part.strip() for part in text.split(",")]
+    if not all(_GTID.fullmatch(part) for part in wanted):
+        raise ApiError(
+            422,
+            "position-invalid",
+            f"{text!r} is not a GTID",
+            "say it as MariaDB does: domain-server-sequence, 0-1-100",
+        )
+    found = {gtid: _with_gtid(timeline, conn, now, gtid) for gtid in wanted}
+    last = max(found.values())
+    for gtid, ordinal in found.items():
+        if ordinal != last:
+            _newest_of_domain(timeline, now, gtid, ordinal, last)
+    return last
+
+
+def _with_gtid(timeline: Timeline, conn: Connection, now: Now, gtid: str) -> int:
+    assert now.lineage is not None
+    for fragment in timeline.fragments(now.lineage, now.closed + 1, now.head, []):
+        if fragment.number == 0 and gtid_of(fragment) == gtid:
+            return fragment.ordinal
+    for granule in view.granules_with_gtid(conn, timeline.source, now.lineage, gtid):
+        for fragment in _of(timeline, now.lineage, granule):
+            if fragment.number == 0 and gtid_of(fragment) == gtid:
+                return fragment.ordinal
+    raise ApiError(
+        422,
+        "position-unknown",
+        f"no step of {timeline.source} has GTID {gtid}",
+        f"`holdfast timeline show {timeline.source}` shows those there are",
+    )
+
+
+def _newest_of_domain(timeline: Timeline, now: Now, gtid: str, ordinal: int, last: int) -> None:
+    """A set of GTIDs is a state only when each is its domain's newest at that point."""
+    assert now.lineage is not None
+    if last - ordinal > _APART:
+        raise ApiError(
+            422, "position-not-a-state", f"{gtid} lies {last - ordinal} steps before the others", "give one GTID"
+        )
+    domain = gtid.split("-")[0]
+    for fragment in timeline.fragments(now.lineage, ordinal + 1, last, []):
+        other = gtid_of(fragment) if fragment.number == 0 else ""
+        if other.split("-")[0] == domain:
+            raise ApiError(
+                422,
+                "position-not-a-state",
+                f"the source was never at that set: {other} came after {gtid} and before step {last}",
+                f"`--to-step {last}` is the state right after the newest of them",
+            )
+
+
+def _of(timeline: Timeline, lineage: str, granule: Granule) -> Iterator[StepFragment]:
+    return timeline.fragments(lineage, granule.first_ordinal, granule.last_ordinal, [granule])

@@ -1,0 +1,337 @@
+"""One source's timeline: closed granules from PostgreSQL, and what is in none of them yet from the tail of its log.
+
+    steps      1 ……………………………… 40,960 | 40,961 ………… 43,210
+               closed granules        the tail: read from capture.<source>
+    turns      markers in granules    markers found in the tail
+
+What a step does not change any more is remembered: own steps and markers up to the newest step looked at. A later call
+looks only at what came since, so a target is resolved in the time that the newest steps take to read.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from api.errors import ApiError
+from api.timeline.steps import Preambles, StepFacts, from_granule, look
+from api.timeline.targets import History
+from projections.views import timeline as view
+from projections.views.base import Connection
+from projections.views.timeline import Granule
+from streams.capture_log import CaptureLog, StepFragment
+from streams.capture_record import Sealer
+from streams.errors import StreamError
+from streams.formats.binlog.step import OWN_SCHEMA
+from streams.paths import Path, Turn
+from streams.settings import KafkaSettings
+
+# A filtered page looks at this much log at most, then hands over what it has found and where to go on.
+PAGE_BYTES = 48 << 20
+PAGE_S = 0.25
+# A tail longer than this is not a tail: whoever indexes is far behind, and looking through it would take minutes.
+TAIL_STEPS = 2_000_000
+_ALONE_BYTES = 1 << 20
+_OWN = OWN_SCHEMA.encode()
+
+PathOf = Callable[[str], Path | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """A source's timeline at one moment. `closed` is the newest indexed step, `lineage` None when nothing was
+    captured."""
+
+    lineage: str | None
+    head: int
+    closed: int
+    history: History
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Steps, newest first; go on before `next`, None when there is nothing older."""
+
+    steps: list[StepFacts]
+    next: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which steps. Times in µs, both included."""
+
+    table: tuple[str, str] | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+
+    @property
+    def none(self) -> bool:
+        return self == Filter()
+
+    def takes(self, step: StepFacts) -> bool:
+        if self.table is not None and not step.touches(self.table):
+            return False
+        if self.since_us is not None and step.time_us < self.since_us:
+            return False
+        return self.until_us is None or step.time_us <= self.until_us
+
+
+@dataclass(slots=True)
+class _Looked:
+    """What has been learnt of a lineage by reading its tail: own steps and markers up to `upto`, ascending."""
+
+    lineage: str
+    upto: int = 0
+    own: list[int] = field(default_factory=list)
+    markers: list[tuple[int, str]] = field(default_factory=list)
+
+
+class Timeline:
+    """The timeline of `source`. `path_of` answers the path that stands after a plan, None when the plan is unknown."""
+
+    def __init__(self, kafka: KafkaSettings, source: str, secrets: Sealer | None, path_of: PathOf) -> None:
+        self.source = source
+        self.log = CaptureLog(kafka, source, secrets)
+        self.preambles = Preambles()
+        self._path_of = path_of
+        self._lock = threading.Lock()
+        self._looked: _Looked | None = None
+
+    def close(self) -> None:
+        self.log.close()
+
+    # --- where it stands ---------------------------------------------------------------------------------------------
+
+    def now(self, conn: Connection, lineage: str | None = None) -> Now:
+        """The newest lineage as of this moment, or another one as far as it is indexed.
+
+        Raises `ApiError`: 404 (`lineage-unknown`), 503 (`timeline-behind`, `plan-unknown`).
+        """
+        tail = self._tail()
+        if tail is None and lineage is None:
+            return Now(None, 0, 0, History(self.source, "", 0))
+        newest, head = tail if tail is not None else ("", 0)
+        wanted = lineage or newest
+        closed_granule = view.head(conn, self.source, wanted)
+        closed = closed_granule.last_ordinal if closed_granule else 0
+        if wanted != newest:
+            if not closed:
+                raise ApiError(
+                    404,
+                    "lineage-unknown",
+                    f"nothing of lineage {wanted} of {self.source} is known",
+                    f"`holdfast timeline show {self.source}` shows the newest",
+                )
+            head = closed
+        # The index may be ahead of the tail that was read a moment before.
+        head = max(head, closed)
+        return Now(wanted, head, closed, self._history(conn, wanted, head, closed))
+
+    def _tail(self) -> tuple[str, int] | None:
+        try:
+            tail = self.log.tail()
+        except StreamError as error:
+            if error.code == "topic-missing":
+                return None
+            raise
+        return None if tail is None else (tail.lineage, tail.ordinal)
+
+    def _history(self, conn: Connection, lineage: str, head: int, closed: int) -> History:
+        with self._lock:
+            looked = self._looked
+            if looked is None or looked.lineage != lineage:
+                looked = _Looked(lineage)
+            self._learn_closed(conn, looked, closed)
+            self._learn_tail(looked, head)
+            self._looked = looked
+            markers = [m for m in looked.markers if m[0] <= head]
+            own = tuple(looked.own[: bisect_right(looked.own, head)])
+        turns = tuple(Turn(ordinal, plan, self._known_path(ordinal, plan)) for ordinal, plan in markers)
+        return History(self.source, lineage, head, turns, own)
+
+    def _known_path(self, ordinal: int, plan: str) -> Path:
+        path = self._path_of(plan)
+        if path is None:
+            raise ApiError(
+                503,
+                "plan-unknown",
+                f"step {ordinal} of {self.source} is a rollback whose plan {plan} is not known here",
+                "try again in a moment; if it stays, `holdfast projections rebuild timeline`",
+                headers={"Retry-After": "1"},
+            )
+        return path
+
+    def _learn_closed(self, conn: Connection, looked: _Looked, closed: int) -> None:
+        """Own steps and markers of closed granules, beyond what is known."""
+        if closed <= looked.upto:
+            return
+        for mark in view.landmarks(conn, self.source, looked.lineage, looked.upto + 1, closed, ("own", "marker")):
+            _note(looked, mark.ordinal, mark.plan if mark.kind == "marker" else "")
+        looked.upto = closed
+
+    def _learn_tail(self, looked: _Looked, head: int) -> None:
+        """Own steps and markers of the tail, beyond what is known. A payload that does not name schema `holdfast` at
+        all is passed over unread."""
+        if head <= looked.upto:
+            return
+        if head - looked.upto > TAIL_STEPS:
+            raise ApiError(
+                503,
+                "timeline-behind",
+                f"{head - looked.upto} steps of {self.source} are not indexed yet",
+                "wait until the agent's indexer has caught up: `holdfast source show` tells",
+            )
+        for step in look(self.log.steps(looked.lineage, looked.upto + 1, head), self.preambles, _OWN):
+            if step.facts is not None and step.facts.own:
+                _note(looked, step.ordinal, step.facts.plan)
+            looked.upto = step.ordinal
+
+    # --- pages -------------------------------------------------------------------------------------------------------
+
+    def page(self, conn: Connection, now: Now, before: int | None, limit: int, wanted: Filter) -> Page:
+        """Steps older than `before` (None: all), newest first."""
+        top = now.head if before is None else min(before - 1, now.head)
+        if now.lineage is None or top < 1:
+            return Page([], None)
+        if wanted.none:
+            first = max(1, top - limit + 1)
+            steps = list(self._range(conn, now, first, top))[::-1]
+            return Page(steps, first if first > 1 else None)
+        return self._filtered(conn, now, top, limit, wanted)
+
+    def one(self, conn: Connection, now: Now, ordinal: int) -> StepFacts:
+        """One step. Raises `ApiError` 404 (`step-unknown`)."""
+        if not 1 <= ordinal <= now.head:
+            raise ApiError(
+                404,
+                "step-unknown",
+                f"there is no step {ordinal} in {self.source}: the newest is {now.head}",
+                f"see `holdfast timeline show {self.source}`",
+            )
+        return next(self._range(conn, now, ordinal, ordinal))
+
+    def _range(self, conn: Connection, now: Now, first: int, last: int) -> Iterator[StepFacts]:
+        """Steps `first..last`, ascending; those that fill a granule alone without reading them."""
+        assert now.lineage is not None
+        inside = view.granules(conn, self.source, now.lineage, before=last + 1, limit=last - first + 1)
+        inside = [g for g in inside[::-1] if g.last_ordinal >= first]
+        at = first
+        for granule in inside:
+            if granule.steps == 1 and granule.payload_bytes > _ALONE_BYTES:
+                yield from self._read(now.lineage, at, granule.first_ordinal - 1, inside)
+                yield self._alone(conn, now.lineage, granule)
+                at = granule.last_ordinal + 1
+        yield from self._read(now.lineage, at, last, inside)
+
+    def _alone(self, conn: Connection, lineage: str, granule: Granule) -> StepFacts:
+        marks = view.landmarks(conn, self.source, lineage, granule.first_ordinal, granule.last_ordinal)
+        return from_granule(granule, view.tables_of(conn, granule), marks)
+
+    def _read(self, lineage: str, first: int, last: int, granules: list[Granule]) -> Iterator[StepFacts]:
+        for step in look(self.fragments(lineage, first, last, granules), self.preambles):
+            assert step.facts is not None
+            yield step.facts
+
+    def fragments(self, lineage: str, first: int, last: int, granules: list[Granule]) -> Iterator[StepFragment]:
+        """The log's fragments of steps `first..last`; an offset near the first is taken from `granules` if it is
+        there."""
+        if first > last:
+            return iter(())
+        return self.log.steps(lineage, first, last, near(granules, first))
+
+    def _filtered(self, conn: Connection, now: Now, top: int, limit: int, wanted: Filter) -> Page:
+        """The tail first, then the granules that may hold such steps, until the page or its measure is full."""
+        assert now.lineage is not None
+        found: list[StepFacts] = []
+        deadline = time.monotonic() + PAGE_S
+        read = 0
+        if top > now.closed:
+            for chunk_first, chunk_last in _chunks(now.closed + 1, top):
+                read += self._search(now.lineage, chunk_first, chunk_last, [], wanted, found)
+                if len(found) >= limit:
+                    return Page(found[:limit], found[limit - 1].ordinal)
+                if (read > PAGE_BYTES or time.monotonic() > deadline) and chunk_first > 1:
+                    return Page(found, chunk_first)
+        before = min(top, now.closed) + 1
+        while True:
+            granules = view.granules(
+                conn,
+                self.source,
+                now.lineage,
+                before=before,
+                table=wanted.table,
+                since_us=wanted.since_us,
+                until_us=wanted.until_us,
+                limit=32,
+            )
+            for granule in granules:
+                last = min(granule.last_ordinal, before - 1)
+                if granule.steps == 1 and granule.payload_bytes > _ALONE_BYTES:
+                    step = self._alone(conn, now.lineage, granule)
+                    found += [step] if wanted.takes(step) else []
+                else:
+                    read += self._search(now.lineage, granule.first_ordinal, last, [granule], wanted, found)
+                if len(found) >= limit:
+                    return Page(found[:limit], found[limit - 1].ordinal)
+                if (read > PAGE_BYTES or time.monotonic() > deadline) and granule.first_ordinal > 1:
+                    return Page(found, granule.first_ordinal)
+            if len(granules) < 32:
+                return Page(found, None)
+            before = granules[-1].first_ordinal
+
+    def _search(
+        self,
+        lineage: str,
+        first: int,
+        last: int,
+        granules: list[Granule],
+        wanted: Filter,
+        found: list[StepFacts],
+    ) -> int:
+        """Append what of `first..last` is wanted, newest first; bytes looked at."""
+        signature = table_signature(wanted.table) if wanted.table is not None else b""
+        here: list[StepFacts] = []
+        size = 0
+        for step in look(self.fragments(lineage, first, last, granules), self.preambles, signature):
+            size += step.size
+            if step.facts is not None and wanted.takes(step.facts):
+                here.append(step.facts)
+        found += here[::-1]
+        return size
+
+
+def _note(looked: _Looked, ordinal: int, plan: str) -> None:
+    """Take down an own step, in its place; one that is known already stays."""
+    at = bisect_left(looked.own, ordinal)
+    if at == len(looked.own) or looked.own[at] != ordinal:
+        looked.own.insert(at, ordinal)
+    if plan and not any(m[0] == ordinal for m in looked.markers):
+        looked.markers.append((ordinal, plan))
+        looked.markers.sort()
+
+
+def near(granules: list[Granule], ordinal: int) -> int | None:
+    """An offset of the capture topic close to step `ordinal`, from the granule that holds it: a hint, never trusted."""
+    for granule in granules:
+        if granule.first_ordinal <= ordinal <= granule.last_ordinal:
+            if granule.steps == 1:
+                return granule.first_offset
+            into = (ordinal - granule.first_ordinal) / (granule.steps - 1)
+            return granule.first_offset + int(into * (granule.last_offset - granule.first_offset))
+    return None
+
+
+def _chunks(first: int, last: int, size: int = 4096) -> Iterator[tuple[int, int]]:
+    """`first..last` in pieces, newest first."""
+    while last >= first:
+        start = max(first, last - size + 1)
+        yield start, last
+        last = start - 1
+
+
+def table_signature(table: tuple[str, str]) -> bytes:
+    """Bytes that every table map of `table` holds: its names, each with its length before and a zero after."""
+    return b"".join(bytes([len(n)]) + n + b"\0" for n in (part.encode() for part in table))

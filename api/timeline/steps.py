@@ -1,0 +1,188 @@
+"""One step as the API shows it, made from its payload or, for a large one, from the granule that it fills alone.
+Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from api.shapes import time
+from api.timeline import values
+from projections.views.timeline import Granule, Landmark
+from streams.capture_log import StepFragment
+from streams.events import TableCount
+from streams.formats.binlog.events import FormatDescription, parse_format_description
+from streams.formats.binlog.step import OWN_SCHEMA, StepSummary, Summariser
+from streams.formats.errors import FormatError
+
+ACCOUNT_TEXT = "account statement"
+_OWN_DDL = re.compile(
+    rf"\s*(?:CREATE|DROP|ALTER)\b[^.;]*?\b`?{OWN_SCHEMA}`?(?:\s*\.|\s|;|$)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What a page shows of a step, before it is known whether it stands. Times in µs."""
+
+    ordinal: int
+    time_us: int
+    captured_us: int
+    position: str
+    kind: str
+    tables: tuple[tuple[tuple[str, str], tuple[int, int, int]], ...]
+    size: int
+    own: bool
+    plan: str
+    text: str
+
+    @property
+    def rows(self) -> int:
+        return sum(sum(counts) for _, counts in self.tables)
+
+    def touches(self, table: tuple[str, str]) -> bool:
+        return any(name == table for name, _ in self.tables)
+
+
+class Preambles:
+    """Format descriptions by their bytes: a page's steps mostly share one."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, FormatDescription] = {}
+
+    def of(self, preamble: bytes) -> FormatDescription:
+        known = self._known.get(preamble)
+        if known is None:
+            if len(self._known) > 64:
+                self._known.clear()
+            known = self._known[preamble] = parse_format_description(preamble)
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A step that was looked at: `facts` is None when it does not hold what was looked for."""
+
+    ordinal: int
+    size: int
+    facts: StepFacts | None
+
+
+def look(fragments: Iterable[StepFragment], preambles: Preambles, needle: bytes = b"") -> Iterator[Looked]:
+    """What each step is and does, one fragment in memory at a time. Small steps without `needle` are passed over.
+
+    A payload that cannot be read makes a step of kind `unreadable`: it is there and says why, and no page fails for it.
+    """
+    reading: _Reading | None = None
+    for fragment in fragments:
+        if fragment.number == 0:
+            if fragment.last and needle and needle not in (fragment.payload or b""):
+                yield Looked(fragment.ordinal, len(fragment.payload or b""), None)
+                continue
+            reading = _Reading(fragment, preambles)
+        if reading is None:
+            continue
+        reading.feed(fragment)
+        if fragment.last:
+            yield Looked(fragment.ordinal, reading.size, reading.finish())
+            reading = None
+
+
+class _Reading:
+    """One step under way."""
+
+    def __init__(self, first: StepFragment, preambles: Preambles) -> None:
+        self.first = first
+        self.size = 0
+        self.error = ""
+        try:
+            self.summariser = Summariser(preambles.of(first.preamble))
+        except FormatError as error:
+            self.error = str(error)
+
+    def feed(self, fragment: StepFragment) -> None:
+        if fragment.payload is None:
+            self.error = "encrypted, and the key is not here"
+            return
+        self.size += len(fragment.payload)
+        if not self.error:
+            try:
+                self.summariser.feed(fragment.payload)
+            except FormatError as error:
+                self.error = str(error)
+
+    def finish(self) -> StepFacts:
+        if self.error:
+            kind = "account" if self.first.accounts else "unreadable"
+            return _unread(self.first, self.size, kind, ACCOUNT_TEXT if self.first.accounts else self.error)
+        return _facts(self.first, self.summariser.finish(), self.size)
+
+
+def _unread(fragment: StepFragment, size: int, kind: str, text: str) -> StepFacts:
+    captured = fragment.captured_us
+    return StepFacts(fragment.ordinal, captured, captured, "", kind, (), size, False, "", text)
+
+
+def _facts(first: StepFragment, s: StepSummary, size: int) -> StepFacts:
+    plan = s.markers[0] if s.markers else ""
+    account = first.accounts or s.secret or s.kind == "account"
+    text = ACCOUNT_TEXT if account else "; ".join(s.statements)
+    return StepFacts(
+        ordinal=first.ordinal,
+        time_us=s.commit_time * 1_000_000,
+        captured_us=first.captured_us,
+        position=s.gtid,
+        kind="rollback" if plan else s.kind,
+        tables=tuple((name, (c.inserts, c.updates, c.deletes)) for name, c in s.changes.items()),
+        size=size,
+        own=bool(plan) or own(s),
+        plan=plan,
+        text=text,
+    )
+
+
+def own(summary: StepSummary) -> bool:
+    """Whether a step is Holdfast's own doing: nothing but schema `holdfast`, rows or definitions."""
+    if summary.own or summary.markers:
+        return True
+    return summary.kind == "ddl" and not summary.changes and all(_OWN_DDL.match(s) for s in summary.statements)
+
+
+def from_granule(granule: Granule, tables: Sequence[TableCount], landmarks: Sequence[Landmark]) -> StepFacts:
+    """A step that fills a granule alone, without reading its payload: it may be gigabytes."""
+    mark = next((m for m in landmarks if m.kind != "own"), None)
+    kinds = {"marker": "rollback"}
+    return StepFacts(
+        ordinal=granule.last_ordinal,
+        time_us=granule.last_time_us,
+        captured_us=granule.captured_us,
+        position=granule.last_position,
+        kind=kinds.get(mark.kind, mark.kind) if mark else "rows",
+        tables=tuple(((t.schema, t.table), (t.inserts, t.updates, t.deletes)) for t in tables),
+        size=granule.payload_bytes,
+        own=any(m.kind in ("own", "marker") for m in landmarks),
+        plan=mark.plan if mark else "",
+        text=ACCOUNT_TEXT if mark and mark.kind == "account" else (mark.text if mark else ""),
+    )
+
+
+def step_json(source: str, lineage: str, step: StepFacts, stands: bool) -> dict[str, Any]:
+    return {
+        "id": f"{source}/{lineage}:{step.ordinal}",
+        "lineage": lineage,
+        "ordinal": step.ordinal,
+        "time": time(step.time_us),
+        "captured": time(step.captured_us),
+        "position": step.position,
+        "kind": step.kind,
+        "tables": values.counted(dict(step.tables)),
+        "rows": step.rows,
+        "bytes": step.size,
+        "stands": stands,
+        "own": step.own,
+        "plan": step.plan or None,
+        "text": step.text,
+    }

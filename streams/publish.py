@@ -33,7 +33,7 @@ Header = tuple[str, str | bytes | None]  # as confluent-kafka types it; ours are
 _OnDelivery = Callable[[KafkaError | None, Message], None]
 CONTENT_TYPE = b"application/avro"
 _QUEUE_KIB = 32_768
-_QUEUE_RECORDS = 20_000
+_QUEUE_RECORDS = 2048
 _TURN_S = 0.1  # how long one wait inside librdkafka lasts before the sticky error and `abandon` are looked at again
 
 
@@ -136,14 +136,14 @@ def _hint(error: KafkaError) -> str:
 class RecordStream:
     """One partition, written in order at speed; capture's way into the log.
 
-    `send` queues (and waits while `queue_kib` KiB or 20,000 records are under way). `durable` is how many of the
+    `send` queues (and waits while `queue_kib` KiB or 2048 records are under way). `durable` is how many of the
     records sent so far are in the log: there is one partition and no gap, so these are the first ones. Everything
     raises `DeliveryFailed` once a delivery has failed, and from then on.
 
-    Where somebody else may write too, `after` is the last offset the writer has read, and `examine(first, last)` is
-    called with the offsets, both included, that stand between that or our records and are not ours. It may read them,
-    and raise `DeliveryFailed` to end the session (`CaptureLog.fence`). Then `unsettled` tells how much of what was sent
-    is not yet known to be in the log with everything before it examined; without both it is None.
+    Where somebody else may write too, `examine(first, last)` is called with the offsets, both included, that stand
+    between records of ours and are not ours (also between `after`, an offset, and our first). It may read them, and raise
+    `DeliveryFailed` to end the session (`CaptureLog.fence`). Then `unsettled` tells how much of what was sent is not yet
+    known to be in the log with everything before it examined; without `examine` it is None.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class RecordStream:
         self._settled = 0
         self._next = None if after is None else after + 1
         self._foreign: list[tuple[int, int]] = []
-        self._examine = None if after is None else examine
+        self._examine = examine
         self._delivery = _Delivery(producer_config(kafka, queue_kib=queue_kib, compression=compression))
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:

@@ -1,0 +1,500 @@
+"""Reading the capture topic of one source: its end, a step by its number, steps in order, steps as they come.
+
+Everything given out has been verified from the first record read on (`streams.capture_chain`): it was accepted under the
+rules, its digest is right, it follows the one before. Broken: `BrokenChain`, and nothing from there on.
+
+A step is given out as *fragments*. A small step is one; a large one has a fragment for each record it was split into, and
+is given out only when it is there to its end, in constant memory: the records up to the end are read once to see that
+they complete the step, and once more to give them out.
+
+Kafka's offsets are used to find things and are never remembered by anybody: every call finds its way anew from the end
+or by binary search, and proves what it found by the chain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from confluent_kafka import TopicPartition
+
+from streams import consume
+from streams.capture_chain import Chain, Seen, Verdict, anchor, seen
+from streams.capture_record import Sealer, read_unsettled, record_digest, step_slices, unseal_payload
+from streams.consume import Message
+from streams.errors import BrokenChain, DeliveryFailed, StreamError
+from streams.events import CommitsRecorded, EpochStarted, LineageStarted
+from streams.settings import KafkaSettings
+from streams.topics import topic_name
+
+_WINDOW = 24  # records looked at first when looking back
+_GROWTH = 4
+_WINDOW_LIMIT = 100_000  # further back than this, reading from the start costs less memory
+_HELD_BYTES = 8_388_608  # parts of one step kept in memory before they are read twice instead
+_log = logging.getLogger("holdfast.capture-log")
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a capture topic as a reader sees it.
+
+    `ordinal` is the last complete step's (0: none yet), `digest` what the next record must name as the one before, `end`
+    the offset the next thing will have. `record` is the record that holds the last complete step, or its last part: None
+    while the lineage has none. `started` is the lineage's first record if it was met on the way, which it always is when
+    there is no `record`. `epoch_writer` is who wrote the epoch's marker (empty if it was not met on the way). `lineage`
+    is empty when none was started yet.
+    """
+
+    lineage: str
+    epoch: int
+    epoch_writer: str
+    digest: bytes
+    ordinal: int
+    end: int
+    record: CommitsRecorded | None
+    started: LineageStarted | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFragment:
+    """A step or a piece of it: whole native events in `payload`, to be read with `preamble`, the format description.
+
+    `number` counts a step's fragments from 0, `last` closes it. `payload` is None when it is sealed and the reader has
+    no key; `accounts` says that it holds account statements. `position_after` is the source's native position after the
+    step where the record says it, which it does for its last step: else empty. `captured_us` and `offset` (Kafka's, a
+    cache) are the record's.
+    """
+
+    ordinal: int
+    number: int
+    last: bool
+    preamble: bytes
+    payload: bytes | None
+    accounts: bool
+    captured_us: int
+    position_after: str
+    offset: int
+
+
+class CaptureLog:
+    """The capture topic of `source`. Threads may share one: each call in progress has a connection of its own.
+
+    Call `close`, or use it in a `with` statement.
+    """
+
+    def __init__(self, kafka: KafkaSettings, source: str, secrets: Sealer | None = None) -> None:
+        self.topic = topic_name(kafka.prefix, "capture", source)
+        self._kafka = kafka
+        self._secrets = secrets
+        self._idle: queue.SimpleQueue[_Reader] = queue.SimpleQueue()
+        self._closed = False
+
+    def tail(self) -> Tail | None:
+        """The end, found by looking back from it; None when there is nothing in the topic."""
+        with self._reader() as reader:
+            low, high = reader.ends()
+            if low == high:
+                return None
+            back = 0
+            while True:
+                before = max(low, high - back)
+                chain, at = self._certain(reader, before, low)
+                record, started = None, None
+                for message in reader.read(at, high):
+                    event = message.event
+                    if chain.take(event, message.stamp.writer) is Verdict.DROPPED:
+                        continue
+                    if isinstance(event, CommitsRecorded):
+                        record = event if event.part is None or event.part.last else record
+                    elif isinstance(event, LineageStarted):
+                        record, started = None, event
+                if before == low or (chain.digest is not None and (record is not None or started is not None)):
+                    return Tail(
+                        chain.lineage,
+                        chain.epoch,
+                        chain.epoch_writer,
+                        chain.digest or b"",
+                        chain.ordinal,
+                        high,
+                        record,
+                        started,
+                    )
+                back = max(_WINDOW, (high - at) * _GROWTH)
+
+    def locate(self, lineage: str, ordinal: int) -> int:
+        """Offset of the first record that counts and holds the step or a part of it.
+
+        Raises `StreamError` (`step-unknown`).
+        """
+        with self._reader() as reader:
+            return self._find(reader, lineage, ordinal, *reader.ends())[1]
+
+    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[StepFragment]:
+        """Steps `first..last`, both included, in order. `near`: an offset to look at first, from a granule.
+
+        Raises `StreamError` (`step-unknown`) when one of them is not there, `BrokenChain`.
+        """
+        if first > last:
+            return
+        with self._reader() as reader:
+            low, high = reader.ends()
+            chain, at = self._find(reader, lineage, first, low, high, near)
+            for fragment in self._fragments(chain, reader.read(at, high)):
+                if fragment is None or fragment.ordinal < first or chain.lineage != lineage:
+                    continue
+                if fragment.ordinal > last:
+                    return
+                yield fragment
+                if fragment.ordinal == last and fragment.last:
+                    return
+        raise _unknown(lineage, last)
+
+    def newest(self, lineage: str, last: int, count: int, near: int | None = None) -> list[StepFragment]:
+        """The `count` steps up to `last` (fewer where the lineage starts), newest first; of a large one, its first piece."""
+        steps = self.steps(lineage, max(1, last - count + 1), last, near)
+        return [fragment for fragment in steps if fragment.number == 0][::-1]
+
+    def follow(self, lineage: str, after_ordinal: int, stop: threading.Event) -> Iterator[list[StepFragment]]:
+        """Steps after `after_ordinal` as they are captured, in lists that are not empty, until `stop` is set.
+
+        Ends by itself when another lineage starts. A large step comes in many lists, once all of it is there. Raises
+        `StreamError` (`step-unknown`) when step `after_ordinal` is not there, `BrokenChain`.
+        """
+        with self._reader() as reader:
+            chain, at = self._find(reader, lineage, after_ordinal + 1, *reader.ends(), None, next_too=True)
+        with contextlib.closing(_Reader(self._kafka, self.topic, fetch_wait_ms=100)) as reader:
+            batch: list[StepFragment] = []
+            held = 0
+            for fragment in self._fragments(chain, reader.follow(at, stop)):
+                if fragment is not None and fragment.ordinal > after_ordinal:
+                    batch.append(fragment)
+                    held += len(fragment.payload or b"")
+                if batch and (fragment is None or held > _HELD_BYTES):
+                    yield batch
+                    batch, held = [], 0
+                if fragment is None and chain.lineage != lineage:
+                    return
+
+    def fence(self, epoch: int, writer: str) -> Callable[[int, int], None]:
+        """What a `RecordStream` is to `examine` strangers' records with: raises `DeliveryFailed` (`capture-fenced`)
+
+        when one of them ends `epoch`, which `writer` writes.
+        """
+
+        def examine(first: int, last: int) -> None:
+            with self._reader() as reader:
+                for message in reader.read(first, last + 1):
+                    event = message.event
+                    later = event.epoch > epoch if isinstance(event, EpochStarted) else event.epoch >= epoch
+                    if later and message.stamp.writer != writer:
+                        raise DeliveryFailed(
+                            "capture-fenced",
+                            f"another agent took over capture (epoch {event.epoch}, this one had {epoch})",
+                            "only one agent may capture a source; this one stops",
+                        )
+
+        return examine
+
+    def close(self) -> None:
+        """Close connections that no call uses; others close when their call ends."""
+        self._closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+    def __enter__(self) -> CaptureLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _reader(self) -> Iterator[_Reader]:
+        try:
+            reader = self._idle.get_nowait()
+        except queue.Empty:
+            reader = _Reader(self._kafka, self.topic)
+        try:
+            yield reader
+        except BaseException:
+            reader.close()
+            raise
+        if self._closed:
+            reader.close()
+        else:
+            self._idle.put(reader)
+
+    def _certain(self, reader: _Reader, before: int, low: int, *, ask: bool = True) -> tuple[Chain, int]:
+        """A chain that is certain of its epoch, and the offset it goes on from: the last such place before `before`,
+
+        or the topic's first record.
+        """
+        elsewhere = self._was_accepted if ask else None
+        stretch: list[Seen] = []
+        begin, size = before, _WINDOW
+        while begin > low and len(stretch) < _WINDOW_LIMIT:
+            start = max(low, before - size)
+            stretch = [_seen(m) for m in reader.read(start, begin)] + stretch
+            begin, size = start, size * _GROWTH
+            place = anchor(stretch)
+            if place is not None:
+                return Chain.at(stretch[place], elsewhere), stretch[place].offset
+        if begin > low:
+            _log.warning("%s: no certain epoch in %d records before offset %d", self.topic, len(stretch), before)
+            stretch = []
+        first = stretch[0] if stretch else next(map(_seen, reader.read(low, max(before, low + 1))), None)
+        if first is None:
+            return Chain(elsewhere), low
+        return Chain.at(first, elsewhere), first.offset
+
+    def _find(
+        self,
+        reader: _Reader,
+        lineage: str,
+        ordinal: int,
+        low: int,
+        high: int,
+        near: int | None = None,
+        *,
+        next_too: bool = False,
+        ask: bool = True,
+    ) -> tuple[Chain, int]:
+        """A chain before the first accepted record that holds `ordinal`, and that record's offset.
+
+        With `next_too`, `ordinal` may be the one that comes next: then the offset is the end.
+        """
+        guess = self._guess(reader, lineage, ordinal, low, high) if near is None else min(max(near, low), high - 1)
+        back = 0
+        while low < high:
+            before = max(low, guess + 1 - back)
+            chain, at = self._certain(reader, before, low, ask=ask)
+            limit = guess + max(_WINDOW, back)
+            for message in reader.read(at, high):
+                event = message.event
+                if isinstance(event, CommitsRecorded) and _holds(event, lineage, ordinal):
+                    here = chain.copy()
+                    if chain.take(event, message.stamp.writer) is Verdict.ACCEPTED:
+                        return here, message.offset
+                else:
+                    chain.take(event, message.stamp.writer)
+                if chain.lineage == lineage and chain.ordinal >= ordinal:
+                    break  # the anchor was after it already
+                if chain.lineage != lineage and message.offset > limit and before > low:
+                    break
+            else:
+                if chain.lineage == lineage and chain.ordinal < ordinal:
+                    if next_too and chain.ordinal == ordinal - 1:
+                        return chain, high
+                    break
+            if before == low:
+                break
+            back = max(_WINDOW, back * _GROWTH)
+        raise _unknown(lineage, ordinal)
+
+    def _guess(self, reader: _Reader, lineage: str, ordinal: int, low: int, high: int) -> int:
+        """Where the step should be if every record counted. Lineages are UUIDv7, so they sort by age."""
+        lo, hi = low, high
+        while lo < hi:
+            middle = (lo + hi) // 2
+            found = None
+            for message in reader.read(middle, hi):
+                event = message.event
+                if isinstance(event, CommitsRecorded):
+                    found = message.offset, event.lineage or "", event.last_ordinal
+                    if event.part is None and _holds(event, lineage, ordinal):
+                        return message.offset
+                elif isinstance(event, LineageStarted):
+                    found = message.offset, event.lineage or "", 0
+                if found is not None:
+                    break
+            if found is None or found[1:] >= (lineage, ordinal):
+                hi = middle
+            else:
+                lo = found[0] + 1
+        return min(lo, high - 1)
+
+    def _was_accepted(self, record: CommitsRecorded) -> bool:
+        """Whether `record` is one that counted earlier, further back than a chain remembers."""
+        with self._reader() as reader:
+            low, high = reader.ends()
+            try:
+                chain, at = self._find(reader, record.lineage or "", record.first_ordinal, low, high, ask=False)
+                for message in reader.read(at, high):
+                    event = message.event
+                    if chain.take(event, message.stamp.writer) is Verdict.ACCEPTED and isinstance(
+                        event, CommitsRecorded
+                    ):
+                        if event.digest == record.digest:
+                            return True
+                        if chain.ordinal >= record.last_ordinal:
+                            return False
+            except StreamError:
+                return False
+        return False
+
+    def _fragments(self, chain: Chain, messages: Iterable[Message | None]) -> Iterator[StepFragment | None]:
+        """What `messages` hold that counts, in fragments; None for each None, and where a lineage starts."""
+        step: _Parts | None = None
+        for message in messages:
+            if message is None:
+                yield None
+                continue
+            event = message.event
+            if chain.take(event, message.stamp.writer) is Verdict.DROPPED:
+                continue
+            if isinstance(event, LineageStarted):
+                yield None
+            if not isinstance(event, CommitsRecorded):
+                continue
+            if event.part is None:
+                step = None
+                yield from self._whole(event, message.offset)
+                continue
+            if event.part.number == 0:
+                step = _Parts()
+            if step is not None:  # else reading began in the middle of it
+                step.add(message.offset, event)
+                if event.part.last:
+                    yield from self._pieces(step)
+                    step = None
+
+    def _whole(self, record: CommitsRecorded, offset: int) -> Iterator[StepFragment]:
+        """The steps of a record that holds whole ones."""
+        payload = self._payload(record)
+        slices = None if payload is None else step_slices(record, payload)
+        for i in range(record.last_ordinal - record.first_ordinal + 1):
+            ordinal = record.first_ordinal + i
+            yield StepFragment(
+                ordinal,
+                0,
+                True,
+                record.preamble,
+                None if slices is None else bytes(slices[i]),
+                record.accounts,
+                record.captured_us,
+                record.after if ordinal == record.last_ordinal else "",
+                offset,
+            )
+
+    def _pieces(self, step: _Parts) -> Iterator[StepFragment]:
+        """The parts of a step that is complete: from memory, or read again."""
+        if step.held is not None:
+            for offset, record in zip(step.offsets, step.held, strict=True):
+                yield self._piece(record, offset)
+            return
+        wanted = dict(zip(step.offsets, step.digests, strict=True))
+        with self._reader() as reader:
+            for message in reader.read(step.offsets[0], step.offsets[-1] + 1):
+                digest = wanted.pop(message.offset, None)
+                if digest is None:
+                    continue
+                event = message.event
+                if not isinstance(event, CommitsRecorded) or record_digest(event) != digest:
+                    raise BrokenChain("chain-damaged", f"{self.topic}@{message.offset} is not what it was a moment ago")
+                yield self._piece(event, message.offset)
+        if wanted:
+            raise BrokenChain("chain-damaged", f"{self.topic}@{min(wanted)} is not there any more")
+
+    def _piece(self, record: CommitsRecorded, offset: int) -> StepFragment:
+        part = record.part
+        assert part is not None
+        return StepFragment(
+            record.first_ordinal,
+            part.number,
+            part.last,
+            record.preamble,
+            self._payload(record),
+            record.accounts,
+            record.captured_us,
+            record.after if part.last else "",
+            offset,
+        )
+
+    def _payload(self, record: CommitsRecorded) -> bytes | None:
+        if record.encryption is not None and self._secrets is None:
+            return None
+        return unseal_payload(record, self._secrets)
+
+
+class _Parts:
+    """The parts of one attempt as they come: where they are, and the records themselves while they are few."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.digests: list[bytes] = []
+        self.held: list[CommitsRecorded] | None = []
+        self._bytes = 0
+
+    def add(self, offset: int, record: CommitsRecorded) -> None:
+        self.offsets.append(offset)
+        self.digests.append(record.digest)
+        self._bytes += len(record.payload)
+        if self._bytes > _HELD_BYTES:
+            self.held = None
+        if self.held is not None:
+            self.held.append(record)
+
+
+class _Reader:
+    """A connection that reads stretches of partition 0 of one topic, one at a time."""
+
+    def __init__(self, kafka: KafkaSettings, topic: str, fetch_wait_ms: int = 1) -> None:
+        """`fetch_wait_ms`: how long Kafka may hold back an answer for want of records, and with it the next question."""
+        self._topic = topic
+        self._consumer = consume.open_consumer(
+            kafka,
+            queued_max_messages_kbytes=4096,
+            fetch_message_max_bytes=1_048_576,
+            fetch_wait_max_ms=fetch_wait_ms,
+        )
+        consume.partitions(self._consumer, topic)
+
+    def ends(self) -> tuple[int, int]:
+        return consume.ends(self._consumer, self._topic, 0)
+
+    def read(self, first: int, end: int) -> Iterator[Message]:
+        """Records with offsets from `first` on and below `end`, which exists."""
+        if first >= end:
+            return
+        self._consumer.assign([TopicPartition(self._topic, 0, first)])
+        try:
+            while True:
+                for message in consume.batch(self._consumer, 1.0, 64):
+                    offset = message.offset() or 0
+                    if message.error() is None and offset < end:
+                        yield consume.decoded(message)
+                    if offset >= end - 1:
+                        return
+        finally:
+            self._consumer.unassign()
+
+    def follow(self, first: int, stop: threading.Event) -> Iterator[Message | None]:
+        """Records from `first` on as they come, until `stop` is set; None whenever there are no more for now."""
+        self._consumer.assign([TopicPartition(self._topic, 0, first)])
+        try:
+            while not stop.is_set():
+                for message in consume.batch(self._consumer, 0.2, 64):
+                    if message.error() is None:
+                        yield consume.decoded(message)
+                yield None
+        finally:
+            self._consumer.unassign()
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def _seen(message: Message) -> Seen:
+    return seen(message.offset, message.event, message.stamp.writer, read_unsettled(message.headers))
+
+
+def _holds(record: CommitsRecorded, lineage: str, ordinal: int) -> bool:
+    return record.lineage == lineage and record.first_ordinal <= ordinal <= record.last_ordinal
+
+
+def _unknown(lineage: str, ordinal: int) -> StreamError:
+    return StreamError("step-unknown", f"there is no step {ordinal} in lineage {lineage}", "see `timeline show`")

@@ -39,6 +39,7 @@ class Call:
 
 
 def apply(cursor: Cursor, messages: Sequence[Message]) -> None:
+    """All calls of a batch in one statement."""
     rows = [
         (
             e.request,
@@ -56,12 +57,14 @@ def apply(cursor: Cursor, messages: Sequence[Message]) -> None:
         if isinstance(e, CallAudited)
     ]
     if rows:
-        cursor.executemany(
+        cursor.execute(
             """
             INSERT INTO call (request, at_us, actor, role, token, action, object, outcome, detail, remote)
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
+            SELECT * FROM unnest(%s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
+                                 %s::bigint[], %s::text[], %s::text[])
+            ON CONFLICT DO NOTHING
             """,
-            rows,
+            [list(column) for column in zip(*rows, strict=True)],
         )
 
 

@@ -10,6 +10,7 @@ known before its plan (`turns` then says so rather than give a wrong path).
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from psycopg import sql
 from psycopg.rows import class_row, kwargs_row
 
 from projections.errors import ProjectionError
-from projections.views.base import Connection, Cursor, load_ranges, text, where
+from projections.views.base import Connection, Cursor, canonical, load_ranges, text, where
 from projections.views.plans import Plan, PlanEvent, apply_plans, plan, plan_events, plans
 from streams.events import GranuleClosed, RollbackChanged, RollbackPlanned, TableCount
 from streams.paths import Turn
@@ -74,8 +75,8 @@ TOPICS = ("commits", "rollbacks")
 
 @dataclass(frozen=True, slots=True)
 class Granule:
-    """Steps `first_ordinal..last_ordinal`. Times in µs; `rows` inserted, updated and deleted; offsets are of the
-    capture topic whose id is `topic_id`, and hold only while it has that id."""
+    """Steps `first_ordinal..last_ordinal`. Times in µs; `rows` inserted, updated and deleted; `tables` by name. Offsets are
+    of the capture topic whose id is `topic_id`, and hold only while it has that id."""
 
     source: str
     lineage: str
@@ -90,6 +91,7 @@ class Granule:
     payload_bytes: int
     events: int
     rows: int
+    tables: tuple[TableCount, ...]
     topic_id: str
     first_offset: int
     last_offset: int
@@ -154,8 +156,8 @@ def apply(cursor: Cursor, messages: Sequence[Message]) -> None:
 _GRANULE = """
 INSERT INTO granule (source, lineage, first_ordinal, last_ordinal, epoch, first_time_us, last_time_us, captured_us,
                      first_position, last_position, first_domain, first_sequence, last_domain, last_sequence,
-                     payload_bytes, events, row_count, topic_id, first_offset, last_offset, digest)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                     payload_bytes, events, row_count, tables, topic_id, first_offset, last_offset, digest)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT DO NOTHING RETURNING first_ordinal
 """
 _CONFLICT = """
@@ -188,7 +190,7 @@ def _apply_details(cursor: Cursor, new: Sequence[GranuleClosed]) -> None:
     for g in new:
         lineage = g.lineage or ""
         for (schema, table), t in _by_table(g).items():
-            tables.append((g.source, lineage, schema, table, g.first_ordinal, *t))
+            tables.append((g.source, lineage, schema, table, g.first_ordinal, g.first_time_us, g.last_time_us, *t))
         numbers: dict[int, int] = defaultdict(int)
         for m in g.landmarks:
             marks.append((g.source, lineage, m.ordinal, numbers[m.ordinal], text(m.kind), text(m.text), text(m.plan)))
@@ -196,8 +198,9 @@ def _apply_details(cursor: Cursor, new: Sequence[GranuleClosed]) -> None:
     if tables:
         cursor.executemany(
             """
-            INSERT INTO granule_table (source, lineage, schema_name, table_name, first_ordinal, steps, inserts,
-            updates, deletes) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+            INSERT INTO granule_table (source, lineage, schema_name, table_name, first_ordinal, first_time_us, last_time_us,
+                                       steps, inserts, updates, deletes)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
             """,
             tables,
         )
@@ -279,6 +282,7 @@ def _granule_row(g: GranuleClosed) -> tuple[Any, ...]:
         g.payload_bytes,
         g.events,
         _rows(g),
+        canonical([[schema, table, *counts] for (schema, table), counts in sorted(_by_table(g).items())]),
         text(g.topic_id),
         g.first_offset,
         g.last_offset,
@@ -300,9 +304,13 @@ def _gtid(position: str) -> tuple[int | None, int | None]:
 
 _COLUMNS = sql.SQL(
     "g.source, g.lineage, g.first_ordinal, g.last_ordinal, g.epoch, g.first_time_us, g.last_time_us, g.captured_us, "
-    "g.first_position, g.last_position, g.payload_bytes, g.events, g.row_count AS rows, g.topic_id, g.first_offset, "
-    "g.last_offset, g.digest"
+    "g.first_position, g.last_position, g.payload_bytes, g.events, g.row_count AS rows, g.tables, g.topic_id, "
+    "g.first_offset, g.last_offset, g.digest"
 )
+
+
+def _granule(**row: Any) -> Granule:
+    return Granule(**row | {"tables": tuple(TableCount(*t) for t in json.loads(row["tables"]))})
 
 
 def granules(
@@ -318,19 +326,30 @@ def granules(
 ) -> list[Granule]:
     """Granules, newest first, that hold a step with ordinal < `before`, touch `table` (schema, name), and whose steps'
     times overlap `since_us..until_us` (both included). All filters together."""
-    joined = sql.SQL("JOIN granule_table t USING (source, lineage, first_ordinal)" if table else "")
     condition, values = where(
         ("source = %s", source),
         ("lineage = %s", lineage),
-        ("(t.schema_name, t.table_name) = (%s, %s)", table),
+        ("(schema_name, table_name) = (%s, %s)", table),
         ("first_ordinal < %s", before),
-        ("g.last_time_us >= %s", since_us),
-        ("g.first_time_us <= %s", until_us),
+        ("last_time_us >= %s", since_us),
+        ("first_time_us <= %s", until_us),
     )
-    query = sql.SQL("SELECT {} FROM granule g {} {} ORDER BY first_ordinal DESC LIMIT %s").format(
-        _COLUMNS, joined, condition
-    )
-    with conn.cursor(row_factory=class_row(Granule)) as cur:
+    # Both are backward scans of a primary key that end at the limit, whatever the planner knows of the tables.
+    if table is None:
+        query = sql.SQL("SELECT {} FROM granule g {} ORDER BY first_ordinal DESC LIMIT %s").format(_COLUMNS, condition)
+    else:
+        query = sql.SQL(
+            """
+            WITH found AS MATERIALIZED (
+                SELECT source, lineage, first_ordinal FROM granule_table {} ORDER BY first_ordinal DESC LIMIT %s
+            )
+            SELECT {} FROM found f CROSS JOIN LATERAL (
+                SELECT * FROM granule WHERE (source, lineage, first_ordinal) = (f.source, f.lineage, f.first_ordinal) LIMIT 1
+            ) g
+            ORDER BY g.first_ordinal DESC
+            """
+        ).format(condition, _COLUMNS)
+    with conn.cursor(row_factory=kwargs_row(_granule)) as cur:
         return cur.execute(query, [*values, limit]).fetchall()
 
 
@@ -403,21 +422,13 @@ def granules_with_gtid(conn: Connection, source: str, lineage: str, gtid: str, l
         ORDER BY first_ordinal LIMIT %(limit)s
         """
     ).format(_COLUMNS)
-    with conn.cursor(row_factory=class_row(Granule)) as cur:
+    with conn.cursor(row_factory=kwargs_row(_granule)) as cur:
         return cur.execute(query, key).fetchall()
 
 
 def tables_of(conn: Connection, granule: Granule) -> tuple[TableCount, ...]:
-    """What the granule's steps did to each table, by name."""
-    with conn.cursor(row_factory=class_row(TableCount)) as cur:
-        cur.execute(
-            """
-            SELECT schema_name AS schema, table_name AS table, steps, inserts, updates, deletes FROM granule_table
-            WHERE source = %s AND lineage = %s AND first_ordinal = %s ORDER BY schema_name, table_name
-            """,
-            (granule.source, granule.lineage, granule.first_ordinal),
-        )
-        return tuple(cur.fetchall())
+    """What the granule's steps did to each table, by name (it has them with it)."""
+    return granule.tables
 
 
 def landmarks(

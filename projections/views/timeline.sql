@@ -17,15 +17,16 @@ CREATE TABLE granule (
     payload_bytes   bigint NOT NULL,
     events          bigint NOT NULL,
     row_count       bigint NOT NULL,
+    tables          text NOT NULL,
     topic_id        text NOT NULL,
     first_offset    bigint NOT NULL,
     last_offset     bigint NOT NULL,
     digest          bytea NOT NULL,
     PRIMARY KEY (source, lineage, first_ordinal)
 );
-CREATE INDEX granule_time ON granule (source, lineage, first_time_us);
-CREATE INDEX granule_first_gtid ON granule (source, lineage, first_domain, first_sequence);
-CREATE INDEX granule_last_gtid ON granule (source, lineage, last_domain, last_sequence);
+-- Not by source and lineage first: a planner that knows nothing of the table yet would take these for the primary key.
+CREATE INDEX granule_first_gtid ON granule (first_domain, first_sequence, source, lineage);
+CREATE INDEX granule_last_gtid ON granule (last_domain, last_sequence, source, lineage);
 
 -- Two different granules that claim to start at one step: the index cannot be trusted there, and says so.
 CREATE TABLE granule_conflict (
@@ -36,20 +37,21 @@ CREATE TABLE granule_conflict (
     PRIMARY KEY (source, lineage, first_ordinal, digest)
 );
 
--- Newest granules of one table are a backward scan of the primary key.
+-- Newest granules of one table are a backward scan of the primary key; times are repeated so that this holds with a filter too.
 CREATE TABLE granule_table (
     source          text COLLATE "C" NOT NULL,
     lineage         text COLLATE "C" NOT NULL,
     schema_name     text COLLATE "C" NOT NULL,
     table_name      text COLLATE "C" NOT NULL,
     first_ordinal   bigint NOT NULL,
+    first_time_us   bigint NOT NULL,
+    last_time_us    bigint NOT NULL,
     steps           bigint NOT NULL,
     inserts         bigint NOT NULL,
     updates         bigint NOT NULL,
     deletes         bigint NOT NULL,
     PRIMARY KEY (source, lineage, schema_name, table_name, first_ordinal)
 );
-CREATE INDEX granule_table_of ON granule_table (source, lineage, first_ordinal);
 
 CREATE TABLE table_total (
     source          text COLLATE "C" NOT NULL,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from streams.consume import Message
@@ -72,24 +72,20 @@ class History:
         return event
 
     def anything(self) -> None:
-        self.rng.choice(
-            [
-                self.granule,
-                self.granule,
-                self.granule,
-                self.source_defined,
-                self.source_changed,
-                self.command,
-                self.job,
-                self.job,
-                self.plan,
-                self.plan_changed,
-                self.call,
-                self.token,
-                self.revocation,
-                self.health,
-            ]
-        )()
+        kinds: list[Callable[[], object]] = [
+            *[self.granule] * 3,
+            *[self.job] * 2,
+            self.source_defined,
+            self.source_changed,
+            self.command,
+            self.plan,
+            self.plan_changed,
+            self.call,
+            self.token,
+            self.revocation,
+            self.health,
+        ]
+        self.rng.choice(kinds)()
 
     def source_defined(self) -> None:
         source = self.source()

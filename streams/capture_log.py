@@ -247,7 +247,7 @@ class CaptureLog:
             _log.warning("%s: no certain epoch in %d records before offset %d", self.topic, len(stretch), before)
             stretch = []
         first = stretch[0] if stretch else next(map(_seen, reader.read(low, max(before, low + 1))), None)
-        if first is None:
+        if first is None or first.kind is not CommitsRecorded:
             return Chain(elsewhere), low
         return Chain.at(first, elsewhere), first.offset
 

@@ -230,6 +230,10 @@ class RecordStream:
         """Make every call raise, also one that waits in another thread right now. For stopping while Kafka is away."""
         self._delivery.abandoned = True
 
+    def release(self) -> None:
+        """Let go of the connections and of what is not delivered."""
+        self._delivery.close()
+
     def close(self, timeout: float = 10.0) -> None:
         """Wait for what was sent, let go of the connections. Raises `DeliveryFailed` when not all is in the log."""
         try:

@@ -53,6 +53,7 @@ StepKind = Literal["rows", "ddl", "statement", "account", "rolled_back", "xa", "
 
 OWN_SCHEMA: Final = "holdfast"
 MARKER_TABLE: Final = (OWN_SCHEMA, "marker")
+_OWN_DDL: Final = re.compile(rf"\s*(?:CREATE|DROP|ALTER)\b[^.;]*?\b`?{OWN_SCHEMA}`?(?:\s*\.|\s|;|$)", re.IGNORECASE)
 
 # Table maps in force, by the six bytes of their table id as they stand in the event.
 TableMaps = dict[bytes, TableMap]
@@ -128,13 +129,15 @@ class StepSummary:
 
     @property
     def own(self) -> bool:
-        """Touches nothing but Holdfast's own schema."""
+        """Holdfast's own doing: touches nothing but schema `holdfast`, rows or definitions."""
+        if self.kind == "ddl":
+            return not self.changes and all(_OWN_DDL.match(text) for text in self.statements)
         return self.kind == "rows" and all(schema == OWN_SCHEMA for schema, _ in self.changes)
 
     @property
     def barrier(self) -> bool:
         """A rollback cannot be made by inverting this step's rows."""
-        return self.kind not in ("rows", "empty") or self.partial
+        return (self.kind not in ("rows", "empty") and not self.own) or self.partial
 
 
 # The name it has in the design; the summary is the view.

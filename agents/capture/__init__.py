@@ -1,0 +1,1 @@
+"""Capture: a source's log into ours, and the index of it."""

@@ -58,12 +58,16 @@ class Indexer:
         return self._close(fragment)
 
     def _open(self) -> None:
-        self._first = self._steps = self._bytes = self._events = 0
-        self._first_offset = self._first_time_us = 0
+        self._first: int = 0
+        self._steps: int = 0
+        self._bytes: int = 0
+        self._events: int = 0
+        self._first_offset: int = 0
+        self._first_time_us: int = 0
         self._first_position = self._last_position = ""
         self._tables: dict[tuple[str, str], list[int]] = {}
         self._landmarks: list[Landmark] = []
-        self._digest = blake3()
+        self._digest: blake3 = blake3()
 
     def _read_with(self, preamble: bytes) -> FormatDescription:
         if self._format is None or preamble != self._preamble:

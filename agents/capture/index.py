@@ -1,8 +1,8 @@
 """`python -P -m agents.capture.index --config FILE --source NAME`: the indexer of one source, sole writer of its granules.
 
-Reads what capture wrote, closes granules (`agents.capture.granules`) and publishes each to `commits`. It keeps nothing of its own:
-where to go on is the last granule in the topic. If we die between closing a granule and its acknowledgement, the next run closes
-the same one again, and publishes it unless it is there.
+Reads what capture wrote, closes granules (`agents.capture.granules`) and publishes each to `commits`. It keeps nothing of
+its own: where to go on is the last granule in the topic. If we die between closing a granule and its acknowledgement, the
+next run closes the same one again, and publishes it unless it is there.
 
 Exit status: 0 stopped, 3 the log cannot be read (broken chain, unreadable step): somebody must look; 4 Kafka refused.
 """

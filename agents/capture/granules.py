@@ -41,7 +41,8 @@ class Indexer:
             if fragment.ordinal != self._expected:
                 raise ValueError(f"step {fragment.ordinal} came where {self._expected} was due")
             if self._first == 0:
-                self._first, self._first_offset = fragment.ordinal, fragment.offset
+                self._first = fragment.ordinal
+                self._first_offset = fragment.offset
             self._step = None
         if fragment.payload is not None:
             if self._step is None:

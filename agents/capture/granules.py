@@ -26,6 +26,15 @@ _BARRIERS = frozenset({"ddl", "statement", "account", "xa", "incident", "rolled_
 class Indexer:
     """Closes granules of one lineage. `first_ordinal` is that of the first step it will be given."""
 
+    # Of the granule being gathered; `_first` 0: nothing yet.
+    _first: int
+    _first_offset: int
+    _first_time_us: int
+    _steps: int
+    _bytes: int
+    _events: int
+    _digest: blake3
+
     def __init__(self, source: str, lineage: str, epoch: int, topic_id: str, first_ordinal: int = 1) -> None:
         self._source, self._lineage, self._epoch, self._topic_id = source, lineage, epoch, topic_id
         self._expected = first_ordinal
@@ -59,16 +68,16 @@ class Indexer:
         return self._close(fragment)
 
     def _open(self) -> None:
-        self._first: int = 0
-        self._steps: int = 0
-        self._bytes: int = 0
-        self._events: int = 0
-        self._first_offset: int = 0
-        self._first_time_us: int = 0
+        self._first = 0
+        self._steps = 0
+        self._bytes = 0
+        self._events = 0
+        self._first_offset = 0
+        self._first_time_us = 0
         self._first_position = self._last_position = ""
         self._tables: dict[tuple[str, str], list[int]] = {}
         self._landmarks: list[Landmark] = []
-        self._digest: blake3 = blake3()
+        self._digest = blake3()
 
     def _read_with(self, preamble: bytes) -> FormatDescription:
         if self._format is None or preamble != self._preamble:

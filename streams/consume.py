@@ -63,7 +63,9 @@ def open_consumer(kafka: KafkaSettings, **more: Any) -> Consumer:
         clients.config(
             kafka,
             **{
-                "group_id": "holdfast-reader",  # demanded by librdkafka, used for nothing
+                # Demanded by librdkafka and used for nothing but asking who coordinates it, for which a right is
+                # needed: under our prefix, where accounts have theirs (deploy/kafka/acls.toml).
+                "group_id": f"{kafka.prefix}reader",
                 "enable_auto_commit": False,
                 "enable_auto_offset_store": False,
                 "enable_partition_eof": True,

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from agents import registry
 from agents.errors import AgentError
 from agents.rollback import history as past
-from agents.rollback.apply import Application, Stopped
+from agents.rollback.apply import Application
 from agents.rollback.plan import Plan, Request, make_plan, parse_request, request_of
 from agents.rollback.recover import settle_all
 from agents.rollback.stages import FINAL, NEXT
+from agents.rollback.target import Stopped
 from streams.capture_log import CaptureLog
 from streams.events import RollbackChanged
 from streams.ids import now_us

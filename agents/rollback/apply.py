@@ -19,7 +19,7 @@ from agents.rollback.history import Log, find_marker
 from agents.rollback.later import look_through
 from agents.rollback.plan import Plan, request_of
 from agents.rollback.stages import STAGES, StageName
-from agents.rollback.target import CommitUnknown, Target
+from agents.rollback.target import CommitUnknown, Stopped, Target
 from streams.errors import StreamError
 from streams.events import Problem, RollbackChanged
 from streams.ids import now_us
@@ -31,14 +31,6 @@ RECONNECT_WAIT_S: Final = 120.0
 _TURN_S: Final = 0.01
 
 _log = logging.getLogger("holdfast.rollback")
-
-
-class Stopped(AgentError):
-    """The rollback was called off for one or several reasons; the source is as it was."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__(problems[0].code, problems[0].message, problems[0].hint)
-        self.problems = tuple(problems)
 
 
 @dataclass(frozen=True, slots=True)

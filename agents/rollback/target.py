@@ -7,7 +7,7 @@ problems; what went wrong is raised. After anything raised, only `abandon`, `unf
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agents.errors import AgentError
@@ -15,6 +15,14 @@ from agents.rollback.plan import Plan
 from streams.events import Problem
 
 Progress = Callable[[int, int], None]
+
+
+class Stopped(AgentError):
+    """The rollback is called off for one or several reasons; nothing was changed."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(problems[0].code, problems[0].message, problems[0].hint)
+        self.problems = tuple(problems)
 
 
 class CommitUnknown(AgentError):

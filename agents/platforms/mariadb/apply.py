@@ -32,7 +32,7 @@ from agents.platforms.mariadb.guard import OWN_SCHEMA, Role
 from agents.protocol import SourceSettings
 from agents.rollback.plan import Plan, TablePlan
 from agents.rollback.schema import Definition
-from agents.rollback.target import CommitUnknown, Progress
+from agents.rollback.target import CommitUnknown, Progress, Stopped
 from streams.events import Problem
 from streams.formats.binlog.inverse import plain_format_description
 from streams.formats.binlog.net import core_content, row_statements
@@ -45,8 +45,8 @@ STATEMENT_TIMEOUT_S: Final = 3600.0
 MOST_SHOWN: Final = 5
 # Rows of one event: large enough that statements do not count, small enough to see progress and to stay well below a packet.
 EVENT_BYTES: Final = 384 << 10
-# With fewer rows than this a guard's secondary indexes cost less than dropping them.
-PLAIN_GUARD_ROWS: Final = 5_000
+# With fewer rows than this, making a guard table lighter costs more than it saves.
+PLAIN_GUARD_ROWS: Final = 2_000
 
 _SESSION: Final = (
     "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, completion_type = 'NO_CHAIN',"
@@ -59,10 +59,8 @@ _BINLOG_SESSION: Final = (
     "SET SESSION binlog_format = 'ROW', binlog_row_image = 'FULL', binlog_annotate_row_events = 0, skip_replication = 0"
 )
 
-_CONFLICTS: Final = {
-    1062: ("key-taken", "a row stands where the plan inserts one"),
-    1032: ("row-missing", "a row that the plan changes is not there"),
-}
+_DUPLICATE: Final = 1062
+_NOT_FOUND: Final = 1032
 _LOCKED: Final = frozenset({1205, 1213, 3572})
 
 
@@ -244,7 +242,7 @@ class MariaDBTarget:
     def load(self, plan: Plan, progress: Progress) -> None:
         self._plan = plan
         work = self._work
-        total = sum(len(t.changes.expected) + len(t.changes.inserts) + len(t.changes.removed) for t in plan.tables)
+        total = sum(len(images) for t in plan.tables for _, images in _guarded(t))
         done = 0
         with self._explained():
             _run(work, "SET SESSION sql_log_bin = 0")
@@ -252,19 +250,27 @@ class MariaDBTarget:
             self._describe_format(work)
             for i, t in enumerate(plan.tables):
                 for role, images in _guarded(t):
-                    if not images:
-                        continue
-                    name = guard.guard_name(plan.event.plan, i, role)
-                    self._guards[i, role] = name
-                    _make_guard(work, t.definition, name, len(images))
-                    content = core_content(t.changes.table.table_map, OWN_SCHEMA, name)
-                    _run(work, "START TRANSACTION")
-                    for rows, events in row_statements(t.changes.table, "insert", images, EVENT_BYTES, content):
-                        self._replay(work, events)
+                    for rows in self._fill(work, i, t, role, images):
                         done += rows
                         progress(done, total)
-                    _run(work, "COMMIT")
             _run(work, "SET SESSION sql_log_bin = 1")
+
+    def _fill(
+        self, work: pymysql.Connection[Any], number: int, t: TablePlan, role: Role, images: Sequence[bytes]
+    ) -> Iterator[int]:
+        """Make one guard table and load it; how many rows went in at a time."""
+        assert self._plan is not None
+        if not images:
+            return
+        name = guard.guard_name(self._plan.event.plan, number, role)
+        self._guards[number, role] = name
+        _make_guard(work, t.definition, name, len(images))
+        content = core_content(t.changes.table.table_map, OWN_SCHEMA, name)
+        _run(work, "START TRANSACTION")
+        for rows, events in row_statements(t.changes.table, "insert", images, EVENT_BYTES, content):
+            self._replay(work, events)
+            yield rows
+        _run(work, "COMMIT")
 
     def _describe_format(self, work: pymysql.Connection[Any]) -> None:
         assert self._plan is not None
@@ -335,7 +341,7 @@ class MariaDBTarget:
             if not t.changes.table.keyed:
                 continue
             definition = t.definition
-            before, after = self._guards.get((i, "before")), self._guards.get((i, "after"))
+            before = self._guards.get((i, "before"))
             with self._explained():
                 if before is not None:
                     ((rows, missing, different),) = _ask(self._work, guard.compare(definition, before))
@@ -347,12 +353,6 @@ class MariaDBTarget:
                     if missing or different:
                         found = _ask(self._work, guard.differences(definition, before, MOST_SHOWN))
                         out += _conflicts(definition, found, int(missing) + int(different))
-                if after is not None:
-                    taken = _ask(self._work, guard.occupied(definition, after, before, MOST_SHOWN))
-                    out += [Problem(
-                        "conflict", f"{definition.text} {_key_text(definition, row)} should not be there yet: {_show(row)}",
-                        "somebody wrote it since: plan again",
-                    ) for row in _named(definition, taken)]  # fmt: skip
         return out
 
     def children(self) -> list[Problem]:
@@ -384,24 +384,40 @@ class MariaDBTarget:
         tables = self._tables()
         total = sum(t.changes.rows for t in tables)
         done = 0
-        for t in tables:
+        for i, t in enumerate(tables):
             for rows, events in t.changes.statements(EVENT_BYTES):
                 with self._explained():
                     try:
                         self._replay(work, events)
                     except pymysql.err.MySQLError as error:
-                        conflict = _CONFLICTS.get(error.args[0] if error.args else 0)
-                        if conflict is None:
+                        number = error.args[0] if error.args else 0
+                        if number not in (_DUPLICATE, _NOT_FOUND):
                             raise
-                        code, message = conflict
-                        raise AgentError(
-                            code,
-                            f"{t.definition.text}: {message}: {error.args[1]}",
-                            "somebody wrote it since: plan again",
-                        ) from error
+                        raise Stopped(self._in_the_way(i, t, number, str(error.args[1]))) from error
                 done += rows
                 progress(done, total)
         return done
+
+    def _in_the_way(self, number: int, t: TablePlan, error: int, text: str) -> list[Problem]:
+        """What made the server refuse a row, now that the transaction is of no use any more."""
+        work, definition = self._work, t.definition
+        hint = "somebody wrote it since, or without the log: plan again"
+        _run(work, "ROLLBACK")
+        if error == _DUPLICATE and t.changes.table.keyed:
+            _run(work, "SET SESSION sql_log_bin = 0")
+            if (number, "after") not in self._guards:
+                for _ in self._fill(work, number, t, "after", t.changes.inserts):
+                    pass
+            before, after = self._guards.get((number, "before")), self._guards[number, "after"]
+            found = _named(definition, _ask(work, guard.occupied(definition, after, before, MOST_SHOWN)))
+            if found:
+                return [
+                    Problem("conflict", f"{definition.text} {_key_text(definition, row)} is there, where the plan"
+                            f" inserts a row: found {_show(row)}", hint)
+                    for row in found
+                ]  # fmt: skip
+        what = "a row stands in the way of one that the plan inserts" if error == _DUPLICATE else "a row is not there"
+        return [Problem("conflict", f"{definition.text}: {what}: {text}", hint)]
 
     def orphans(self) -> list[Problem]:
         out: list[Problem] = []
@@ -424,12 +440,13 @@ class MariaDBTarget:
         if plan is None:
             return False
         with self._explained():
-            ((inside, marked),) = _ask(
+            ((inside, strict, marked),) = _ask(
                 self._work,
-                "SELECT @@in_transaction, (SELECT COUNT(*) FROM `holdfast`.`marker` WHERE plan = %s AND digest = %s)",
+                "SELECT @@in_transaction, @@slave_exec_mode = 'STRICT',"
+                " (SELECT COUNT(*) FROM `holdfast`.`marker` WHERE plan = %s AND digest = %s)",
                 plan.event.plan, plan.event.digest,
             )  # fmt: skip
-        return bool(inside) and bool(marked)
+        return bool(inside) and bool(strict) and bool(marked)
 
     def commit(self) -> str:
         work = self._work
@@ -529,39 +546,47 @@ def target(settings: SourceSettings) -> MariaDBTarget:
 def _guarded(t: TablePlan) -> Iterator[tuple[Role, Sequence[bytes]]]:
     c = t.changes
     yield "before", c.expected
-    # Of a table without a key nothing is compared, but its parents are asked for.
-    yield "after", c.inserts if c.table.keyed or t.definition.foreign_keys else ()
+    yield "after", c.inserts if t.definition.foreign_keys else ()
     yield "removed", c.removed if t.children else ()
 
 
 def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str, rows: int) -> None:
+    """A table of the same layout. A large one is made lighter, in two attempts: in Aria without transactions, which
+    loads in a third of the time (it need not survive a crash), and without indexes that nobody asks."""
     _run(work, f"CREATE TABLE {quoted(OWN_SCHEMA, name)} LIKE {quoted(*definition.name)}")
     if rows < PLAIN_GUARD_ROWS:
         return
-    key = definition.key[0] if definition.key else ""
-    counted = {
-        row[0]
-        for row in _ask(
-            work,
-            "SELECT COLUMN_NAME FROM information_schema.COLUMNS"
-            " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND EXTRA LIKE '%%auto_increment%%'",
-            OWN_SCHEMA,
-            name,
-        )
-    }
+    spare = ", ".join(f"DROP INDEX {quoted(index)}" for index in _spare_indexes(work, definition, name))
+    for change in (", ".join(filter(None, [spare, "ENGINE = Aria TRANSACTIONAL = 0"])), spare):
+        if not change:
+            return
+        try:
+            _run(work, f"ALTER TABLE {quoted(OWN_SCHEMA, name)} {change}")
+        except pymysql.err.MySQLError as error:
+            if isinstance(error, pymysql.err.OperationalError) and error.args[0] >= 2000:
+                raise
+            continue  # a key or column that Aria does not do: the table is as it was
+        return
+
+
+def _spare_indexes(work: pymysql.Connection[Any], definition: Definition, name: str) -> list[str]:
+    counted = {row[0] for row in _ask(
+        work,
+        "SELECT COLUMN_NAME FROM information_schema.COLUMNS"
+        " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND EXTRA LIKE '%%auto_increment%%'",
+        OWN_SCHEMA, name,
+    )}  # fmt: skip
     indexes: dict[str, list[str]] = {}
     for index, column in _ask(
         work,
         "SELECT INDEX_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s"
         " ORDER BY INDEX_NAME, SEQ_IN_INDEX",
-        OWN_SCHEMA,
-        name,
-    ):
+        OWN_SCHEMA, name,
+    ):  # fmt: skip
         indexes.setdefault(index, []).append(column)
+    key = definition.key[0] if definition.key else ""
     # An AUTO_INCREMENT column needs an index that begins with it.
-    spare = [i for i, columns in indexes.items() if i not in (key, "PRIMARY") and columns[0] not in counted]
-    if spare:
-        _run(work, f"ALTER TABLE {quoted(OWN_SCHEMA, name)} " + ", ".join(f"DROP INDEX {quoted(i)}" for i in spare))
+    return [i for i, columns in indexes.items() if i not in (key, "PRIMARY") and columns[0] not in counted]
 
 
 def _stamped(events: bytes, now: int, server_id: int) -> bytes:

@@ -7,7 +7,8 @@ row, with locks. Values are compared as they are stored: collations that call `a
 Pure: builds text, runs nothing. One plan has these guard tables for each table it changes:
 
     before   rows that must be there now, as they are expected
-    after    rows that will be inserted: their keys must be free now, and their parents must exist afterwards
+    after    rows that will be inserted, where foreign keys want to know whether their parents exist afterwards
+             (that their keys are free the server finds out by itself; `after` then tells what stands there)
     removed  rows whose referenced columns' values go away: no child may point at them
 """
 
@@ -96,10 +97,7 @@ def differences(definition: Definition, before: str, most: int) -> str:
 
 
 def occupied(definition: Definition, after: str, before: str | None, most: int) -> str:
-    """Rows of the source whose key the plan will insert though it does not remove them: all their columns.
-
-    Locks the place of every key that is free, so that nobody takes it meanwhile.
-    """
+    """Rows of the source whose key the plan inserts though it does not remove them: all their columns."""
     index, key = _key(definition)
     columns = ", ".join(f"t.{quoted(c.name)}" for c in definition.columns)
     text = (
@@ -111,7 +109,7 @@ def occupied(definition: Definition, after: str, before: str | None, most: int) 
             f" LEFT JOIN {quoted(OWN_SCHEMA, before)} AS b ON {_on('b', key, 'g', key)}"
             f" WHERE b.{quoted(key[0])} IS NULL"
         )
-    return f"{text} LIMIT {most} FOR UPDATE"
+    return f"{text} LIMIT {most}"
 
 
 def children(child: Definition, fk: ForeignKey, removed: str, child_before: str | None, most: int) -> str:

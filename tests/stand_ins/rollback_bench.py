@@ -1,0 +1,140 @@
+"""Plans and rollbacks on a real MariaDB without Kafka: the log is the server's own binlog files, events go into a list.
+
+Everything between the two is what the agent runs: plans from steps, paths from what was said, all stages of applying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pymysql
+
+from agents.platforms.mariadb.apply import MariaDBTarget
+from agents.platforms.mariadb.definitions import read_definitions, schema_version
+from agents.protocol import SourceSettings
+from agents.rollback.apply import Application, Outcome
+from agents.rollback.history import History, check_paths, turns
+from agents.rollback.plan import Plan, Request, make_plan
+from agents.rollback.schema import Schema
+from deploy.demo.mariadb import MariaDB
+from streams.events import RollbackChanged
+from streams.ids import uuid7
+from streams.paths import Path, drop_newest, path_at
+from tests.stand_ins.binlog_log import BinlogLog
+
+SOURCE = "shop"
+USER, PASSWORD = "hf_rollback", "rollback-pw"
+# The least that docs/guides/rollback.md asks for.
+GRANTS = (
+    f"CREATE OR REPLACE USER {USER}@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'",
+    f"GRANT SELECT, TRIGGER ON *.* TO {USER}@'127.0.0.1'",
+    f"GRANT BINLOG REPLAY, BINLOG ADMIN, READ_ONLY ADMIN ON *.* TO {USER}@'127.0.0.1'",
+    f"GRANT SELECT, INSERT, CREATE, ALTER, DROP ON holdfast.* TO {USER}@'127.0.0.1'",
+)
+
+
+class RollbackBench:
+    """One source from now on: make the tables first. `admin` is root's connection, for whatever a test does."""
+
+    def __init__(self, server: MariaDB, statements: Iterable[str] = ()) -> None:
+        self.server = server
+        self.admin: pymysql.Connection[Any] = server.connect()
+        for statement in (*GRANTS, *statements):
+            self.sql(statement)
+        self.log = BinlogLog(self.admin, server.datadir)
+        self.history = History()
+        self.said: list[RollbackChanged] = []
+        self.schema = self._read_schema()
+
+    def _read_schema(self) -> Schema:
+        found = read_definitions(self.admin)
+        return Schema({(d.schema, d.table): d for d in found}, schema_version(found))
+
+    def sql(self, statement: str, *args: Any) -> Any:
+        with self.admin.cursor() as cursor:
+            cursor.execute(statement, args or None)
+            return cursor.fetchall()
+
+    def head(self) -> int:
+        return self.log.tail().ordinal
+
+    def path(self) -> Path:
+        return path_at(self.head(), turns(self.history, self.log, self.log.lineage))
+
+    def own(self) -> list[int]:
+        """Ordinals of steps that are Holdfast's own: of all that the walks do, only these name its schema."""
+        return [s.ordinal for s in self.log.recorded if s.payload is not None and b"holdfast" in s.payload]
+
+    def back(self, steps: int, **options: Any) -> Plan:
+        """A plan for `steps` user steps back."""
+        after = drop_newest(self.path(), steps, self.own())
+        return self.plan("rollback", after[-1].last if after else 0, **options)
+
+    def plan(self, kind: str, target: int, *, whole_source: bool = True, memory_bytes: int = 1 << 28) -> Plan:
+        """A plan to the state after step `target`."""
+        known = turns(self.history, self.log, self.log.lineage)
+        head = self.head()
+        request = Request(
+            uuid7(),
+            kind,
+            "",
+            target,
+            0,
+            self.log.lineage,
+            head,
+            path_at(head, known),
+            path_at(target, known),
+            whole_source,
+        )
+        check_paths(request, known, head)
+        made = make_plan(
+            request,
+            self.schema,
+            lambda first, last: self.log.steps(self.log.lineage, first, last),
+            source=SOURCE,
+            by="test",
+            planned_us=0,
+            memory_bytes=memory_bytes,
+        )
+        self.history.plans[request.plan] = made.event
+        return made
+
+    def settings(self, port: int = 0, host: str = "127.0.0.1") -> SourceSettings:
+        return SourceSettings(
+            SOURCE,
+            "mariadb",
+            host,
+            port or self.server.port,
+            accounts={"rollback": USER},
+            passwords={"rollback": PASSWORD},
+        )
+
+    def target(self, port: int = 0) -> MariaDBTarget:
+        return MariaDBTarget(self.settings(port))
+
+    def application(self, plan: Plan, target: MariaDBTarget | None = None) -> Application:
+        return Application(plan, target or self.target(), self.log, "agent-1", say=self.say)
+
+    def run(self, plan: Plan) -> Outcome:
+        """Confirm and carry out."""
+        return self.application(plan).run()
+
+    def say(self, event: RollbackChanged) -> None:
+        self.said.append(event)
+        self.history.changes.setdefault(event.plan, []).append(event)
+
+    def states(self, plan: Plan) -> list[str]:
+        return [c.state for c in self.history.changes.get(plan.event.plan, [])]
+
+    def read_only(self) -> int:
+        return int(self.sql("SELECT @@global.read_only")[0][0])
+
+    def leftovers(self) -> list[str]:
+        """Guard tables that are still there."""
+        return [r[0] for r in self.sql(
+            "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'holdfast' AND TABLE_NAME <> 'marker'"
+        )]  # fmt: skip
+
+    def close(self) -> None:
+        self.admin.close()

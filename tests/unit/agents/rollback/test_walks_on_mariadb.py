@@ -1,0 +1,49 @@
+"""Random walks through a timeline, on one real server and its own binlog: back, forward, writes in between."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from deploy.demo.mariadb import MariaDB
+from tests.stand_ins import walk_load
+from tests.stand_ins.rollback_bench import RollbackBench
+
+SEEDS = [int(s) for s in os.environ.get("HOLDFAST_WALK_SEEDS", "1,2,3").split(",")]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_state_that_was_is_reached_again(mariadb: MariaDB, seed: int) -> None:
+    """N back, M forward, writes in between: after each, every table is as it was recorded at that step."""
+    rng = random.Random(seed)
+    bench = RollbackBench(mariadb, walk_load.STATEMENTS)
+    load = walk_load.Load(mariadb.connect(), rng)
+    recorded = {0: walk_load.digests(bench.admin)}
+
+    def write(transactions: int) -> None:
+        for _ in range(transactions):
+            load.transaction()
+            recorded[bench.head()] = walk_load.digests(bench.admin)
+
+    write(25)
+    for turn in range(14):
+        users = [o for r in bench.path() for o in range(r.first, r.last + 1) if o not in bench.own()]
+        if users and rng.random() < 0.6:
+            plan = bench.back(rng.randint(1, min(len(users), 20)))
+        else:
+            plan = bench.plan("forward", rng.choice(sorted(recorded)))
+        if [o.code for o in plan.event.obstacles] == ["nothing-to-do"]:
+            continue
+        assert plan.event.obstacles == (), plan.event.obstacles
+        outcome = bench.run(plan)
+        found = walk_load.digests(bench.admin)
+        assert found == recorded[plan.event.target_ordinal], f"turn {turn}: {plan.event.undo} {plan.event.redo}"
+        recorded[outcome.ordinal] = found
+        assert bench.states(plan) == ["confirmed", "fenced", "applying", "applied"]
+        assert bench.read_only() == 0
+        assert bench.leftovers() == []
+        if rng.random() < 0.6:
+            write(rng.randint(1, 8))
+    bench.close()

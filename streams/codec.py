@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -31,35 +32,71 @@ _STAMP = tuple(f.name for f in dataclasses.fields(Stamp))
 class _Codec:
     event: type[Event]
     parsed: Any
+    reader: Any
     head: bytes
-    names: tuple[str, ...]
+    take: Any
     build: Any
 
 
 @functools.cache
-def _codecs() -> dict[bytes, _Codec]:
-    return {c.head: c for c in map(_codec, REGISTRY.values())}
+def _by_head() -> dict[bytes, _Codec]:
+    """By the first bytes of a record: every version that was ever released, read as the newest."""
+    newest = {event.TYPE: event for event in sorted(REGISTRY.values(), key=lambda e: e.VERSION)}
+    return {
+        codec.head: codec
+        for event in newest.values()
+        for version in range(1, event.VERSION + 1)
+        for codec in [_codec(event, version)]
+    }
 
 
 @functools.cache
-def _codec(event: type[Event]) -> _Codec:
-    schema = avro_schemas.load(event)
+def _by_event() -> dict[type[Event], _Codec]:
+    return {event: _codec(event, event.VERSION) for event in REGISTRY.values()}
+
+
+def _codec(event: type[Event], version: int) -> _Codec:
+    """Reads `version` of the event's schema into `event`; writes only its own."""
+    schema = avro_schemas.load(event, version)
+    reader = None if version == event.VERSION else fastavro.parse_schema(avro_schemas.load(event))
     crc = fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO")
     # fastavro gives the fingerprint as hexadecimal of the little-endian bytes.
     head = MARKER + bytes.fromhex(crc)
-    names = tuple(f.name for f in dataclasses.fields(event))
-    return _Codec(event, fastavro.parse_schema(schema), head, names, _builder(event))
+    cls: Any = event
+    return _Codec(event, fastavro.parse_schema(schema), reader, head, _taker(cls), _builder(cls))
 
 
-def _plain(value: Any) -> Any:
-    """A dataclass field as fastavro wants it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return dict(value)
-    return value
+@functools.cache
+def _taker(cls: type) -> Any:
+    """A function from a `cls` to the dict that fastavro wants."""
+    hints = typing.get_type_hints(cls)
+    names = tuple(f.name for f in dataclasses.fields(cls))
+    values = operator.attrgetter(*names) if len(names) > 1 else lambda o: (getattr(o, names[0]),)
+    plain = [(name, conv) for name in names if (conv := _plain(hints[name])) is not None]
+
+    def take(obj: Any) -> dict[str, Any]:
+        raw = dict(zip(names, values(obj), strict=True))
+        for name, conv in plain:
+            raw[name] = conv(raw[name])
+        return raw
+
+    return take
+
+
+def _plain(hint: Any) -> Any:
+    """What makes fastavro's value of a field's; None when it is the value itself."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        inner = _plain(next(a for a in args if a is not type(None)))
+        return None if inner is None else lambda v: None if v is None else inner(v)
+    if origin is tuple:
+        item = _plain(args[0])
+        return list if item is None else lambda v: list(map(item, v))
+    if origin is Mapping:
+        return dict
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _taker(hint)
+    return None
 
 
 @functools.cache
@@ -89,13 +126,15 @@ def _converter(hint: Any) -> Any:
 
 def encode(event: Event, stamp: Stamp) -> bytes:
     """One record value. Raises `StreamError` (`event-invalid`) when a field does not fit its schema."""
-    codec = _codec(type(event))
-    raw = {name: _plain(getattr(event, name)) for name in codec.names}
-    for name in _STAMP:
-        raw[name] = getattr(stamp, name)
+    codec = _by_event().get(type(event))
+    if codec is None:
+        raise StreamError("event-invalid", f"{type(event).__name__} is not an event of the log")
     out = io.BytesIO()
     out.write(codec.head)
     try:
+        raw = codec.take(event)
+        for name in _STAMP:
+            raw[name] = getattr(stamp, name)
         fastavro.schemaless_writer(out, codec.parsed, raw)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise StreamError("event-invalid", f"{event.TYPE} does not fit its schema: {error}") from error
@@ -104,7 +143,7 @@ def encode(event: Event, stamp: Stamp) -> bytes:
 
 def decode(value: bytes) -> tuple[Event, Stamp]:
     """The event and its stamp. Raises `StreamError` (`record-unreadable`) on anything that is not one of our records."""
-    codec = _codecs().get(bytes(value[:HEAD]))
+    codec = _by_head().get(bytes(value[:HEAD]))
     if codec is None:
         known = value[:2] == MARKER
         raise StreamError(
@@ -115,7 +154,7 @@ def decode(value: bytes) -> tuple[Event, Stamp]:
     body = io.BytesIO(value)
     body.seek(HEAD)
     try:
-        raw = fastavro.schemaless_reader(body, codec.parsed, None)
+        raw: Any = fastavro.schemaless_reader(body, codec.parsed, codec.reader)
         if body.tell() != len(value):
             raise ValueError("trailing bytes")
         return codec.build(raw), Stamp(**{name: raw[name] for name in _STAMP})
@@ -127,7 +166,7 @@ def decode(value: bytes) -> tuple[Event, Stamp]:
 
 def peek_type(value: bytes) -> type[Event] | None:
     """The event's type without decoding the body; None when it is none of ours."""
-    codec = _codecs().get(bytes(value[:HEAD]))
+    codec = _by_head().get(bytes(value[:HEAD]))
     return None if codec is None else codec.event
 
 

@@ -3,5 +3,12 @@
 from __future__ import annotations
 
 from agents.platforms.mariadb.connection import connect
+from agents.platforms.mariadb.source import MariaDBSource
+from agents.protocol import Source, SourceSettings
 
-__all__ = ["connect"]
+__all__ = ["MariaDBSource", "connect", "source"]
+
+
+def source(settings: SourceSettings) -> Source:
+    """See `agents.protocol.Platform`."""
+    return MariaDBSource(settings)

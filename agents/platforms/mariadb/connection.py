@@ -16,12 +16,21 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 
 # Server error numbers that a later attempt may not meet again (mariadb.com/kb/en/mariadb-error-codes).
-_PASSING = frozenset({
-    ER.CON_COUNT_ERROR, ER.SERVER_SHUTDOWN, ER.TOO_MANY_USER_CONNECTIONS, ER.HOST_IS_BLOCKED, CR.CR_CONNECTION_ERROR,
-    CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST, CR.CR_SERVER_LOST_EXTENDED,
-    1927,  # ER_CONNECTION_KILLED
-    1317,  # ER_QUERY_INTERRUPTED: a server that shuts down says so
-})
+_PASSING = frozenset(
+    {
+        ER.CON_COUNT_ERROR,
+        ER.SERVER_SHUTDOWN,
+        ER.TOO_MANY_USER_CONNECTIONS,
+        ER.HOST_IS_BLOCKED,
+        CR.CR_CONNECTION_ERROR,
+        CR.CR_CONN_HOST_ERROR,
+        CR.CR_SERVER_GONE_ERROR,
+        CR.CR_SERVER_LOST,
+        CR.CR_SERVER_LOST_EXTENDED,
+        1927,  # ER_CONNECTION_KILLED
+        1317,  # ER_QUERY_INTERRUPTED: a server that shuts down says so
+    }
+)
 _DENIED = frozenset({ER.ACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, 4151, 1862, 1820})
 
 

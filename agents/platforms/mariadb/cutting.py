@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
+from operator import lt
 from struct import Struct
 
 from agents.errors import AgentError, CaptureStopped, SourceUnavailable
@@ -348,7 +349,10 @@ class Cutter:
         Raises what `feed` met, once all steps before it are taken.
         """
         if not self._ready and self._ends and (everything or self._failure is not None):
-            self._seal()
+            try:
+                self._seal()
+            except AgentError as error:
+                self._failure, self._ends = error, []
         if self._ready:
             return self._ready.popleft()
         if self._failure is not None:
@@ -359,10 +363,11 @@ class Cutter:
         """Complete steps become ready; the open one stays."""
         if not self._ends:
             return
-        position = self._position
-        position.update({g[2]: g for g in self._gtids[:-1]})
+        position, gtids = self._position, self._gtids
+        self._in_order(gtids)
+        position.update({g[2]: g for g in gtids[:-1]})
         before = show(position)
-        last = self._gtids[-1]
+        last = gtids[-1]
         position[last[2]] = last
         payload = b"".join(self._out[: self._done])
         time, offset = _times(self._out[self._done - 1], 0)
@@ -385,6 +390,19 @@ class Cutter:
         self._fragments.clear()
         self._total -= len(payload)
         self._ends, self._gtids, self._done = [], [], 0
+
+    def _in_order(self, gtids: list[Gtid]) -> None:
+        """Sequence numbers of a domain must rise, or a position would not say what is behind it."""
+        for domain in {g[2] for g in gtids}:
+            numbers = [g[1] for g in gtids if g[2] == domain]
+            if domain in self._position:
+                numbers.insert(0, self._position[domain][1])
+            if not all(map(lt, numbers, numbers[1:])):
+                raise CaptureStopped(
+                    "capture-out-of-order",
+                    f"sequence numbers of GTID domain {domain} go back, in {self._file} after {show(self._position)}",
+                    "SET GLOBAL gtid_strict_mode = ON (and gtid_strict_mode=ON in my.cnf), then take a new baseline",
+                )
 
     def _overflow(self) -> None:
         """More than `limit` is gathered: hand over complete steps, and pieces of one that alone is larger."""
@@ -410,6 +428,7 @@ class Cutter:
         self._total = size
 
     def _piece(self, first: int, end: int, last: bool) -> None:
+        self._in_order([self._gtid])
         before = after = show(self._position)
         if last:
             self._position[self._gtid[2]] = self._gtid
@@ -448,7 +467,9 @@ def statement(event: bytes, checksum: int) -> bytes:
 
 
 def _damaged(what: str) -> CaptureStopped:
-    return CaptureStopped("capture-log-damaged", f"the source sent {what}", "check the source's log, then take a new baseline")
+    return CaptureStopped(
+        "capture-log-damaged", f"the source sent {what}", "check the source's log, then take a new baseline"
+    )
 
 
 def _xa(where: str) -> CaptureStopped:
@@ -491,7 +512,9 @@ def _unexpected(kind: int, state: int, where: str) -> CaptureStopped:
 def _ended(packet: bytes) -> AgentError:
     """What an end or error packet (without its header) means."""
     if packet[:1] == b"\xfe":
-        return SourceUnavailable("source-ended", "the source ended the dump: it shuts down, or its dump thread was killed")
+        return SourceUnavailable(
+            "source-ended", "the source ended the dump: it shuts down, or its dump thread was killed"
+        )
     if packet[:1] != b"\xff" or len(packet) < 3:
         return _damaged(f"a packet that is no event: {packet[:16].hex()}")
     number = int.from_bytes(packet[1:3], "little")
@@ -510,14 +533,18 @@ def dump_error(number: int, text: str) -> AgentError:
     if number in _PASSING_ERRORS or "same server_uuid/server_id" in text:
         return SourceUnavailable("source-ended", f"the source ended the dump: {text} ({number})")
     if number in _DENIED:
-        return CaptureStopped("capture-denied", f"the source refuses to send its log: {text}", "GRANT REPLICATION SLAVE")
+        return CaptureStopped(
+            "capture-denied", f"the source refuses to send its log: {text}", "GRANT REPLICATION SLAVE"
+        )
     lower = text.lower()
     if any(t.lower() in lower for t in _PURGED):
         return purged(text)
     if any(t.lower() in lower for t in _LOST):
         return position_lost(text)
     return CaptureStopped(
-        "capture-source-log", f"the source cannot read its own log: {text} ({number})", "mend it, or take a new baseline"
+        "capture-source-log",
+        f"the source cannot read its own log: {text} ({number})",
+        "mend it, or take a new baseline",
     )
 
 

@@ -140,7 +140,9 @@ def streams(draw: st.DrawFn) -> tuple[bytes, list[Step], int]:
     for sequence in range(1, draw(st.integers(1, 25)) + 1):
         domain = draw(st.sampled_from([0, 0, 0, 3]))
         server = draw(st.sampled_from([1, 1, 9]))
-        flavour = draw(st.sampled_from(["row", "row", "row", "many", "ddl", "account", "myisam", "mixed", "large", "dead"]))
+        flavour = draw(
+            st.sampled_from(["row", "row", "row", "many", "ddl", "account", "myisam", "mixed", "large", "dead"])
+        )
         flags = bl.TRANSACTIONAL | draw(st.sampled_from([0, 0, bl.COMMIT_ID, 8]))
         head = w.gtid(sequence, domain, flags, server)
         rows = st.binary(max_size=200)
@@ -218,7 +220,9 @@ def test_one_byte_at_a_time() -> None:
     assert [s.payload for s in done.steps] == [b"".join(group)]
 
 
-@pytest.mark.parametrize("size", [cutting.WHOLE - 19, bl.FULL - 20, bl.FULL - 19, bl.FULL - 18, 2 * bl.FULL - 19, 40 << 20])
+@pytest.mark.parametrize(
+    "size", [cutting.WHOLE - 19, bl.FULL - 20, bl.FULL - 19, bl.FULL - 18, 2 * bl.FULL - 19, 40 << 20]
+)
 def test_an_event_of_several_packets_passes_through_in_pieces(size: int) -> None:
     w = Writer(checksum=False)
     blob = random.Random(size).randbytes(1000) * (size // 1000) + bytes(size % 1000)
@@ -301,6 +305,19 @@ def test_what_is_not_understood_stops_after_the_steps_before_it(code: str, make,
     assert [s.position for s in done.steps] == ["0-1-1"]
 
 
+@pytest.mark.parametrize("limit", [100, 10_000])
+def test_sequence_numbers_that_go_back_are_refused(limit: int) -> None:
+    w = Writer()
+
+    def step(n: int, domain: int = 0) -> list[bytes]:
+        return [w.gtid(n, domain), w.event(bl.TABLE_MAP, b"t"), w.event(bl.WRITE, b"r"), w.xid(n)]
+
+    done = cut(packets([w.format(), *step(1), *step(9, 1), *step(2), *step(7, 1)]), [], limit)
+    assert done.error is not None
+    assert done.error.code == "capture-out-of-order"
+    assert [s.position for s in done.steps if s.position][-1:] in ([], ["0-1-2,1-1-9"])
+
+
 def test_an_unknown_event_between_steps_that_may_be_ignored_is() -> None:
     w = Writer()
     step = [w.gtid(2), w.event(bl.TABLE_MAP, b"t"), w.event(bl.WRITE, b"r"), w.xid(2)]
@@ -331,3 +348,15 @@ def test_the_end_of_a_dump_says_what_it_means(packet: bytes, kind: type[AgentErr
         assert isinstance(done.error, kind)
         assert done.error.code == code
         assert len(done.steps) == 1
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_a_long_event_of_another_length_than_it_says_is_refused(wrong: int) -> None:
+    w = Writer()
+    event = bytearray(w.event(bl.WRITE, bytes(17 << 20)))
+    event[9:13] = (len(event) + wrong).to_bytes(4, "little")
+    step = [w.gtid(2), w.event(bl.TABLE_MAP, b"t"), bytes(event), w.xid(2)]
+    done = cut(packets([*opening(w), *step]), [])
+    assert done.error is not None
+    assert done.error.code == "capture-log-damaged"
+    assert [s.position for s in done.steps] == ["0-1-1"]

@@ -1,0 +1,61 @@
+"""A MariaDB server as `agents.protocol.Source`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pymysql
+
+from agents.platforms.mariadb import preflight
+from agents.platforms.mariadb.connection import connect, error_of
+from agents.platforms.mariadb.dump import Dump
+from agents.protocol import Facts, Preflight, SourceSettings, Stream
+
+_FACTS = ("version", "server_id", "gtid_binlog_pos", "binlog_expire_logs_seconds", "expire_logs_days")
+
+
+@dataclass(frozen=True)
+class MariaDBSource:
+    """Holds no connection between calls."""
+
+    settings: SourceSettings
+
+    def facts(self) -> Facts:
+        with self._cursor() as cursor:
+            values = preflight.variables(cursor, _FACTS)
+            return Facts(
+                server_version=values.get("version", ""),
+                server_id=int(values.get("server_id") or 0),
+                position=values.get("gtid_binlog_pos", ""),
+                purge_after_s=preflight.kept_s(values) or None,
+                log_bytes=_log_bytes(cursor),
+            )
+
+    def preflight(self) -> Preflight:
+        return preflight.check(self.settings)
+
+    def open(self, position: str, limit: int, *, proof: str | None = None) -> Stream:
+        return Dump(self.settings, position, limit, proof)
+
+    @contextlib.contextmanager
+    def _cursor(self) -> Iterator[Any]:
+        connection = connect(self.settings, "capture")
+        try:
+            with connection.cursor() as cursor:
+                yield cursor
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise error_of(error, self.settings) from error
+        finally:
+            with contextlib.suppress(pymysql.err.MySQLError, OSError):
+                connection.close()
+
+
+def _log_bytes(cursor: Any) -> int:
+    try:
+        cursor.execute("SHOW BINARY LOGS")
+    except (pymysql.err.OperationalError, pymysql.err.ProgrammingError):
+        return 0  # the account may not know, or there is no log
+    return sum(int(row[1]) for row in cursor.fetchall())

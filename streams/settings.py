@@ -49,8 +49,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from psycopg.conninfo import make_conninfo
-
 from streams.errors import StreamError
 from streams.ids import slug
 
@@ -121,6 +119,9 @@ class PostgresSettings:
 
     def conninfo(self) -> str:
         """libpq's connection string, password included (read from its file now): never log it, never an argument."""
+        # Loaded here: who only asks where things are, as every call of the command line does, is spared the driver.
+        from psycopg.conninfo import make_conninfo
+
         parameters: dict[str, str | int] = {
             "host": self.host,
             "port": self.port,

@@ -1,4 +1,5 @@
-"""`python -P -m api --config FILE`: the API as a process. Ends on SIGTERM or SIGINT: streams first, then calls under way."""
+"""`python -P -m api --config FILE`: the API as a process. Ends on SIGTERM or SIGINT: streams first, then calls under
+way."""
 
 from __future__ import annotations
 

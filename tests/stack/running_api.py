@@ -1,8 +1,8 @@
 """The API on real Kafka and PostgreSQL, in a thread of the test, with what stands in for the rest of a site around it.
 
-    RunningApi     the API itself on a port of its own; `.client(role)` speaks to it and holds every answer to the contract
-    Scribe         writes events into the log, as agents do
-    CapturedLog    writes real steps of a MariaDB into the capture topic, and granules, as capture and indexer do
+    RunningApi     the API itself on a port of its own; `.client(role)` speaks to it and holds every answer to the
+    contract Scribe         writes events into the log, as agents do CapturedLog    writes real steps of a MariaDB
+    into the capture topic, and granules, as capture and indexer do
 
 `RunningApi.apply()` brings the read models up to the log's end with the bulk reader, so no processors run.
 """

@@ -1,0 +1,310 @@
+"""`holdfast rollback …`: a plan is made and looked at, then exactly that plan runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from api.cli.asking import SOURCE, Ask, asks, confirm, pages
+from api.cli.connection import segment
+from api.cli.errors import ABSENT, REFUSED, UNCONFIRMED, CliError, say_problems
+from api.cli.times import MOMENT, ago, local
+
+SWITCH = click.option("--switch-branch", is_flag=True, help="Leave newer steps behind that are not part of the target.")
+LATER = click.option(
+    "--not-whole-source",
+    "whole_source",
+    flag_value=False,
+    default=True,
+    help="Let others go on writing: later steps that do not touch the same rows stay.",
+)
+YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+PLAN = click.argument("plan")
+
+
+def _target(given: dict[str, Any]) -> dict[str, Any]:
+    named = {k: v for k, v in given.items() if v is not None}
+    if len(named) > 1:
+        options = " and ".join("--" + {"to_position": "to-gtid"}.get(k, k).replace("_", "-") for k in named)
+        raise click.UsageError(f"{options} are different targets: give one")
+    return named
+
+
+@click.command("plan")
+@SOURCE
+@click.option("--steps", type=click.IntRange(1), help="So many steps back; rollbacks themselves do not count.")
+@click.option(
+    "--to-time", type=MOMENT, help="To the last step committed at or before: 12:00, 10m, 2026-01-31 12:00:05."
+)
+@click.option("--to-gtid", "to_position", help="To right after this transaction.")
+@click.option("--to-step", type=click.IntRange(0), metavar="ORDINAL", help="To right after this step; 0: the baseline.")
+@SWITCH
+@LATER
+@asks
+def plan(ask: Ask, source: str, switch_branch: bool, whole_source: bool, **given: Any) -> None:
+    """Plan a rollback: what would be undone, in which tables, what stands in the way. Nothing is touched."""
+    target = _target(given)
+    if not target:
+        raise click.UsageError("say how far back: --steps, --to-time, --to-gtid or --to-step")
+    found = _make(ask, source, {"kind": "rollback", **target}, switch_branch, whole_source)
+
+    def human() -> None:
+        _summary(ask, found)
+        if found["runnable"]:
+            click.echo(f"\nLook closer:  holdfast rollback show {found['plan']}")
+            click.echo(f"Run it:       holdfast rollback run {found['plan']}")
+
+    ask.out(found, human)
+    if not found["runnable"]:
+        sys.exit(REFUSED)
+
+
+def _make(
+    ask: Ask, source: str, body: dict[str, Any], switch_branch: bool, whole_source: bool = True
+) -> dict[str, Any]:
+    """Have the plan made and wait for it."""
+    body = {**body, "switch_branch": switch_branch, "options": {"whole_source": whole_source}}
+    accepted = ask.api.post(f"/v1/sources/{segment(source)}/rollbacks", body)
+    ask.wait(accepted["job"], f"planning for {source}")
+    return _get(ask, accepted["plan"])
+
+
+def _get(ask: Ask, plan: str) -> dict[str, Any]:
+    found: dict[str, Any] = ask.api.get(f"/v1/rollbacks/{segment(plan)}")
+    return found
+
+
+def _summary(ask: Ask, found: dict[str, Any]) -> None:
+    from api.cli.tables import pairs, size, table
+
+    way = " and ".join(
+        f"{verb} {_steps(found[part])}" for part, verb in (("undo", "undo"), ("redo", "redo")) if found[part]
+    )
+    when = f", committed {local(found['target_time'])} ({ago(found['target_time'])})" if found["target_time"] else ""
+    place = f"right after step {found['target_ordinal']:,}" if found["target_ordinal"] else "the baseline"
+    pairs(
+        [
+            ("plan", f"{found['plan']} ({found['kind']}, {found['state']})"),
+            ("source", found["source"]),
+            ("target", f"{found['target']}: {place}{when}"),
+            ("way", way or "nothing to do"),
+            ("amount", f"{found['rows']:,} rows of {found['steps']:,} steps, {size(found['bytes'])} of log"),
+            ("estimate", _seconds(found["estimate_ms"]) if found["estimate_ms"] else ""),
+            ("digest", found["digest"]),
+            ("done as", f"step {found['ordinal']:,}, {found['position']}" if found["ordinal"] else ""),
+        ]
+    )
+    if found["tables"]:
+        click.echo()
+        table(
+            ["TABLE", ("INSERTS", "right"), ("UPDATES", "right"), ("DELETES", "right"), ""],
+            [
+                (
+                    f"{t['schema']}.{t['table']}",
+                    f"{t['inserts']:,}",
+                    f"{t['updates']:,}",
+                    f"{t['deletes']:,}",
+                    "" if t["keyed"] else "no key: slow",
+                )
+                for t in found["tables"]
+            ],
+        )
+    if found["obstacles"]:
+        click.echo("In the way, so it cannot run:", err=True)
+        say_problems(found["obstacles"])
+    if found["warnings"]:
+        click.echo("To know before it runs:", err=True)
+        say_problems(found["warnings"], "!")
+    if found["problems"]:
+        click.echo(f"Why it {found['state']}:", err=True)
+        say_problems(found["problems"])
+
+
+def _steps(ranges: list[list[int]]) -> str:
+    parts = [f"{a:,}" if a == b else f"{a:,}–{b:,}" for a, b in ranges]
+    count = sum(b - a + 1 for a, b in ranges)
+    return f"{'step' if count == 1 else 'steps'} {', '.join(parts)}"
+
+
+def _seconds(ms: int) -> str:
+    return f"about {ms / 1000:.1f} s" if ms < 120_000 else f"about {ms / 60_000:.0f} min"
+
+
+@click.command("show")
+@PLAN
+@click.option("--rows", "-n", type=click.IntRange(0, 1000), default=3, show_default=True, help="Sample rows a table.")
+@click.option("--table", metavar="SCHEMA.TABLE", help="Rows of this table only.")
+@click.option("--sql", is_flag=True, help="Print the plan as SQL to review instead.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="With --sql: into this file.")
+@asks
+def show(ask: Ask, plan: str, rows: int, table: str | None, sql: bool, output: Path | None) -> None:
+    """A plan: what it does to which tables, what stands in the way, rows as they are and as they would be."""
+    if sql:
+        _write_sql(ask, plan, output)
+        return
+    found = _get(ask, plan)
+    sample = None
+    if rows:
+        sample = ask.api.get(f"/v1/rollbacks/{segment(plan)}/preview", limit=rows, table=table)
+
+    def human() -> None:
+        _summary(ask, found)
+        if sample is not None:
+            _sample(found, sample)
+
+    ask.out(found | ({"preview": sample} if sample is not None else {}), human)
+
+
+def _sample(found: dict[str, Any], sample: dict[str, Any]) -> None:
+    from api.cli.tables import change, clean
+
+    done = found["state"] == "applied"
+    for t in sample["tables"]:
+        heading = "before → after" if done else "as they are → as they would be"
+        click.echo(f"\n{t['schema']}.{t['table']}: rows {heading}")
+        for c in t["changes"]:
+            for line in change(c, t["columns"]):
+                click.echo("  " + ("    " + clean(line.strip()) if line.startswith(" ") else clean(line)))
+        if not t["complete"]:
+            click.echo("  … and more")
+    if sample["looked_at"] < sample["steps"]:
+        click.echo(f"\nThe sample is from {sample['looked_at']:,} of {sample['steps']:,} steps.")
+
+
+def _write_sql(ask: Ask, plan: str, output: Path | None) -> None:
+    pieces = ask.api.text(f"/v1/rollbacks/{segment(plan)}/sql")
+    if output is None:
+        for piece in pieces:
+            click.echo(piece, nl=False)
+        return
+    with output.open("w", encoding="utf-8") as out:
+        for piece in pieces:
+            out.write(piece)
+    ask.say(f"written to {output}")
+
+
+@click.command("run")
+@PLAN
+@click.option("--digest", help="Run it only if this is its digest; default: as it is shown now.")
+@click.option("--dry-run", is_flag=True, help="Only check that it could run.")
+@YES
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
+@asks
+def run(ask: Ask, plan: str, digest: str | None, dry_run: bool, yes: bool, no_wait: bool) -> None:
+    """Run exactly the plan that was shown."""
+    found = _get(ask, plan)
+    if not ask.as_json and not yes:
+        _summary(ask, found)
+    _run(ask, found, digest or found["digest"], dry_run=dry_run, yes=yes, no_wait=no_wait)
+
+
+def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bool, no_wait: bool) -> None:
+    source, path = found["source"], f"/v1/rollbacks/{segment(found['plan'])}/run"
+    if dry_run:
+        checked = ask.api.post(path, {"digest": digest, "dry_run": True})
+        ask.out(checked, lambda: click.echo("It could run. Nothing was done."))
+        return
+    if not found["obstacles"]:
+        rows, way = f"{found['rows']:,} rows", f"{found['kind']} {found['target']}"
+        confirm(ask, source, f"{source} will be changed in place: {way}, {rows}", yes)
+    job = ask.api.post(path, {"digest": digest})["job"]
+    if no_wait:
+        ask.out({"job": job, "plan": found["plan"]}, lambda: click.echo(f"asked for: holdfast job watch {job}"))
+        return
+    done = ask.wait(job, f"{found['kind']} of {source}")
+    result = done["result"]
+
+    def human() -> None:
+        step = f" as step {result['ordinal']:,} ({result.get('position', '')})" if result.get("ordinal") else ""
+        click.echo(f"Done{step}: {result.get('rows', found['rows']):,} rows changed, {found['target']}.")
+        if found["kind"] == "rollback":
+            click.echo(f"Forward again:  holdfast rollback forward {source}")
+
+    ask.out({"plan": found["plan"], "source": source, "digest": digest, "job": done, "result": result}, human)
+
+
+@click.command("forward")
+@SOURCE
+@click.option(
+    "--steps", type=click.IntRange(1), help="So many steps forward; default: all that the last rollback undid."
+)
+@click.option("--plan", help="Take this rollback back.")
+@click.option("--to-step", type=click.IntRange(0), metavar="ORDINAL", help="To right after this step.")
+@SWITCH
+@LATER
+@click.option("--dry-run", is_flag=True, help="Only make the plan and show it.")
+@YES
+@asks
+def forward(
+    ask: Ask, source: str, switch_branch: bool, whole_source: bool, dry_run: bool, yes: bool, **given: Any
+) -> None:
+    """Redo what was rolled back: plan it, show it, run it."""
+    found = _make(ask, source, {"kind": "forward", **_target(given)}, switch_branch, whole_source)
+    if not ask.as_json:
+        _summary(ask, found)
+    if not found["runnable"]:
+        if ask.as_json:
+            ask.out(found, lambda: None)
+        sys.exit(REFUSED)
+    if dry_run:
+        ask.out(found, lambda: click.echo(f"\nRun it:       holdfast rollback run {found['plan']}"))
+        return
+    try:
+        _run(ask, found, found["digest"], dry_run=False, yes=yes, no_wait=False)
+    except CliError as error:
+        if error.exit_code == UNCONFIRMED:
+            ask.say(f"The plan stays:  holdfast rollback run {found['plan']}")
+        raise
+
+
+@click.command("list")
+@SOURCE
+@click.option("--limit", "-n", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@asks
+def list_all(ask: Ask, source: str, limit: int) -> None:
+    """Plans of a source, newest first, and what became of them."""
+    found, following, _ = pages(ask, f"/v1/sources/{segment(source)}/rollbacks", limit)
+
+    def human() -> None:
+        from api.cli.tables import table
+
+        if not found:
+            click.echo(f"No rollback of {source} was planned yet:  holdfast rollback plan {source} --steps 1")
+            return
+        table(
+            ["PLAN", "KIND", "TARGET", ("STEPS", "right"), ("ROWS", "right"), "STATE", "SINCE"],
+            [
+                (p["plan"], p["kind"], p["target"], f"{p['steps']:,}", f"{p['rows']:,}", _state(p), ago(p["since"]))
+                for p in found
+            ],
+        )
+
+    ask.out({"rollbacks": found, "next": following}, human)
+
+
+def _state(plan: Mapping[str, Any]) -> str:
+    if plan["state"] == "planned" and plan["obstacles"]:
+        return f"in the way: {len(plan['obstacles'])}"
+    return f"applied as {plan['ordinal']}" if plan["state"] == "applied" else str(plan["state"])
+
+
+@click.command("abandon")
+@PLAN
+@asks
+def abandon(ask: Ask, plan: str) -> None:
+    """A plan that shall not be run any more."""
+    try:
+        job = ask.api.post(f"/v1/rollbacks/{segment(plan)}/abandon")["job"]
+    except CliError as error:
+        if error.exit_code == ABSENT:
+            error.hint = "`holdfast rollback list SOURCE` shows them"
+        raise
+    done = ask.wait(job, "abandoning the plan")
+    ask.out({"plan": plan, "job": done}, lambda: click.echo(f"{plan} is abandoned"))
+
+
+COMMANDS = (plan, show, run, forward, list_all, abandon)

@@ -36,13 +36,13 @@ HANDLERS: Mapping[str, str] = {
     "source.pause": "agents.protect:pause",
     "source.resume": "agents.protect:resume",
     "source.remove": "agents.protect:remove",
-    "rollback.plan": "agents.rollback:plan",
-    "rollback.run": "agents.rollback:run",
-    "rollback.abandon": "agents.rollback:abandon",
+    "rollback.plan": "agents.rollback.handlers:plan",
+    "rollback.run": "agents.rollback.handlers:run",
+    "rollback.abandon": "agents.rollback.handlers:abandon",
 }
 
 # "module:function" of `Recovery`, called for every source when the agent starts, before any of its commands.
-RECOVERIES: tuple[str, ...] = ("agents.rollback:recover",)
+RECOVERIES: tuple[str, ...] = ("agents.rollback.handlers:recover",)
 
 
 class JobFailed(AgentError):  # noqa: N818 - named after what becomes of the job

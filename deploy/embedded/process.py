@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,13 +160,14 @@ def wait_until(condition: Callable[[], bool], timeout: float, interval: float = 
 
 
 def last_line(command: Command, size: int = 4096) -> str:
-    """The last line of its log that says something."""
+    """The last line of its log that says something: not the places of a Java stack trace."""
     try:
         with command.log_file.open("rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - size))
-            lines = [line.strip() for line in f.read().decode(errors="replace").splitlines() if line.strip()]
+            text = f.read().decode(errors="replace")
     except OSError:
         return "it left no log"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not re.match(r"\s+(at|\.\.\.) ", line)]
     return lines[-1] if lines else "it said nothing"
 
 

@@ -43,7 +43,7 @@ def up(data_dir: Path, choices: Choices, names: Sequence[str] = (), *, detach: b
 def down(data_dir: Path, timeout: float) -> int:
     """Stop the supervisor, which stops the rest; also what a supervisor that died may have left. The exit status."""
     if not site.exists(data_dir):
-        raise SiteError("site-missing", f"there is no site in {data_dir}")
+        raise SiteError("site-missing", f"there is no site in {data_dir}", "`holdfast up` makes one")
     pid = site.holder(data_dir)
     if pid is None:
         left = end_leftovers(data_dir)

@@ -53,11 +53,13 @@ def build(site: Site) -> Starlette:
             await run_in_threadpool(site.close)
 
     routes = [Route(o.path, _endpoint(site, o, HANDLERS[o.id]), methods=[o.method], name=o.id) for o in OPERATIONS]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_such_route, Exception: _broken},
     )
+    app.state.site = site
+    return app
 
 
 def _endpoint(site: Site, operation: Operation, handler: Handler) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,21 +115,21 @@ class Live:
                 issued = next((e for e in self._issued.values() if e.digest == digest), None)
                 if issued is None:
                     return None
-                known = Token(
-                    token=issued.token,
-                    actor=issued.actor,
-                    role=issued.role,
-                    digest=issued.digest,
-                    issued_us=issued.issued_us,
-                    expires_us=issued.expires_us,
-                    issued_by=issued.by,
-                    revoked_us=None,
-                    revoked_by="",
-                )
-            revoked = self._revoked.get(known.token)
-            if revoked is not None and known.revoked_us is None:
-                return replace(known, revoked_us=revoked.at_us, revoked_by=revoked.by)
-            return known
+                known = _token(issued)
+            return self._as_revoked(known)
+
+    def tokens(self, known: Iterable[Token]) -> list[Token]:
+        """`known` (all that the read model has) and what has been said since, newest first."""
+        with self._lock:
+            found = {e.token: _token(e) for e in self._issued.values()} | {t.token: t for t in known}
+            tokens = [self._as_revoked(t) for t in found.values()]
+        return sorted(tokens, key=lambda t: (t.issued_us, t.token), reverse=True)
+
+    def _as_revoked(self, token: Token) -> Token:
+        revoked = self._revoked.get(token.token)
+        if revoked is not None and token.revoked_us is None:
+            return replace(token, revoked_us=revoked.at_us, revoked_by=revoked.by)
+        return token
 
     def newest(self, topic: str, key: str) -> tuple[str, int, int] | None:
         """Full topic, partition and offset of the newest event with `key` that came by in `topic` (short name); of any
@@ -231,6 +231,21 @@ class Live:
         self._plans.move_to_end(plan)
         _trim(self._plans, _PLANS)
         return found
+
+
+def _token(issued: TokenIssued) -> Token:
+    """As the read model will have it."""
+    return Token(
+        token=issued.token,
+        actor=issued.actor,
+        role=issued.role,
+        digest=issued.digest,
+        issued_us=issued.issued_us,
+        expires_us=issued.expires_us,
+        issued_by=issued.by,
+        revoked_us=None,
+        revoked_by="",
+    )
 
 
 def _trim(held: OrderedDict[Any, Any], most: int) -> None:

@@ -85,7 +85,8 @@ class Steps:
     """Whole consecutive steps as the source sent them.
 
     `payload`: bytes of all of them; step i ends at `ends[i]`. `before`/`after`: native position before the last of them
-    and after it. `preamble` is what the payload is read with. `file`/`offset`: coordinate after the last event, a hint.
+    and after it. `preamble` is what the payload is read with. `file`/`offset`: coordinate after the last event, a hint that
+    is good for `server_id` (whose log it is) only.
     `step_time_us`: commit time of the last one by the source's clock. `accounts`: one step, not to be kept in clear.
     """
 
@@ -139,8 +140,9 @@ class Stream(Protocol):
         """
         ...
 
-    def fileno(self) -> int:
-        """Becomes readable when there may be something to take."""
+    @property
+    def behind(self) -> bool:
+        """Whether more had come already when `take` last returned."""
         ...
 
     def close(self) -> None:
@@ -166,7 +168,8 @@ class Source(Protocol):
         """Read the log after native `position`; `take` returns about `limit` bytes at a time.
 
         `proof` is a later position that was reached before: when the source does not hold it any more (it went back,
-        or its log was purged or reset), raises `CaptureStopped` with `capture-position-lost` or `capture-purged`.
+        or its log was purged or reset), raises `CaptureStopped` with `capture-position-lost` or `capture-purged`. With
+        it, the first step is handed over by itself, to be compared.
         """
         ...
 

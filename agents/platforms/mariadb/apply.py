@@ -132,39 +132,43 @@ class MariaDBTarget:
             ):
                 if _denied(control, probe):
                     problems.append(_grant(privilege, "*.*", account))
-            has = {row[0] for row in _ask(
-                control, "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = %s",
-                account,
-            )}  # fmt: skip
-            if "READ_ONLY ADMIN" not in has and "READ ONLY ADMIN" not in has:
+            if not {"READ_ONLY ADMIN", "READ ONLY ADMIN"} & _privileges(control, account, OWN_SCHEMA):
                 ((read_only,),) = _ask(control, "SELECT @@global.read_only")
                 if _denied(control, f"SET GLOBAL read_only = {read_only}"):
                     problems.append(_grant("READ_ONLY ADMIN", "*.*", account))
             for schema in sorted({t.definition.schema for t in plan.tables}):
                 tables = [t.definition for t in plan.tables if t.definition.schema == schema]
-                if any(_denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0") for d in tables):
-                    problems.append(_grant("SELECT, TRIGGER", quoted(schema) + ".*", account))
+                problems += self._table_privileges(control, account, schema, tables)
             problems += self._own_privileges(control, account)
             problems += self._settings_in_the_way(control, plan)
+            if not problems:
+                # Asked again under locks in `begin`; but the guard is made and loaded before that.
+                problems += self._changed_definitions(control, plan)
         return problems
+
+    def _table_privileges(
+        self, control: pymysql.Connection[Any], account: str, schema: str, tables: Sequence[Definition]
+    ) -> list[Problem]:
+        """SELECT to compare rows, TRIGGER without which information_schema is silent about triggers and foreign keys."""
+        problem = [_grant("SELECT, TRIGGER", quoted(schema) + ".*", account)]
+        if any(_denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0") for d in tables):
+            return problem
+        if "TRIGGER" in _privileges(control, account, schema) or _has_role(control):
+            return []
+        granted = {row[0] for row in _ask(
+            control,
+            "SELECT TABLE_NAME FROM information_schema.TABLE_PRIVILEGES"
+            " WHERE GRANTEE = %s AND TABLE_SCHEMA = %s AND PRIVILEGE_TYPE = 'TRIGGER'",
+            account, schema,
+        )}  # fmt: skip
+        return [] if granted.issuperset(d.table for d in tables) else problem
 
     def _own_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
         """Whether the account may work in schema `holdfast`: asked of the privilege tables, so that nothing is made."""
-        found = {
-            row[0]
-            for view, where in (("USER_PRIVILEGES", ""), ("SCHEMA_PRIVILEGES", " AND TABLE_SCHEMA = 'holdfast'"))
-            for row in _ask(
-                control,
-                f"SELECT PRIVILEGE_TYPE FROM information_schema.{view} WHERE GRANTEE = %s{where}",
-                account,
-            )
-        }
         needed = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
-        missing = [p for p in needed if p not in found]
-        # What comes by a role is not in these views: then only the server's refusal tells.
-        if missing and _ask(control, "SELECT CURRENT_ROLE()")[0][0] is None:
-            return [_grant(", ".join(needed), "`holdfast`.*", account)]
-        return []
+        if _privileges(control, account, OWN_SCHEMA).issuperset(needed) or _has_role(control):
+            return []
+        return [_grant(", ".join(needed), "`holdfast`.*", account)]
 
     def _settings_in_the_way(self, control: pymysql.Connection[Any], plan: Plan) -> list[Problem]:
         ((log_bin, exec_mode, run_triggers),) = _ask(
@@ -317,15 +321,17 @@ class MariaDBTarget:
                     if error.args[0] != 1146:
                         raise
                     return [Problem("schema-changed", f"table {'.'.join(name)} is not there any more", "plan again")]
-            live = {(d.schema, d.table): d for d in read_definitions(work, [t.definition.name for t in plan.tables])}
+            return self._changed_definitions(work, plan)
+
+    @staticmethod
+    def _changed_definitions(connection: pymysql.Connection[Any], plan: Plan) -> list[Problem]:
+        live = {(d.schema, d.table): d for d in read_definitions(connection, [t.definition.name for t in plan.tables])}
         out = []
         for t in plan.tables:
             now = live.get(t.definition.name)
             if now is None or now.fingerprint != t.definition.fingerprint:
-                out.append(Problem(
-                    "schema-changed", f"the definition of {t.definition.text} is not the one that was planned with",
-                    "plan again",
-                ))  # fmt: skip
+                what = "is not there any more" if now is None else "is defined otherwise than the plan was made with"
+                out.append(Problem("schema-changed", f"table {t.definition.text} {what}", "plan again"))
         return out
 
     @staticmethod
@@ -456,7 +462,9 @@ class MariaDBTarget:
             _run(work, "COMMIT")
         except (pymysql.err.MySQLError, OSError) as error:
             if isinstance(error_of(error, self._settings), SourceUnavailable):
-                raise CommitUnknown("commit-unknown", f"the connection broke at COMMIT: {error}") from error
+                raise CommitUnknown(
+                    "commit-unknown", f"the connection broke at COMMIT: {error}", "nothing was changed: plan again"
+                ) from error
             raise error_of(error, self._settings) from error
         with contextlib.suppress(pymysql.err.MySQLError, OSError):
             ((gtid,),) = _ask(work, "SELECT @@last_gtid")
@@ -624,6 +632,21 @@ def _denied(connection: pymysql.Connection[Any], sql: str) -> bool:
     except pymysql.err.MySQLError as error:
         return bool(error.args and error.args[0] in (1044, 1142, 1227, 1370))
     return False
+
+
+def _privileges(connection: pymysql.Connection[Any], account: str, schema: str) -> set[str]:
+    """What was granted to the account everywhere or on `schema`. What comes by a role is not in these views."""
+    return {row[0] for row in _ask(
+        connection,
+        "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = %s UNION"
+        " SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s AND %s LIKE TABLE_SCHEMA",
+        account, account, schema,
+    )}  # fmt: skip
+
+
+def _has_role(connection: pymysql.Connection[Any]) -> bool:
+    """Then only the server's refusal tells what is missing."""
+    return _ask(connection, "SELECT CURRENT_ROLE()")[0][0] is not None
 
 
 def _account(current: str) -> str:

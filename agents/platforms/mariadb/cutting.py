@@ -43,8 +43,9 @@ _times = Struct("<I9xI").unpack_from  # of an event: time, next position
 _query = Struct("<8xB2xH").unpack_from  # of a query's body: length of the database's name, of the status variables
 _CREATED = slice(HEADER + 52, HEADER + 56)  # of a format description: when the server was started, or zero
 
-# The open step: UNHEARD, no format description yet; CLOSED, none; STANDALONE; OPEN; MARKED, open and its end needs care.
-UNHEARD, CLOSED, STANDALONE, OPEN, MARKED = range(5)
+# UNHEARD: no format description yet. FIRST, CLOSED: no step is open (FIRST: the next is to be handed over by itself).
+# STANDALONE, OPEN, MARKED: a step is open (MARKED: its end needs care).
+UNHEARD, FIRST, CLOSED, STANDALONE, OPEN, MARKED = range(6)
 
 ROWS = frozenset({
     ev.WRITE_ROWS_V1, ev.UPDATE_ROWS_V1, ev.DELETE_ROWS_V1, ev.WRITE_ROWS, ev.UPDATE_ROWS, ev.DELETE_ROWS,
@@ -67,12 +68,14 @@ class Cutter:
     """State between packets. `feed` it what was received, in any cuts; `take` what has come of it.
 
     `position`: the GTID set that the dump started after. `limit`: bytes of payload handed over at a time (a whole event
-    may exceed it, up to `WHOLE`). Memory: about `limit` + `WHOLE` + what one call of `feed` is given.
+    may exceed it, up to `WHOLE`). `first_alone`: the first step is handed over by itself. Memory: about `limit` + `WHOLE` +
+    what one call of `feed` is given.
     """
 
-    def __init__(self, position: str, limit: int) -> None:
+    def __init__(self, position: str, limit: int, *, first_alone: bool = False) -> None:
         self._position = parse(position)
         self._limit = limit
+        self._first_alone = first_alone
         self._rest = b""
         self._ready: deque[Taken] = deque()
         self._failure: AgentError | None = None
@@ -92,6 +95,7 @@ class Cutter:
         self._long_more = self._long_begun = False
         self._fragments: set[int] = set()  # slices that do not begin an event
         self._preamble = b""
+        self._server_id = 0
         self._checksum = 0  # bytes of it at the end of every event
         self._file = ""
 
@@ -236,7 +240,7 @@ class Cutter:
             self._format(event)
         elif kind == ev.ROTATE:
             self._rotate(event)
-        elif kind == ev.GTID and self._state == CLOSED:
+        elif kind == ev.GTID and self._state in (FIRST, CLOSED):
             self._begin(event)
         elif kind not in PASSING and not event[17] & ev.FLAG_IGNORABLE:
             raise _unexpected(kind, self._state, self._where())
@@ -248,7 +252,7 @@ class Cutter:
         if gtid[3] & _XA:
             raise _xa(f"{show_gtid(gtid)} at {self._where()}")
         self._gtid = gtid
-        self._state = STANDALONE if gtid[3] & ev.GTID_STANDALONE else OPEN
+        self._state = STANDALONE if gtid[3] & ev.GTID_STANDALONE else MARKED if self._first_alone else OPEN
         self._append(event)
 
     def _event_inside(self, kind: int, event: bytes) -> None:
@@ -291,12 +295,13 @@ class Cutter:
             self._ends.append(self._total)
             self._gtids.append(self._gtid)
             self._done = len(self._out)
-            if self._accounts:
-                self._seal(accounts=True)
+            if self._accounts or self._first_alone:
+                self._seal(accounts=self._accounts)
+        self._first_alone = False
         self._close()
 
     def _close(self) -> None:
-        self._state = CLOSED
+        self._state = FIRST if self._first_alone else CLOSED
         self._accounts = False
         self._pieces = 0
 
@@ -323,7 +328,8 @@ class Cutter:
                 f"the log is written by {description.server_version}, not by MariaDB",
                 "define this source with the kind that it is",
             )
-        self._state = CLOSED
+        self._close()
+        self._server_id = int.from_bytes(event[5:9], "little")
         self._checksum = 4 if description.has_checksum else 0
         if event != self._preamble:
             self._seal()
@@ -379,7 +385,7 @@ class Cutter:
                 before=before,
                 after=show(position),
                 preamble=self._preamble,
-                server_id=last[0],
+                server_id=self._server_id,
                 file=self._file,
                 offset=offset,
                 step_time_us=time * 1_000_000,
@@ -443,7 +449,7 @@ class Cutter:
                 before=before,
                 after=after,
                 preamble=self._preamble,
-                server_id=self._gtid[0],
+                server_id=self._server_id,
                 file=self._file,
                 offset=offset,
                 step_time_us=time * 1_000_000,

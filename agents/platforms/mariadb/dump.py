@@ -39,7 +39,7 @@ class Dump:
 
     def __init__(self, settings: SourceSettings, position: str, limit: int, proof: str | None) -> None:
         self._settings = settings
-        self._cutter = Cutter(position, limit)
+        self._cutter = Cutter(position, limit, first_alone=proof is not None)
         self._connection = connect(settings, "capture", read_timeout=SILENCE_S)
         try:
             _ask(self._connection, settings, position, proof)
@@ -56,9 +56,8 @@ class Dump:
         self._dry = False  # the last attempt to receive found nothing
 
     @property
-    def idle_since(self) -> float | None:
-        """Monotonic time since when everything that came has been taken and the source had nothing more; None: busy."""
-        return self._heard if self._dry else None
+    def behind(self) -> bool:
+        return not self._dry
 
     def take(self, timeout: float) -> Taken | None:
         deadline = time.monotonic() + timeout
@@ -107,9 +106,6 @@ class Dump:
 
     def _where(self) -> str:
         return f"{self._settings.host}:{self._settings.port}"
-
-    def fileno(self) -> int:
-        return int(self._socket.fileno())
 
     def close(self) -> None:
         # Not `Connection.close`: that would write a goodbye into a dump.

@@ -37,6 +37,13 @@ class GeneralCutter(Cutter):
             self._overflow()
 
 
+class ProvingCutter(Cutter):
+    """As after a restart: the first step is to be compared with what was captured before."""
+
+    def __init__(self, position: str, limit: int) -> None:
+        super().__init__(position, limit, first_alone=True)
+
+
 @dataclass
 class Step:
     """What must come out for one step."""
@@ -201,6 +208,10 @@ def test_steps_are_what_was_written_in_whatever_cuts_they_arrive(data: st.DataOb
     assert done.largest <= max(limit, 300)
     general = cut(stream, cuts, limit, kind=GeneralCutter)
     assert general.taken == done.taken
+    proving = cut(stream, cuts, limit, kind=ProvingCutter)
+    assert [s.payload for s in proving.steps] == [s.payload for s in steps]
+    whole = proving.taken[0] if proving.taken else None
+    assert not isinstance(whole, Steps) or len(whole.ends) == 1
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 1000), max_size=5))

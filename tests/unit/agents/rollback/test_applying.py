@@ -1,0 +1,536 @@
+"""Applying on a real server: conflicts, locks, lost connections, missing rights. Whatever stops it leaves the source as
+it was, `read_only` included, and nothing of ours behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pymysql
+import pytest
+
+from agents.errors import AgentError, SourceUnavailable
+from agents.platforms.mariadb.apply import MariaDBTarget
+from agents.rollback import apply as applying
+from agents.rollback.plan import Plan
+from agents.rollback.stages import STAGES
+from agents.rollback.target import Stopped
+from deploy.demo.mariadb import MariaDB
+from streams.events import RollbackChanged
+from tests.stand_ins.mariadb_proxy import MariaDBProxy
+from tests.stand_ins.rollback_bench import GRANTS, USER, RollbackBench
+
+TABLES = (
+    "drop database if exists app",
+    "create database app",
+    "use app",
+    "create table t (id int primary key, v varchar(20) character set utf8mb4, f float, e varchar(20) unique)",
+    "create table other (id int primary key, v int)",
+    "create table bare (v int)",
+    "create table parent (id int primary key, v int)",
+    "create table child (id int primary key, pid int, foreign key (pid) references parent (id))",
+    "create or replace user app@'127.0.0.1' identified by 'app-pw'",
+    "grant all on app.* to app@'127.0.0.1'",
+)
+NAMES = ("t", "other", "bare", "parent", "child")
+
+
+@pytest.fixture
+def bench(mariadb: MariaDB) -> Iterator[RollbackBench]:
+    with closing(RollbackBench(mariadb, TABLES)) as made:
+        made.sql("insert into t values (1, 'a', 0.1, 'e1'), (2, 'b', 0.2, 'e2'), (3, 'c', 0.3, 'e3')")
+        made.sql("update t set v = concat(v, '!')")
+        made.sql("delete from t where id = 2")
+        made.sql("insert into t values (4, 'd', 0.4, 'e4')")
+        yield made
+        made.sql("set global read_only = 0")
+        made.sql("set global slave_exec_mode = 'STRICT'")
+        made.sql("set global slave_run_triggers_for_rbr = 'NO'")
+
+
+def content(bench: RollbackBench) -> dict[str, Any]:
+    return {name: sorted(bench.sql(f"select * from app.{name}"), key=repr) for name in NAMES}
+
+
+def unlogged(bench: RollbackBench, *statements: str) -> None:
+    """What the log does not hold."""
+    for statement in ("set sql_log_bin = 0", *statements, "set sql_log_bin = 1"):
+        bench.sql(statement)
+
+
+def stopped(bench: RollbackBench, plan: Plan, run: Callable[[], object] | None = None) -> list[tuple[str, str]]:
+    """Run it, and see that it stops and leaves everything as it is; (code, message) of what it says."""
+    before, read_only = content(bench), bench.read_only()
+    with pytest.raises(AgentError):
+        (run or (lambda: bench.run(plan)))()
+    assert content(bench) == before
+    assert bench.read_only() == read_only
+    assert bench.leftovers() == []
+    assert bench.states(plan)[-1] == "failed"
+    said = [(p.code, p.message) for p in bench.said[-1].problems]
+    assert all(p.hint or "more rows" in p.message for p in bench.said[-1].problems), bench.said[-1].problems
+    assert bench.sql("select count(*) from information_schema.innodb_trx") == ((0,),)
+    return said
+
+
+# -- conflicts ------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_changed_behind_us_is_shown_with_both_images(bench: RollbackBench) -> None:
+    plan = bench.back(3)
+    unlogged(bench, "update t set v = 'other' where id = 1")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "conflict"
+    assert message == "app.t (id=1) is not as the plan expects it: expected v='a!', found v='other'"
+
+
+@pytest.mark.parametrize("change", ["v = 'A!'", "v = 'a! '", "f = 0.10000001", "f = null", "e = 'E1'"])
+def test_what_collations_and_rounding_call_equal_is_a_conflict_all_the_same(bench: RollbackBench, change: str) -> None:
+    plan = bench.back(3)
+    unlogged(bench, f"update t set {change} where id = 1")
+    assert [code for code, _ in stopped(bench, plan)] == ["conflict"]
+
+
+def test_a_row_that_is_gone_is_a_conflict(bench: RollbackBench) -> None:
+    plan = bench.back(1)
+    unlogged(bench, "delete from t where id = 4")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "conflict"
+    assert message.startswith("app.t (id=4) is not there; the plan expects id=4, v='d'")
+
+
+def test_a_row_where_one_is_to_come_back_is_a_conflict(bench: RollbackBench) -> None:
+    plan = bench.back(2)
+    unlogged(bench, "insert into t values (2, 'x', 0, 'e9')")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "conflict"
+    assert "app.t (id=2) is there" in message
+    assert "v='x'" in message
+
+
+def test_a_unique_value_that_was_taken_is_a_conflict(bench: RollbackBench) -> None:
+    plan = bench.back(2)
+    unlogged(bench, "insert into t values (77, 'x', 0, 'e2')")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "conflict"
+    assert "e2" in message
+
+
+def test_only_some_of_many_conflicts_are_shown_and_the_rest_counted(bench: RollbackBench) -> None:
+    bench.sql("insert into other select seq, 1 from seq_1_to_100")
+    plan = bench.back(1)
+    unlogged(bench, "update other set v = 2")
+    said = stopped(bench, plan)
+    assert len(said) == 6
+    assert said[-1] == ("conflict", "and 95 more rows of app.other")
+
+
+def test_a_missing_row_of_a_table_without_a_key_is_a_conflict(bench: RollbackBench) -> None:
+    bench.sql("insert into bare values (1), (1), (2)")
+    plan = bench.back(1)
+    unlogged(bench, "delete from bare where v = 1 limit 1")
+    assert [code for code, _ in stopped(bench, plan)] == ["conflict"]
+
+
+def test_a_child_that_came_by_behind_us_is_found(bench: RollbackBench) -> None:
+    bench.sql("insert into parent values (1, 1)")
+    plan = bench.back(1)
+    unlogged(bench, "insert into child values (10, 1)")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "child-outside-plan"
+    assert "app.child (id=10)" in message
+
+
+def test_a_parent_that_went_behind_us_is_found(bench: RollbackBench) -> None:
+    bench.sql("insert into parent values (1, 1)")
+    bench.sql("insert into child values (10, 1)")
+    bench.sql("delete from child")
+    plan = bench.back(1)
+    unlogged(bench, "delete from parent")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "orphan"
+    assert "app.child (id=10)" in message
+
+
+def test_a_definition_that_changed_behind_us_stops_it(bench: RollbackBench) -> None:
+    plan = bench.back(1)
+    unlogged(bench, "alter table t modify v varchar(30) character set utf8mb4")
+    assert [code for code, _ in stopped(bench, plan)] == ["schema-changed"]
+
+
+# -- what comes after the plan --------------------------------------------------------------------------------------
+
+
+def test_a_whole_source_does_not_go_back_past_a_later_step(bench: RollbackBench) -> None:
+    plan = bench.back(1)
+    bench.sql("insert into other values (1, 1)")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "source-moved-on"
+    assert "app.other" in message
+    assert bench.states(plan) == ["confirmed", "fenced", "failed"]
+
+
+def test_less_than_the_whole_source_leaves_later_steps_alone(bench: RollbackBench) -> None:
+    plan = bench.back(3, whole_source=False)
+    bench.sql("insert into other values (1, 1)")
+    bench.sql("insert into t values (9, 'z', 0, 'e9')")
+    later = bench.head()
+    bench.run(plan)
+    assert bench.states(plan) == ["confirmed", "applying", "applied"]
+    assert {row[0] for row in bench.sql("select id from t")} == {1, 2, 3, 9}
+    assert bench.sql("select v from t where id = 1") == (("a",),)
+    # And they stand: undoing them is possible, and what was undone can be done again.
+    assert bench.path()[-1].last == later
+    bench.run(bench.back(2))
+    assert {row[0] for row in bench.sql("select id from t")} == {1, 2, 3}
+    assert bench.sql("select count(*) from other") == ((0,),)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["update t set v = 'later' where id = 1", "delete from t where id = 4", "alter table t add column w int",
+     "create or replace user someone@localhost"],
+)  # fmt: skip
+def test_less_than_the_whole_source_stops_at_what_touches_the_plan(bench: RollbackBench, statement: str) -> None:
+    plan = bench.back(3, whole_source=False)
+    bench.sql(statement)
+    if "user" in statement:
+        bench.run(plan)  # accounts are not the plan's business
+        return
+    assert set(dict(stopped(bench, plan))) <= {"conflict", "later-write", "schema-changed"}
+
+
+def test_another_rollback_in_between_stops_it(bench: RollbackBench) -> None:
+    for whole_source in (True, False):
+        plan = bench.back(3, whole_source=whole_source)
+        bench.run(bench.back(1))
+        assert set(dict(stopped(bench, plan))) <= {"source-moved-on", "later-write", "conflict"}
+        bench.run(bench.plan("forward", 4))
+
+
+def test_while_the_whole_source_is_rolled_back_applications_cannot_write(bench: RollbackBench) -> None:
+    plan = bench.back(2)
+    refused: list[int] = []
+
+    def say(event: RollbackChanged) -> None:
+        bench.say(event)
+        if event.state == "applying":
+            with closing(bench.server.connect("app", "app-pw", "app")) as user, user.cursor() as cursor:
+                try:
+                    cursor.execute("insert into other values (5, 5)")
+                except pymysql.err.MySQLError as error:
+                    refused.append(error.args[0])
+
+    application = bench.application(plan)
+    application.say = say
+    application.run()
+    assert refused == [1290]
+    assert bench.read_only() == 0
+
+
+def test_who_may_write_all_the_same_is_caught_before_commit(bench: RollbackBench) -> None:
+    plan = bench.back(2)
+
+    def say(event: RollbackChanged) -> None:
+        bench.say(event)
+        if event.state == "applying":
+            bench.sql("insert into other values (6, 6)")
+
+    application = bench.application(plan)
+    application.say = say
+    with pytest.raises(Stopped):
+        application.run()
+    assert application.now == "settle"
+    assert [p.code for p in bench.said[-1].problems] == ["source-moved-on"]
+    assert bench.sql("select v from t where id = 4") == (("d",),)
+    assert bench.read_only() == 0
+    bench.sql("delete from other")
+
+
+def test_read_only_is_left_as_it_was(bench: RollbackBench) -> None:
+    bench.sql("set global read_only = 1")
+    bench.run(bench.back(1))
+    assert bench.read_only() == 1
+    assert [c.read_only_before for c in bench.said if c.state == "fenced"] == ["1"]
+
+
+def test_what_read_only_was_is_said_before_it_is_set(bench: RollbackBench) -> None:
+    seen: list[tuple[str, int]] = []
+    application = bench.application(plan := bench.back(1))
+
+    def say(event: RollbackChanged) -> None:
+        bench.say(event)
+        seen.append((event.state, bench.read_only()))
+
+    application.say = say
+    application.run()
+    assert seen == [("confirmed", 0), ("fenced", 0), ("applying", 1), ("applied", 0)]
+    assert plan.event.digest == bench.said[-1].digest
+
+
+# -- locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_somebody_holds_is_waited_for_and_then_given_up(
+    bench: RollbackBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.platforms.mariadb.apply._SESSION", _impatient())
+    plan = bench.back(3)
+    with closing(bench.server.connect(database="app")) as user, user.cursor() as cursor:
+        cursor.execute("begin")
+        cursor.execute("select * from t where id = 1 for update")
+        before = content(bench)
+        with pytest.raises(AgentError) as caught:
+            bench.run(plan)
+        assert caught.value.code == "locked"
+        assert content(bench) == before
+        assert bench.read_only() == 0
+
+
+def _impatient() -> str:
+    from agents.platforms.mariadb import apply
+
+    return apply._SESSION.replace("innodb_lock_wait_timeout = 10", "innodb_lock_wait_timeout = 1")
+
+
+def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench) -> None:
+    """The server ends it by rolling our transaction back as a whole: what comes next must not commit by itself."""
+    bench.sql("insert into bare values (1), (2), (3)")
+    bench.sql("create table ballast (id int primary key)")
+    bench.head()
+    plan = bench.plan("rollback", bench.head())  # from here
+    bench.sql("update t set v = 'later'")
+    bench.sql("delete from bare where v = 2")
+    bench.sql("insert into bare values (9)")
+    plan = bench.back(3)
+    heavy = bench.server.connect(database="app", autocommit=False)
+    waiting = threading.Event()
+    with closing(heavy), heavy.cursor() as cursor:
+        # Heavier than ours, so that ours is the victim; not logged, and rolled back in the end.
+        cursor.execute("set innodb_lock_wait_timeout = 20")
+        cursor.execute("insert into ballast select seq from seq_1_to_20000")
+        cursor.execute("select * from bare where v = 9 for update")
+
+        got: list[Any] = []
+
+        def cross() -> None:
+            waiting.set()
+            cursor.execute("select * from t where id = 3 for update")  # ours since stage 3, until we are the victim
+            got.append(cursor.fetchall())
+
+        thread = threading.Thread(target=cross)
+
+        class Target(MariaDBTarget):
+            def apply(self, progress: Any) -> int:
+                thread.start()
+                waiting.wait(10)
+                while bench.sql("select count(*) from information_schema.innodb_lock_waits") == ((0,),):
+                    pass
+                return super().apply(progress)
+
+        before = content(bench)
+        with pytest.raises(AgentError) as caught:
+            bench.application(plan, Target(bench.settings())).run()
+        thread.join()
+        assert len(got) == 1
+        assert caught.value.code == "locked"
+        assert "deadlock" in caught.value.message
+        heavy.rollback()
+    assert content(bench) == before
+    assert bench.states(plan)[-1] == "failed"
+    assert bench.read_only() == 0
+    assert bench.leftovers() == []
+    bench.run(bench.back(3))
+
+
+def test_definitions_cannot_change_while_a_plan_is_applied(bench: RollbackBench) -> None:
+    refused: list[int] = []
+
+    class Target(MariaDBTarget):
+        def compare(self) -> list[Any]:
+            with closing(bench.server.connect(database="app")) as user, user.cursor() as cursor:
+                cursor.execute("set lock_wait_timeout = 1")
+                try:
+                    cursor.execute("alter table t add column w int")
+                except pymysql.err.MySQLError as error:
+                    refused.append(error.args[0])
+            return super().compare()
+
+    bench.application(bench.back(1), Target(bench.settings())).run()
+    assert refused == [1205]
+
+
+# -- connections ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [s.name for s in STAGES if s.name not in ("prepare", "fence")])
+def test_a_connection_cut_before_a_stage_changes_nothing(bench: RollbackBench, stage: str) -> None:
+    plan = bench.back(3)
+
+    class Cut(applying.Application):
+        def _do(self, name: Any) -> None:
+            if name == stage:
+                for (thread,) in bench.sql(f"select id from information_schema.processlist where user = '{USER}'"):
+                    bench.sql(f"kill {thread}")
+            super()._do(name)
+
+    application = Cut(plan, bench.target(), bench.log, "agent-1", say=bench.say)
+    before = content(bench)
+    with pytest.raises(AgentError):
+        application.run()
+    assert content(bench) == before
+    if bench.states(plan)[-1] != "failed":  # it could not put things back: the agent's next start does
+        settle(bench, plan)
+    assert bench.read_only() == 0
+    assert bench.leftovers() == []
+    bench.run(bench.back(3))
+
+
+def settle(bench: RollbackBench, plan: Plan) -> str:
+    from agents.rollback.recover import settle_all
+
+    (said,) = settle_all(bench.history, plan.event.source, "agent-2", bench.log, bench.target, bench.say)
+    return said.state
+
+
+def test_a_commit_whose_answer_is_lost_is_decided_by_the_marker(bench: RollbackBench) -> None:
+    plan = bench.back(3)
+    with MariaDBProxy(bench.server.port) as proxy:
+        target = bench.target(proxy.port)
+
+        class Armed(applying.Application):
+            def _do(self, name: Any) -> None:
+                if name == "commit":
+                    proxy.cut_at("COMMIT", "after")
+                super()._do(name)
+
+        outcome = Armed(plan, target, bench.log, "agent-1", say=bench.say).run()
+        assert proxy.cuts == 1
+    assert outcome.ordinal == bench.head()
+    assert bench.states(plan)[-1] == "applied"
+    assert {row[0] for row in bench.sql("select id from t")} == {1, 2, 3}
+    assert bench.read_only() == 0
+    assert bench.leftovers() == []
+
+
+def test_a_commit_that_never_arrived_is_decided_by_the_marker(bench: RollbackBench) -> None:
+    plan = bench.back(3)
+    with MariaDBProxy(bench.server.port) as proxy:
+        target = bench.target(proxy.port)
+
+        class Armed(applying.Application):
+            def _do(self, name: Any) -> None:
+                if name == "commit":
+                    proxy.cut_at("COMMIT", "before")
+                super()._do(name)
+
+        said = stopped(bench, plan, Armed(plan, target, bench.log, "agent-1", say=bench.say).run)
+        assert proxy.cuts == 1
+    assert [code for code, _ in said] == ["commit-unknown"]
+
+
+def test_a_plan_runs_once(bench: RollbackBench) -> None:
+    plan = bench.back(1)
+    bench.run(plan)
+    bench.history.changes.clear()
+    with pytest.raises(AgentError) as caught:
+        bench.application(plan).target.begin(plan)
+    assert caught.value.code == "plan-already-run"
+
+
+def test_two_rollbacks_do_not_run_beside_each_other(bench: RollbackBench) -> None:
+    with closing(bench.target()) as first:
+        first.enable()
+        with closing(bench.target()) as second, pytest.raises(AgentError) as caught:
+            second.enable()
+    assert caught.value.code == "rollback-busy"
+
+
+def test_a_session_left_behind_is_ended_and_its_plan_can_never_commit(bench: RollbackBench) -> None:
+    """An agent that was paused and wakes up after another one has settled its plan."""
+    plan = bench.back(3)
+    zombie = bench.target()
+    zombie.enable()
+    zombie.load(plan, lambda done, total: None)
+    assert zombie.begin(plan) == []
+    assert zombie.compare() == []
+    zombie.apply(lambda done, total: None)
+    before = content(bench)
+    bench.say(_confirmed(plan))
+    assert settle(bench, plan) == "failed"
+    with pytest.raises(SourceUnavailable):
+        zombie.marked()
+    late = bench.target()
+    with pytest.raises(AgentError) as caught:
+        late.begin(plan)
+    assert caught.value.code == "plan-already-run"
+    late.close()
+    assert content(bench) == before
+    assert bench.leftovers() == []
+
+
+def _confirmed(plan: Plan) -> RollbackChanged:
+    e = plan.event
+    return RollbackChanged(plan=e.plan, source=e.source, state="confirmed", digest=e.digest, at_us=0, by="agent-1")
+
+
+def test_capture_that_lags_stops_it(bench: RollbackBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(applying, "LAG_WAIT_S", 0.3)
+    plan = bench.back(1)
+    bench.log.hold = bench.head() - 1
+    with pytest.raises(AgentError) as caught:
+        bench.run(plan)
+    assert caught.value.code == "capture-behind"
+    assert bench.states(plan) == ["confirmed", "failed"]
+
+
+# -- rights and settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grant", range(1, len(GRANTS)))
+def test_each_missing_right_is_named_by_the_statement_that_gives_it(bench: RollbackBench, grant: int) -> None:
+    plan = bench.back(1)
+    bench.sql("create database if not exists holdfast")
+    for i, statement in enumerate(GRANTS):
+        if i != grant:
+            bench.sql(statement)
+    bench.head()
+    plan = bench.plan("rollback", 3)
+    target = bench.target()
+    problems = target.check(plan)
+    target.close()
+    assert problems, f"{GRANTS[grant]} is not needed"
+    assert {p.code for p in problems} == {"privilege-missing"}
+    for problem in problems:
+        bench.sql(problem.hint)
+    with closing(bench.target()) as again:
+        assert again.check(plan) == []
+
+
+def test_without_the_trigger_privilege_the_account_would_not_see_what_it_compares(bench: RollbackBench) -> None:
+    bench.sql("create database if not exists holdfast")
+    bench.sql(f"revoke trigger on *.* from {USER}@'127.0.0.1'")
+    with closing(bench.target()) as target:
+        (problem,) = target.check(bench.plan("rollback", 3))
+        assert problem.hint == f"GRANT SELECT, TRIGGER ON `app`.* TO '{USER}'@'127.0.0.1'"
+    bench.sql(problem.hint)
+    with closing(bench.target()) as target:
+        assert target.check(bench.plan("rollback", 3)) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "bad"), [("slave_exec_mode", "IDEMPOTENT"), ("slave_run_triggers_for_rbr", "ENFORCE")]
+)
+def test_settings_under_which_native_events_lie_are_refused(bench: RollbackBench, setting: str, bad: str) -> None:
+    bench.sql("create trigger watch after insert on other for each row insert into t values (new.id, 'x', 1, null)")
+    bench.schema = bench._read_schema()
+    bench.sql("insert into other values (100, 1)")
+    plan = bench.back(1)
+    bench.sql(f"set global {setting} = '{bad}'")
+    ((code, message),) = stopped(bench, plan)
+    assert code == "setting"
+    assert setting in message
+    bench.sql(bench.said[-1].problems[0].hint)
+    bench.run(bench.back(1))

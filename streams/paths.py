@@ -110,15 +110,23 @@ def drop_newest(path: Path, steps: int, uncounted: Iterable[int] = ()) -> Path:
         if not out:
             raise StreamError("too-few-steps", f"there are only {steps - left} steps to go back", "see `timeline show`")
         r = out.pop()
-        inside = [o for o in skip if r.first <= o <= r.last]
-        counted = r.last - r.first + 1 - len(inside)
+        counted = _counted(skip, r.first, r.last)
         if counted < left:
             left -= counted
             continue
-        keep = r.last
-        while left > 0:
-            if keep not in inside:
-                left -= 1
-            keep -= 1
-        out.append(OrdinalRange(r.first, keep))
+        # The largest ordinal that has `left` counted steps behind it in this range.
+        low, high = r.first - 1, r.last
+        while low < high:
+            middle = (low + high + 1) // 2
+            if _counted(skip, middle + 1, r.last) >= left:
+                low = middle
+            else:
+                high = middle - 1
+        out.append(OrdinalRange(r.first, low))
+        break
     return normalise(out)
+
+
+def _counted(skip: Sequence[int], first: int, last: int) -> int:
+    """How many of the ordinals `first..last` are not in `skip`, which ascends."""
+    return last - first + 1 - (bisect_right(skip, last) - bisect_right(skip, first - 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,14 @@ from streams.settings import KafkaSettings
 
 _PATIENCE_S = 30.0
 _BATCH = 1000
+_MOVING = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError.FENCED_LEADER_EPOCH,
+    }
+)
 
 
 class ConsumeError(StreamError):
@@ -90,8 +99,19 @@ def partitions(consumer: Consumer, topic: str) -> list[int]:
 
 def ends(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
     """`(low, high)` watermarks: the first offset that exists, and the one the next record will have."""
+    deadline = time.monotonic() + _PATIENCE_S
     with explained(f"ask for the end of {topic}"):
-        found = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=_PATIENCE_S, cached=False)
+        while True:
+            try:
+                found = consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), timeout=_PATIENCE_S, cached=False
+                )
+                break
+            except KafkaException as error:
+                # A topic created a moment ago, or a leader that moved: the broker asked does not lead it (yet, any more).
+                if clients.code_of(error) not in _MOVING or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
     if found is None:
         raise ConsumeError("kafka-unreachable", f"Kafka did not say where {topic} ends", "is Kafka up?")
     low, high = found

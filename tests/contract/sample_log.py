@@ -47,6 +47,7 @@ class History:
         self.events: list[Event] = []
         self._clock = START_US
         self._ids = 0
+        self._salt = rng.getrandbits(32)
         self._heads: dict[str, int] = {}
         self._epochs: dict[str, int] = {}
         self._jobs: list[tuple[str, str]] = []
@@ -59,7 +60,7 @@ class History:
 
     def id(self, kind: str) -> str:
         self._ids += 1
-        return f"0199{self._ids:08x}-7000-7000-8000-{zlib.crc32(kind.encode()):012x}"
+        return f"0199{self._ids:04x}-{self._salt >> 16:04x}-7000-{self._salt & 0xFFFF:04x}-{zlib.crc32(kind.encode()):012x}"
 
     def source(self) -> str:
         return self.rng.choice(["shop", "billing", "crm"])

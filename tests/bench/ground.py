@@ -50,7 +50,9 @@ class Ground:
     def site(self, name: str, postgres: PostgresSettings | None = None) -> Settings:
         """A site of its own on these servers, with `holdfast.toml` (`config_file`) in its directory."""
         kafka = dataclasses.replace(self.kafka, prefix=f"{name}.")
-        return make_site(self.folder / name, kafka, postgres or PostgresSettings("127.0.0.1", 1, "nobody", "none"), name)
+        return make_site(
+            self.folder / name, kafka, postgres or PostgresSettings("127.0.0.1", 1, "nobody", "none"), name
+        )
 
 
 @contextlib.contextmanager

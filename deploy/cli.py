@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from deploy.errors import EXIT_FAILED, EXIT_NOT_RUNNING, EXIT_UNWELL, DeployError
+from deploy.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_RUNNING, EXIT_UNWELL, DeployError
 from streams.errors import StreamError
 
 DATA_DIR_HELP = (
@@ -129,12 +129,19 @@ def doctor(data_dir: Path, as_json: bool) -> None:
 def main() -> None:
     """Entry point `holdfast`: errors of ours as two lines, never a traceback."""
     try:
-        cli(prog_name="holdfast")
+        result = cli(prog_name="holdfast", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("holdfast: interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
     except (DeployError, StreamError) as e:
         click.echo(f"holdfast: {e.message} ({e.code})", err=True)
         if e.hint:
             click.echo(f"  {e.hint}", err=True)
-        sys.exit(EXIT_FAILED)
+        sys.exit(EXIT_NOT_RUNNING if e.code == "site-missing" else EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Exit codes of `holdfast up | down | status | doctor`, documented in docs/ and st
     0  done, or everything is well
     1  it failed; the message says what and what to do next
     2  wrong usage (an unknown option, a missing argument)
-    3  not running (`status`, `down`: nothing to stop)
+    3  not running (`status`, `down`), or there is no site at all
     4  running, but something is not well (`status`, `doctor`)
     130 interrupted
 """
@@ -17,6 +17,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOT_RUNNING = 3
 EXIT_UNWELL = 4
+EXIT_INTERRUPTED = 130
 
 
 class DeployError(Exception):

@@ -17,7 +17,6 @@ directory half formatted is formatted again (`--ignore-formatted`).
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from deploy.embedded.packages import Progress, java, kafka_classpath
 from deploy.embedded.process import Command
 from deploy.embedded.user import ServiceUser
 from deploy.errors import ServerError
+from deploy.kafka import new_cluster_id
 from streams.settings import KafkaSettings
 
 MAX_MESSAGE_BYTES = 8_388_608 + 65_536  # the largest topic's limit (streams.topics) and some room for what wraps it
@@ -152,11 +152,6 @@ def prepare(broker: Broker, progress: Progress = lambda _: None) -> Command:
         user=user,
         death_signal=broker.death_signal,
     )
-
-
-def new_cluster_id() -> str:
-    """A random one, in Kafka's form: URL-safe base64 of 16 bytes, no padding, no leading hyphen."""
-    return "H" + base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")[1:]
 
 
 def ready(kafka: KafkaSettings, timeout: float = 5.0) -> str | None:

@@ -1,4 +1,4 @@
-"""Writes the locks anew: requirements.txt from pyproject.toml, java.toml from the coordinates below.
+"""Writes the locks anew: requirements*.txt from pyproject.toml, java.toml from the coordinates below.
 
     pip install uv && python -P -m deploy.locks.relock [python] [java]
 
@@ -26,19 +26,32 @@ JAVA = {
 }
 
 
+# Which extras are in which lock: everything, for a checkout; what a server needs that is given Kafka and PostgreSQL.
+PYTHON = {
+    "requirements.txt": ["--all-extras"],
+    "requirements-server.txt": ["--extra", "mariadb", "--extra", "build"],
+}
+
+
 def relock_python() -> None:
-    """One lock for all platforms and Pythons we run on, all extras included."""
+    """For all platforms and Pythons we run on."""
+    for name, extras in PYTHON.items():
+        _compile(name, extras)
+
+
+def _compile(name: str, extras: list[str]) -> None:
     done = subprocess.run(
         [
             *("uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
-            *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--all-extras"),
+            *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
+            *extras,
             str(HERE.parent.parent / "pyproject.toml"),
         ],
         capture_output=True,
         text=True,
         check=True,
     )
-    (HERE / "requirements.txt").write_text(HEADER + done.stdout, encoding="utf-8")
+    (HERE / name).write_text(HEADER + done.stdout, encoding="utf-8")
 
 
 def relock_java() -> None:

@@ -23,11 +23,12 @@ from deploy.embedded import kafka as embedded_kafka
 from deploy.embedded.packages import PostgresBinaries
 from deploy.embedded.process import wait_until
 from deploy.embedded.user import service_user
+from deploy.kafka import broker_properties
 from streams.admin import check_cluster, ensure_topics
 from streams.consume import open_consumer
 from streams.publish import RecordStream
 from streams.settings import KafkaSettings, load
-from tests.stack.cluster import KafkaCluster, production_properties
+from tests.stack.cluster import KafkaCluster
 from tests.stack.servers import PostgresServer, Scratch
 
 pytestmark = [pytest.mark.e2e, pytest.mark.external]
@@ -206,7 +207,7 @@ def test_passwords_are_in_no_process_arguments(cluster: KafkaCluster) -> None:
 
 def test_what_a_cluster_must_have_is_in_the_production_file() -> None:
     names = ("NODE_ID", "VOTERS", "DATA", "LISTEN_HOST", "HOST", "PORT", "CONTROLLER_PORT", "BROKER_PASSWORD", "TLS")
-    properties = production_properties(dict.fromkeys(names, "x"))
+    properties = broker_properties(dict.fromkeys(names, "x"))
     for key, value in embedded_kafka.COMMON.items():
         if key != "offsets.retention.minutes":
             assert properties[key] == value, key

@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import secrets
 import signal
-import tomllib
 from pathlib import Path
-from string import Template
 
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
-from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
-from confluent_kafka.admin._scram import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
-import deploy
+import deploy.kafka
 from deploy import certificates
 from deploy.embedded import kafka as embedded_kafka
 from deploy.embedded.ports import free_ports
@@ -24,7 +19,6 @@ from deploy.embedded.process import RunningProcess, wait_until
 from deploy.embedded.user import service_user
 from streams.settings import KafkaSettings
 
-PRODUCTION = Path(deploy.__file__).parent / "kafka"
 BROKERS = 3
 ACCOUNT = "holdfast"
 
@@ -39,10 +33,10 @@ class KafkaCluster:
         self.controller_ports = free_ports(BROKERS)
         self._broker_password = self._secret("broker.password")
         self.password_file = directory / "holdfast.password"
-        self._account_password = self._secret("holdfast.password")
+        self._secret("holdfast.password")
         self.certificate = certificates.make(directory / "tls", ["127.0.0.1", "localhost"])
         self._processes: dict[int, RunningProcess] = {}
-        self._cluster_id = embedded_kafka.new_cluster_id()
+        self._cluster_id = deploy.kafka.new_cluster_id()
 
     @property
     def bootstrap(self) -> str:
@@ -75,7 +69,7 @@ class KafkaCluster:
         for process in self._processes.values():
             process.wait_ready(lambda: embedded_kafka.ready(self.administrator()), 120)
         self.await_brokers(BROKERS)
-        self._grant()
+        deploy.kafka.grant(self.administrator(), self.settings())
 
     def stop(self) -> None:
         for process in self._processes.values():
@@ -136,37 +130,7 @@ class KafkaCluster:
             cluster_id=self._cluster_id,
             heap="320m",
             user=self.user,
-            properties=production_properties(values),
+            properties=deploy.kafka.broker_properties(values),
             death_signal=signal.SIGKILL,
         )
         self._processes[node] = RunningProcess(embedded_kafka.prepare(broker))
-
-    def _grant(self) -> None:
-        admin = AdminClient(self.administrator().client_config())
-        credential = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 8192)
-        change = UserScramCredentialUpsertion(ACCOUNT, credential, self._account_password.encode())
-        admin.alter_user_scram_credentials([change])[ACCOUNT].result(30)
-        bindings = [
-            AclBinding(
-                ResourceType[acl["resource"].upper()],
-                acl["name"],
-                ResourcePatternType[acl["pattern"].upper()],
-                f"User:{ACCOUNT}",
-                "*",
-                AclOperation[operation.upper()],
-                AclPermissionType.ALLOW,
-            )
-            for acl in tomllib.loads((PRODUCTION / "acls.toml").read_text())["acl"]
-            for operation in acl["operations"]
-        ]
-        for future in admin.create_acls(bindings).values():
-            future.result(30)
-        # Rights and accounts reach the brokers a moment after they are in the metadata log.
-        assert wait_until(lambda: embedded_kafka.ready(self.settings()) is None, 30)
-
-
-def production_properties(values: dict[str, str]) -> dict[str, str]:
-    """`deploy/kafka/broker.properties` with its `${…}` filled in. KeyError names one that has no value."""
-    lines = (PRODUCTION / "broker.properties").read_text(encoding="utf-8").splitlines()
-    given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {key: Template(value).substitute(values) for key, value in given.items()}

@@ -15,11 +15,25 @@ from streams.ids import slug
 
 
 def known(call: Call, conn: Connection) -> Source:
-    """The source that the path names, removed ones too. Raises `ApiError` 404 (`source-unknown`)."""
+    """The source that the path names, removed ones too.
+
+    Raises `ApiError`: 404 (`source-unknown`); 503 (`catalogue-behind`) when it was named in the log and the read model
+    does not know it yet.
+    """
     name = call.text("source")
     found = catalogue.source(conn, name)
-    if found is None and call.site.catch_up(conn, "catalogue", "inventory", name):
-        found = catalogue.source(conn, name)
+    if found is not None:
+        return found
+    caught_up = call.site.catch_up(conn, "catalogue", "inventory", name)
+    found = catalogue.source(conn, name)
+    if found is None and not caught_up:
+        raise ApiError(
+            503,
+            "catalogue-behind",
+            f"source {name!r} is in the log, but not in the catalogue yet",
+            "try again in a moment; if it stays so, `holdfast status` says whether the processors run",
+            headers={"Retry-After": "1"},
+        )
     if found is None:
         raise not_found("source", name, "`holdfast source list` shows them")
     return found

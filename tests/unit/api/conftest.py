@@ -35,6 +35,7 @@ def api(settings: Settings) -> Iterator[RunningApi]:
 @pytest.fixture(scope="module")
 def shop(api: RunningApi, mariadb: MariaDB) -> Iterator[CapturedLog]:
     log = CapturedLog(api, mariadb)
+    api.apply()
     try:
         yield log
     finally:

@@ -49,7 +49,7 @@ from streams.formats.binlog.rows import (
     parse_rows_head,
     update_ends,
 )
-from streams.formats.binlog.statements import classify
+from streams.formats.binlog.statements import classify, defines_only
 from streams.formats.binlog.step import NO_TABLE, OWN_SCHEMA, TableMaps, no_table_map
 from streams.formats.binlog.table_map import TableMap, table_map_of
 from streams.formats.errors import FormatError, damaged
@@ -65,6 +65,8 @@ SYSTEM_SCHEMAS: Final = frozenset({"mysql", "performance_schema", "sys", "inform
 DEFAULT_MAX_ROWS: Final = 2_000
 DEFAULT_MAX_EVENT_BYTES: Final = 1 << 20
 
+# One for all: each rows event written ends its statement, and the server forgets table maps there.
+TABLE_ID: Final = 1
 ROWS_TYPES: Final[dict[int, dict[Kind, int]]] = {
     1: {"insert": ev.WRITE_ROWS_V1, "update": ev.UPDATE_ROWS_V1, "delete": ev.DELETE_ROWS_V1},
     2: {"insert": ev.WRITE_ROWS, "update": ev.UPDATE_ROWS, "delete": ev.DELETE_ROWS},
@@ -108,13 +110,12 @@ class NativeBatch:
 class _Target:
     """One table as the log lays it out, and what has been prepared for writing events about it."""
 
-    __slots__ = ("bitmap_bytes", "heads", "map_event", "number", "shapes", "table_map")
+    __slots__ = ("bitmap_bytes", "heads", "map_event", "shapes", "table_map")
 
-    def __init__(self, table_map: TableMap, number: int) -> None:
+    def __init__(self, table_map: TableMap) -> None:
         self.table_map = table_map
-        self.number = number
         self.bitmap_bytes = (len(table_map.columns) + 7) >> 3
-        self.map_event = encode_event(ev.TABLE_MAP, number.to_bytes(6, "little") + b"\x01\0" + table_map.content)
+        self.map_event = encode_event(ev.TABLE_MAP, TABLE_ID.to_bytes(6, "little") + b"\x01\0" + table_map.content)
         self.shapes: dict[int, dict[bytes, _Shape]] = {kind: {} for kind in _PLAIN}
         """By type and recurring first bytes of a plain v1 event: flags, width, bitmaps."""
         self.heads: dict[bytes, _Shape] = {}
@@ -143,7 +144,6 @@ class _Reader:
         self.undo = direction == "undo"
         self.skip = frozenset(skip_schemas)
         self.targets: dict[bool, dict[bytes, _Target | None]] = {True: {}, False: {}}
-        self.count = 0
 
     def target(self, content: bytes, mariadb: bool) -> _Target | None:
         """The table of a map, None for those left alone: Holdfast's own and sequences."""
@@ -159,8 +159,7 @@ class _Reader:
             )
         target: _Target | None = None
         if table_map.schema not in self.skip and not table_map.is_sequence:
-            self.count += 1
-            target = _Target(table_map, self.count)
+            target = _Target(table_map)
         targets[content] = target
         return target
 
@@ -212,7 +211,7 @@ class _Reader:
                     targets[content] if content in targets else self.target(content, mariadb)
                 )
             elif kind not in _HARMLESS:
-                _refuse(kind, buffer[at + HEADER_SIZE : stop - trailer])
+                _refuse(kind, buffer[at + HEADER_SIZE : stop - trailer], self.skip)
             at = stop
         if self.undo:
             found.reverse()
@@ -236,7 +235,7 @@ class _Reader:
             before, after = after, before
         version = 2 if kind in VERSION_2 else 1
         flags = STATEMENT_END | head.flags & NO_CHECK_CONSTRAINT_CHECKS
-        written = rows_head(target.number, version, len(table_map.columns), before, after, flags)
+        written = rows_head(TABLE_ID, version, len(table_map.columns), before, after, flags)
         event_type = ROWS_TYPES[version][out_kind]
         shape = target.heads.setdefault(
             bytes([event_type]) + written, _Shape(target, out_kind, event_type, written, first, second)
@@ -272,12 +271,12 @@ def rows_head(
     return head + (before or b"") + (after or b"")
 
 
-def _refuse(kind: int, body: bytes) -> None:
+def _refuse(kind: int, body: bytes, skip: Collection[str]) -> None:
     """Passes over statements that change nothing; raises for what cannot be inverted."""
     if kind in (ev.QUERY, ev.QUERY_COMPRESSED):
         sql = parse_query(body, kind).sql
         what = classify(sql)
-        if what in ("begin", "commit", "savepoint", "neutral"):
+        if what in ("begin", "commit", "savepoint", "neutral") or any(defines_only(sql, schema) for schema in skip):
             return
         raise FormatError(
             "not-invertible",

@@ -171,6 +171,29 @@ def is_account_statement(sql: bytes) -> bool:
     return classify(sql) == "account" or _SECRET.search(sql) is not None
 
 
+_DEFINITION = re.compile(
+    rb"\s*(CREATE(?:\s+OR\s+REPLACE)?|ALTER|DROP)\s+(DATABASE|SCHEMA|TABLE)\s+(?:IF\s+(?:NOT\s+)?EXISTS\s+)?"
+    rb"(`?)([\w$]+)\3\s*(\.?)(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def defines_only(sql: bytes, schema: str) -> bool:
+    """Whether `sql` is DDL that touches nothing but `schema`: the schema itself, or one table that is named with it.
+
+    Errs on the side of no: other objects and unusual forms are not recognised.
+    """
+    found = _DEFINITION.match(sql)
+    if found is None or found[4] != schema.encode():
+        return False
+    if found[2].upper() != b"TABLE":
+        return found[5] == b""
+    verb, rest = found[1].upper(), found[6].upper()
+    if verb == b"DROP":
+        return found[5] == b"." and b"," not in rest
+    return found[5] == b"." and (verb != b"ALTER" or not (b"RENAME" in rest or b"EXCHANGE" in rest))
+
+
 def statement_text(sql: bytes, most: int = 2000) -> str:
     """The statement for people: shortened to `most` characters, and a marker in place of account statements."""
     if is_account_statement(sql):

@@ -44,7 +44,7 @@ from streams.formats.binlog.rows import (
     unsupported_rows,
     update_ends,
 )
-from streams.formats.binlog.statements import classify, is_account_statement, statement_text
+from streams.formats.binlog.statements import classify, defines_only, is_account_statement, statement_text
 from streams.formats.binlog.table_map import Column, TableMap, known_maps, table_map_of
 from streams.formats.binlog.values import Value
 from streams.formats.errors import FormatError
@@ -53,7 +53,6 @@ StepKind = Literal["rows", "ddl", "statement", "account", "rolled_back", "xa", "
 
 OWN_SCHEMA: Final = "holdfast"
 MARKER_TABLE: Final = (OWN_SCHEMA, "marker")
-_OWN_DDL: Final = re.compile(rf"\s*(?:CREATE|DROP|ALTER)\b[^.;]*?\b`?{OWN_SCHEMA}`?(?:\s*\.|\s|;|$)", re.IGNORECASE)
 
 # Table maps in force, by the six bytes of their table id as they stand in the event.
 TableMaps = dict[bytes, TableMap]
@@ -131,7 +130,9 @@ class StepSummary:
     def own(self) -> bool:
         """Holdfast's own doing: touches nothing but schema `holdfast`, rows or definitions."""
         if self.kind == "ddl":
-            return not self.changes and all(_OWN_DDL.match(text) for text in self.statements)
+            return not self.changes and all(
+                defines_only(text.encode(), OWN_SCHEMA) and not text.endswith("…") for text in self.statements
+            )
         return self.kind == "rows" and all(schema == OWN_SCHEMA for schema, _ in self.changes)
 
     @property

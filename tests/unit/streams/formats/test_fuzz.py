@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -48,17 +49,14 @@ PARSERS: list[Callable[[bytes], Any]] = [
     lambda raw: rename_table_map(raw, "s", "t"),
     classify,
     is_account_statement,
-    *[lambda raw, kind=kind: ev.parse_gtid(kind, 1, raw) for kind in (ev.GTID, ev.MYSQL_GTID, 42)],  # type: ignore[misc]
-    *[lambda raw, kind=kind: parse_rows(kind, raw) for kind in (*KINDS, ev.PARTIAL_UPDATE_ROWS)],  # type: ignore[misc]
+    *[lambda raw, kind=kind: ev.parse_gtid(kind, 1, raw) for kind in (ev.GTID, ev.MYSQL_GTID, 42)],
+    *[lambda raw, kind=kind: parse_rows(kind, raw) for kind in (*KINDS, ev.PARTIAL_UPDATE_ROWS)],
 ]
 
 
 def survives(parser: Callable[..., Any], *arguments: Any) -> None:
-    try:
+    with contextlib.suppress(FormatError):
         parser(*arguments)
-    except FormatError as error:
-        assert error.code
-        assert error.message
 
 
 def everything(fde: FormatDescription, payload: bytes) -> None:
@@ -94,7 +92,9 @@ def damaged_steps(draw: st.DrawFn) -> tuple[FormatDescription, bytes]:
         at = draw(st.integers(0, max(len(raw) - 1, 0)))
         how = draw(st.sampled_from(["change", "change", "change", "cut", "repeat", "truncate", "append"]))
         if how == "change" and raw:
-            raw[at] = draw(st.one_of(st.integers(0, 255), st.sampled_from([0, 1, 127, 128, 250, 251, 252, 253, 254, 255])))
+            raw[at] = draw(
+                st.one_of(st.integers(0, 255), st.sampled_from([0, 1, 127, 128, 250, 251, 252, 253, 254, 255]))
+            )
         elif how == "cut":
             del raw[at : at + draw(st.integers(1, 8))]
         elif how == "repeat":

@@ -52,7 +52,9 @@ def integer(declared: str, bits: int) -> list[Kind]:
 
 def decimal(precision: int, scale: int) -> Kind:
     def value(r: random.Random) -> Decimal:
-        digits = r.choice([0, 10**precision - 1, r.randrange(10**precision), r.randrange(10 ** r.randint(1, precision))])
+        digits = r.choice(
+            [0, 10**precision - 1, r.randrange(10**precision), r.randrange(10 ** r.randint(1, precision))]
+        )
         return Decimal((r.randint(0, 1), tuple(int(d) for d in str(digits)), -scale))
 
     return Kind(f"decimal({precision},{scale})", value)
@@ -111,8 +113,15 @@ KINDS = [
     Kind("inet6", lambda r: str(__import__("ipaddress").IPv6Address(r.randbytes(16)))),
     Kind("point", lambda r: struct.pack("<IBIdd", 4326, 1, 1, r.gauss(0, 1), r.gauss(0, 1))),
 ]  # fmt: skip
-KEYS = [kind for kind in KINDS if kind.declared.split("(")[0] in ("int", "bigint", "mediumint unsigned", "varbinary", "uuid")]
-KEYS += [Kind("varchar(20) collate utf8mb4_bin", words("abcdé日", 20)), Kind("datetime(6)", lambda r: moment(r, 6, "datetime"))]
+KEYS = [
+    kind
+    for kind in KINDS
+    if kind.declared.split("(")[0] in ("int", "bigint", "mediumint unsigned", "varbinary", "uuid")
+]
+KEYS += [
+    Kind("varchar(20) collate utf8mb4_bin", words("abcdé日", 20)),
+    Kind("datetime(6)", lambda r: moment(r, 6, "datetime")),
+]
 
 
 @dataclass(frozen=True)
@@ -204,12 +213,20 @@ def change(connection: Connection[Any], table: Shape, r: random.Random) -> None:
             limit = r.choice([1, 2, 50])
         assign = ", ".join(f"c{i} = %s" for i in at)
         with contextlib.suppress(pymysql.err.IntegrityError):
-            run(connection, f"UPDATE {table.name} SET {assign} ORDER BY RAND({r.randrange(1000)}) LIMIT {limit}", [row[i] for i in at])
+            run(
+                connection,
+                f"UPDATE {table.name} SET {assign} ORDER BY RAND({r.randrange(1000)}) LIMIT {limit}",
+                [row[i] for i in at],
+            )
     elif present and what < 0.55:
         run(connection, f"DELETE FROM {table.name} ORDER BY RAND({r.randrange(1000)}) LIMIT {r.choice([1, 1, 3, 100])}")
     rows = [table.row(r) for _ in range(r.choice([1, 1, 2, 30]))]
     values = ", ".join([f"({marks})"] * len(rows))
-    run(connection, f"INSERT IGNORE INTO {table.name} ({table.columns}) VALUES {values}", [v for row in rows for v in row])
+    run(
+        connection,
+        f"INSERT IGNORE INTO {table.name} ({table.columns}) VALUES {values}",
+        [v for row in rows for v in row],
+    )
 
 
 def replay(history: History, tables: list[Shape], first: int, last: int, direction: str) -> list[bytes]:
@@ -233,7 +250,10 @@ def apply(server: MariaDB, statements: list[bytes]) -> None:
 def modelled(history: History, tables: list[Shape]) -> list[dict[str, Table]]:
     """The states that the decoded log leads through, beginning with none."""
     declared = {
-        ("rnd", t.name): [Declared(f"c{i}", kind.declared.split(" ")[0] if kind.declared in ("uuid", "inet6") else "") for i, kind in enumerate(t.kinds)]
+        ("rnd", t.name): [
+            Declared(f"c{i}", kind.declared.split(" ")[0] if kind.declared in ("uuid", "inet6") else "")
+            for i, kind in enumerate(t.kinds)
+        ]
         for t in tables
     }
 
@@ -294,16 +314,23 @@ def test_random_histories(mariadb: MariaDB, one: Shape, two: Shape, seed: int) -
 
 def test_the_oracle_reads_the_same(mariadb: MariaDB) -> None:
     """mysql-replication, where it can read a type at all, gives the same values."""
-    columns = "id int primary key, u bigint unsigned, d decimal(20,5), f double, dt datetime(6), v varchar(50), b blob, n int"
+    columns = (
+        "id int primary key, u bigint unsigned, d decimal(20,5), f double, dt datetime(6), v varchar(50), b blob, n int"
+    )
     with session(mariadb, "rnd") as connection:
         run(connection, f"CREATE OR REPLACE TABLE oracle ({columns})")
         run(connection, "RESET MASTER")
         with recording(mariadb) as recorded:
-            run(connection, "INSERT INTO oracle VALUES (1,18446744073709551615,-12345.67891,1e100,'2023-06-15 10:20:30.123456','ü🦆',x'00ff',NULL),(2,0,0,-0.5,'1000-01-01','',x'01',-1)")
+            run(
+                connection,
+                "INSERT INTO oracle VALUES "
+                "(1, 18446744073709551615, -12345.67891, 1e100, '2023-06-15 10:20:30.123456', 'ü🦆', x'00ff', NULL), "
+                "(2, 0, 0, -0.5, '1000-01-01', '', x'01', -1)",
+            )
             run(connection, "UPDATE oracle SET v = 'changed', n = 5")
             run(connection, "DELETE FROM oracle WHERE id = 2")
     stream = BinLogStreamReader(
-        connection_settings={"host": mariadb.host, "port": mariadb.port, "user": "root", "passwd": mariadb.root_password},
+        connection_settings={"host": mariadb.host, "port": mariadb.port, "user": "root", "password": mariadb.root_password},
         server_id=4711, is_mariadb=False, only_events=[WriteRowsEvent, UpdateRowsEvent, DeleteRowsEvent],
         log_file="binlog.000001", log_pos=4, resume_stream=True,
     )  # fmt: skip
@@ -331,7 +358,8 @@ def test_the_oracle_reads_the_same(mariadb: MariaDB) -> None:
         if row is None:
             return None
         return {
-            name: value.isoformat(" ", "microseconds") if hasattr(value, "isoformat") else value for name, value in row.items()
+            name: value.isoformat(" ", "microseconds") if hasattr(value, "isoformat") else value
+            for name, value in row.items()
         }
 
     assert [(plain(a), plain(b)) for a, b in theirs] == ours
@@ -367,7 +395,7 @@ def test_order_between_tables_is_kept_for_foreign_keys(mariadb: MariaDB) -> None
             run(connection, "SET foreign_key_checks = 0")
             for i in range(20):
                 run(connection, "START TRANSACTION")
-                run(connection, "INSERT INTO parent VALUES (%s)", i)
+                run(connection, "INSERT INTO parent VALUES (%s)", [i])
                 run(connection, "INSERT INTO child VALUES (%s, %s)", (i, i))
                 run(connection, "COMMIT")
         log = recorded.log
@@ -420,10 +448,19 @@ def test_the_rollbacks_own_step_has_the_time_of_now(mariadb: MariaDB) -> None:
 
 def test_display_is_what_the_client_shows(mariadb: MariaDB) -> None:
     with session(mariadb, "rnd") as connection:
-        run(connection, "CREATE OR REPLACE TABLE shown (f float, d double, y year, b bit(4), m decimal(10,3), e enum('a'))")
+        run(
+            connection,
+            "CREATE OR REPLACE TABLE shown (f float, d double, y year, b bit(4), m decimal(10,3), e enum('a'))",
+        )
         with recording(mariadb) as recorded:
-            run(connection, "INSERT INTO shown VALUES (0.1, 0.1, 0, b'101', 1.5, 'a'), (NULL, -1e30, 1999, 0, -0.001, NULL)")
+            run(
+                connection,
+                "INSERT INTO shown VALUES (0.1, 0.1, 0, b'101', 1.5, 'a'), (NULL, -1e30, 1999, 0, -0.001, NULL)",
+            )
         first, second = decode_step(recorded.log.fde, recorded.log.steps[0])
         texts = [[display(v, c) for v, c in zip(x.after or (), x.columns, strict=True)] for x in (first, second)]
-        assert texts == [["0.1", "0.1", "0000", "b'0101'", "1.500", "a"], ["NULL", "-1e+30", "1999", "b'0000'", "-0.001", "NULL"]]
+        assert texts == [
+            ["0.1", "0.1", "0000", "b'0101'", "1.500", "a"],
+            ["NULL", "-1e+30", "1999", "b'0000'", "-0.001", "NULL"],
+        ]
         assert quote_name("a`b") == "`a``b`"

@@ -66,7 +66,12 @@ def test_what_a_step_says_of_itself() -> None:
         assert (summary.events, summary.size) == (len(list(iter_events(step, checksum=True))), len(step))
     assert {s.xid for s in told if s.xid} == {"X'646f6e65',X'6272616e6368',7", "X'756e646f6e65',X'',1"}
     assert [s.markers for s in told if s.markers] == [("0190b5a0-0000-7000-8000-000000000001",)]
-    assert [s.changes for s in told if s.own] == [{MARKER: (0, 0, 1)}]
+    assert [(s.kind, s.changes) for s in told if s.own] == [
+        ("ddl", {}),
+        ("ddl", {}),
+        ("rows", {MARKER: (0, 0, 1)}),
+        ("ddl", {}),
+    ]
     assert [s.sequences for s in told if s.sequences] == [(("golden", "seq"),)]
     assert {table for s in told for table in s.keyless} == {NOKEY, ("golden", "copied")}
 

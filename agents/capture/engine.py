@@ -1,0 +1,266 @@
+"""Capture of one source: from its log into ours, in one epoch after another. Kind-neutral: the source is a `Source`.
+
+    claim an epoch → stand → open the source's log before the last captured step → that step again, with the digest it
+    had → records, each naming the one before → …
+        the source goes away:     wait, open it again from where we stand; same epoch
+        Kafka refuses a record:   nobody knows what got in: a new epoch, from what the log says
+        another agent took over:  `Fenced`
+        the source is not where it was, or says what we do not understand: `CaptureStopped`. Never a step is skipped.
+
+While Kafka is away the source's log is not read on: at most `UNDER_WAY` records are in memory.
+
+And if we die here? Nothing is kept outside the log. What was sent and is not acknowledged is there or not; the next
+run reads what is there and asks the source for what follows.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal
+
+from blake3 import blake3
+
+from agents.capture.records import Recorder, Standing, steps_of
+from agents.capture.takeover import Interrupted, claim, standing
+from agents.errors import AgentError, CaptureStopped, Fenced, SourceUnavailable
+from agents.failpoints import failpoint
+from agents.protocol import Piece, Source, Stream, Taken
+from streams.capture_log import CaptureLog
+from streams.capture_record import Sealer, unsettled_header
+from streams.errors import DeliveryFailed
+from streams.ids import now_us
+from streams.publish import Publisher, RecordStream
+from streams.settings import Settings
+
+LIMIT = 900_000  # bytes of payload in a record
+UNDER_WAY = 8  # records sent and not acknowledged; beyond that steps gather at the source, and records get larger
+UNDER_WAY_BYTES = 12_000_000
+_TURN_S = 0.2
+_PROOF_PATIENCE_S = 20.0
+_LONGEST_PAUSE_S = 10.0
+_log = logging.getLogger("holdfast.capture")
+
+State = Literal["starting", "capturing", "source-unreachable", "stopped"]
+
+
+@dataclass
+class Progress:
+    """How far capture is: written by its thread, read by whoever reports. Counts are of this run.
+
+    `ordinal`, `position`: last step that is durable in the log. `step_time_us`: its time by the source's clock.
+    `caught_up_us`: when the source had nothing more last; 0: not yet.
+    """
+
+    state: State = "starting"
+    lineage: str = ""
+    epoch: int = 0
+    ordinal: int = 0
+    position: str = ""
+    steps: int = 0
+    payload_bytes: int = 0
+    records: int = 0
+    step_time_us: int = 0
+    caught_up_us: int = 0
+    trouble: str = ""
+
+    def lag_ms(self, now: int) -> float:
+        """How far the log is behind the source; an estimate, since steps' times are whole seconds by another clock."""
+        if now - self.caught_up_us < 1_500_000:
+            return 0.0
+        behind_us = now - self.step_time_us if self.step_time_us else now - self.caught_up_us
+        return max(0.0, behind_us / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A record under way: its number, and where capture stands once it is durable."""
+
+    number: int
+    standing: Standing
+    steps: int
+    payload_bytes: int
+    step_time_us: int
+
+
+@dataclass
+class _Epoch:
+    """What one epoch writes with."""
+
+    recorder: Recorder
+    stream: RecordStream
+    publisher: Publisher
+    progress: Progress
+    under_way: deque[_Sent] = field(default_factory=deque)
+    under_way_bytes: int = 0
+
+    def send(self, taken: Taken, captured_us: int) -> None:
+        record = self.recorder.record(taken, captured_us)
+        failpoint("capture-record-made")
+        chain = self.publisher.chain
+        with chain.lock:
+            value = chain.encode(record)
+            headers = chain.headers(record)
+            unsettled = self.stream.unsettled
+            if unsettled is not None:
+                headers.append(unsettled_header(unsettled))
+            self.stream.send(record.key.encode(), value, headers)
+        size = len(taken.payload)
+        sent = _Sent(self.stream.sent, self.recorder.standing, steps_of(taken), size, taken.step_time_us)
+        self.under_way.append(sent)
+        self.under_way_bytes += size
+        failpoint("capture-part-sent" if isinstance(taken, Piece) and not taken.last else "capture-record-sent")
+
+    def settle(self) -> None:
+        """Take in what has been acknowledged."""
+        durable = self.stream.durable()
+        progress = self.progress
+        while self.under_way and self.under_way[0].number <= durable:
+            sent = self.under_way.popleft()
+            self.under_way_bytes -= sent.payload_bytes
+            progress.ordinal, progress.position = sent.standing.ordinal, sent.standing.after
+            progress.steps += sent.steps
+            progress.payload_bytes += sent.payload_bytes
+            progress.records += 1
+            progress.step_time_us = sent.step_time_us or progress.step_time_us
+            failpoint("capture-record-durable")
+
+    def full(self) -> bool:
+        return len(self.under_way) >= UNDER_WAY or self.under_way_bytes >= UNDER_WAY_BYTES
+
+
+def run_epochs(
+    settings: Settings,
+    source: Source,
+    log: CaptureLog,
+    publisher: Publisher,
+    sealer: Sealer,
+    progress: Progress,
+    stop: threading.Event,
+    agent: str,
+) -> None:
+    """Capture in one epoch, until `stop` is set. Raises `Fenced`, `CaptureStopped`, other `AgentError`, `DeliveryFailed`.
+
+    After `DeliveryFailed` call it again, with a new publisher.
+    """
+    name = source.settings.source
+    claimed = claim(publisher, log, source=name, agent=agent, stop=stop)
+    at = standing(log, claimed.tail)
+    progress.lineage, progress.epoch = claimed.tail.lineage, claimed.epoch
+    progress.ordinal, progress.position = at.ordinal, at.after
+    _log.info("%s: epoch %d, after step %d at %s", name, claimed.epoch, at.ordinal, at.after or "the beginning")
+    stream = RecordStream(
+        settings.kafka,
+        log.topic,
+        after=claimed.tail.end - 1,
+        examine=log.fence(claimed.epoch, publisher.chain.writer),
+    )
+    recorder = Recorder(name, claimed.tail.lineage, claimed.epoch, claimed.tail.digest, at, sealer)
+    epoch = _Epoch(recorder, stream, publisher, progress)
+    try:
+        _follow(source, epoch, stop)
+    except DeliveryFailed as error:
+        stream.abandon()
+        if error.code == "capture-fenced":
+            raise Fenced(error.code, error.message, error.hint) from error
+        raise
+    finally:
+        _finish(epoch, stop)
+
+
+def _finish(epoch: _Epoch, stop: threading.Event) -> None:
+    """What was sent gets its time to arrive; what does not is asked for again by the next run."""
+    try:
+        deadline = time.monotonic() + 60.0
+        while epoch.stream.wait(_TURN_S) < epoch.stream.sent and time.monotonic() < deadline and not stop.is_set():
+            pass
+        epoch.stream.close()
+        epoch.settle()
+    except DeliveryFailed as error:
+        _log.warning("not everything that was sent is known to be in the log: %s", error.message)
+
+
+def _follow(source: Source, epoch: _Epoch, stop: threading.Event) -> None:
+    """Read the source until `stop` is set, through lost connections."""
+    progress = epoch.progress
+    pause = _TURN_S
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            _session(source, epoch, stop)
+        except SourceUnavailable as error:
+            _log.warning("%s: %s", source.settings.source, error)
+            progress.state, progress.trouble = "source-unreachable", error.message
+            pause = _TURN_S if time.monotonic() - began > 2 * _LONGEST_PAUSE_S else min(pause * 2, _LONGEST_PAUSE_S)
+            until = time.monotonic() + pause
+            while not stop.wait(_TURN_S) and time.monotonic() < until:
+                epoch.settle()
+
+
+def _session(source: Source, epoch: _Epoch, stop: threading.Event) -> None:
+    """One connection to the source."""
+    at = epoch.recorder.standing
+    reader = source.open(at.before, LIMIT, proof=at.after)
+    progress = epoch.progress
+    try:
+        if at.proof is not None and not prove(reader, at, stop):
+            return
+        failpoint("capture-proved")
+        progress.state, progress.trouble = "capturing", ""
+        take, settle = reader.take, epoch.settle
+        while not stop.is_set():
+            while epoch.full() and not stop.is_set():
+                epoch.stream.wait(_TURN_S, epoch.under_way[0].number)
+                settle()
+            taken = take(_TURN_S)
+            if taken is None:
+                progress.caught_up_us = now_us()
+                settle()
+                continue
+            captured_us = now_us()
+            if not reader.behind:
+                progress.caught_up_us = captured_us
+            epoch.send(taken, captured_us)
+            settle()
+    finally:
+        reader.close()
+
+
+def prove(reader: Stream, at: Standing, stop: threading.Event) -> bool:
+    """Read the last captured step again and compare; False when `stop` was set before it came whole.
+
+    Raises `CaptureStopped`: `capture-history-changed`, `capture-position-lost`.
+    """
+    hasher = blake3()
+    heard = time.monotonic()
+    while not stop.is_set():
+        taken = reader.take(_TURN_S)
+        if taken is None:
+            if time.monotonic() - heard > _PROOF_PATIENCE_S:
+                raise CaptureStopped(
+                    "capture-position-lost",
+                    f"the source does not show step {at.ordinal} ({at.after}) again",
+                    "take a new baseline (a new lineage starts)",
+                )
+            continue
+        heard = time.monotonic()
+        if isinstance(taken, Piece) and taken.first:
+            hasher = blake3()
+        hasher.update(taken.payload)
+        if not steps_of(taken):
+            continue
+        if taken.after != at.after or hasher.digest() != at.proof:
+            raise CaptureStopped(
+                "capture-history-changed",
+                f"what the source holds as {taken.after} is not what was captured as step {at.ordinal} ({at.after})",
+                "its history was replaced (RESET MASTER, a restored copy, another server): take a new baseline "
+                "(a new lineage starts)",
+            )
+        return True
+    return False
+
+
+__all__ = ["AgentError", "Interrupted", "Progress", "prove", "run_epochs"]

@@ -1,0 +1,207 @@
+"""Capture as a process does it: epochs until told to stop, figures every second, a last word when it must stop.
+
+Knows Kafka through `streams` only, and the source through the registry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import threading
+import time
+
+from agents import registry
+from agents.capture.engine import Progress, run_epochs
+from agents.capture.takeover import Interrupted
+from agents.errors import AgentError, Fenced, SourceUnavailable
+from agents.protocol import Source, SourceSettings
+from streams.admin import ensure_topics
+from streams.capture_log import CaptureLog
+from streams.errors import DeliveryFailed, StreamError
+from streams.events import HealthReported, SourceChanged
+from streams.ids import now_us
+from streams.publish import Publisher
+from streams.secrets import SecretStore
+from streams.settings import Settings
+
+REPORT_S = 1.0
+_FACTS_S = 60.0
+_ATTEMPTS = 6
+_log = logging.getLogger("holdfast.capture")
+
+
+def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Event, agent: str = "") -> None:
+    """Capture `defined` until `stop` is set. Waits out a source and a Kafka that are away.
+
+    Raises `AgentError` when capture must stop for a reason that only a user can mend (the source is then `stopped`, with
+    the problem, in `inventory`); `Fenced` when another agent took over; `StreamError` when Kafka refuses.
+    """
+    agent = agent or f"{settings.site}/capture/{defined.source}"
+    source = registry.source(defined)
+    sealer = SecretStore(settings)
+    _wait_for_topics(settings, defined.source, stop)
+    _calm_collector()
+    failures = 0
+    with CaptureLog(settings.kafka, defined.source, sealer) as log:
+        while not stop.is_set():
+            progress = Progress()
+            publisher = Publisher(settings, f"capture-{defined.source}")
+            reporter = Reporter(publisher, source, progress, agent)
+            try:
+                with reporter:
+                    run_epochs(settings, source, log, publisher, sealer, progress, stop, agent)
+            except Interrupted:
+                pass
+            except Fenced as error:
+                _log.error("%s: %s", defined.source, error)
+                raise
+            except AgentError as error:
+                progress.state = "stopped"
+                _log.error("%s: capture stops: %s", defined.source, error)
+                reporter.stopped(error, stop)
+                raise
+            except DeliveryFailed as error:
+                failures = 0 if progress.records else failures + 1
+                _log.warning("%s: %s; starting again from the log (%d)", defined.source, error, failures)
+                if failures >= _ATTEMPTS:
+                    raise
+                stop.wait(min(0.2 * 2**failures, 10.0))
+            finally:
+                publisher.abandon()
+                with contextlib.suppress(DeliveryFailed):
+                    publisher.close(0)
+
+
+def _wait_for_topics(settings: Settings, source: str, stop: threading.Event) -> None:
+    """Have the topics; waits for Kafka, which may start after us."""
+    while not stop.is_set():
+        try:
+            ensure_topics(settings.kafka, [("capture", source), ("health", None), ("inventory", None)])
+            return
+        except StreamError as error:
+            if error.code != "kafka-unreachable":
+                raise
+            _log.warning("waiting for Kafka: %s", error.message)
+            stop.wait(1.0)
+
+
+def _calm_collector() -> None:
+    """Nothing here makes cycles at speed: what lives now lives on, and short-lived tuples are not worth a look."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+
+
+class Reporter:
+    """Publishes what `progress` says every second, from a thread of its own, and says so when capture is at it, or stops.
+
+    Nothing is queued while Kafka takes nothing: a health report is worth something when it is new.
+    """
+
+    def __init__(self, publisher: Publisher, source: Source, progress: Progress, agent: str) -> None:
+        self._publisher = publisher
+        self._source = source
+        self._progress = progress
+        self._agent = agent
+        self._purge_after_s: float | None = None
+        self._log_bytes = 0
+        self._version = ""
+        self._facts_due = 0.0
+        self._said_capturing = False
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="report", daemon=True)
+
+    def __enter__(self) -> Reporter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        while not self._end.wait(REPORT_S):
+            try:
+                self._look_at_source()
+                if self._progress.epoch:
+                    self._report()
+            except StreamError as error:
+                _log.debug("no report: %s", error)
+
+    def _look_at_source(self) -> None:
+        now = time.monotonic()
+        if now < self._facts_due or self._progress.state != "capturing":
+            return
+        self._facts_due = now + _FACTS_S
+        try:
+            facts = self._source.facts()
+        except SourceUnavailable:
+            return
+        except AgentError as error:
+            _log.warning("the source does not say how long it keeps its log: %s", error)
+            return
+        self._purge_after_s, self._log_bytes = facts.purge_after_s, facts.log_bytes
+        self._version = facts.server_version
+
+    def _report(self) -> None:
+        p = self._progress
+        self._publisher.flush(0)  # raises while earlier reports wait for Kafka
+        now = now_us()
+        if p.state == "capturing" and not self._said_capturing:
+            self._publisher.publish(self._changed("capturing", now))
+            self._said_capturing = True
+        lag_ms = p.lag_ms(now)
+        figures = {
+            "lag_ms": lag_ms,
+            "steps": float(p.steps),
+            "bytes": float(p.payload_bytes),
+            "records": float(p.records),
+        }
+        if self._purge_after_s is not None:
+            figures["purge_in_s"] = max(0.0, self._purge_after_s - lag_ms / 1000)
+        if self._log_bytes:
+            figures["source_log_bytes"] = float(self._log_bytes)
+        report = HealthReported(
+            lineage=p.lineage,
+            epoch=p.epoch,
+            agent=self._agent,
+            source=self._source.settings.source,
+            state=p.state,
+            at_us=now,
+            ordinal=p.ordinal,
+            position=p.position,
+            figures=figures,
+        )
+        self._publisher.publish(report)
+
+    def stopped(self, error: AgentError, stop: threading.Event) -> None:
+        """Say in the log that capture has stopped, and why; waits for Kafka until `stop` is set."""
+        try:
+            self._publisher.publish(self._changed("stopped", now_us(), error))
+        except DeliveryFailed as failed:
+            _log.error("cannot publish that capture stopped: %s", failed)
+            return
+        while True:
+            try:
+                self._publisher.flush(1.0)
+                return
+            except DeliveryFailed as failed:
+                if failed.code != "delivery-unconfirmed" or stop.is_set():
+                    _log.error("not known to be in the log that capture stopped: %s", failed)
+                    return
+
+    def _changed(self, state: str, now: int, error: AgentError | None = None) -> SourceChanged:
+        p = self._progress
+        return SourceChanged(
+            lineage=p.lineage or None,
+            epoch=p.epoch,
+            source=self._source.settings.source,
+            state=state,
+            at_us=now,
+            by=self._agent,
+            server_version=self._version,
+            position=p.position,
+            ordinal=p.ordinal,
+            problems=() if error is None else (error.problem(),),
+        )

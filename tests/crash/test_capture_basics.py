@@ -10,7 +10,6 @@ from deploy.demo.mariadb import MariaDB
 from streams.settings import Settings
 from tests.stack.capturing import Load, Protected, eventually, protect
 
-
 pytestmark = pytest.mark.crash
 
 

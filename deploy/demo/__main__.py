@@ -34,7 +34,7 @@ def run(stage: Stage, server: MariaDB, transactions: int) -> None:
     stage.holdfast("up", "--detach")
 
     stage.title(f"a database to protect: MariaDB {server.version}, with a small shop in it")
-    admin = server.connect()
+    admin = server.connect(autocommit=False)
     shop.create(admin)
     passwords = create_accounts(admin)
     stage.say(f"  {', '.join(shop.NAMES)} on 127.0.0.1:{server.port}")

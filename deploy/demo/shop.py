@@ -108,7 +108,9 @@ class Traffic:
         self._clock += timedelta(milliseconds=self._rng.randint(200, 90_000))
         cursor.execute("select id from customer order by id")
         customer = self._rng.choice(cursor.fetchall())[0]
-        cursor.execute("insert into purchase (customer_id, placed) values (%s, %s)", (customer, self._clock.replace(tzinfo=None)))
+        cursor.execute(
+            "insert into purchase (customer_id, placed) values (%s, %s)", (customer, self._clock.replace(tzinfo=None))
+        )
         purchase, total = cursor.lastrowid, Decimal(0)
         cursor.execute("select sku, price from product where stock > 5 order by sku")
         for line, (sku, price) in enumerate(self._rng.sample(cursor.fetchall(), self._rng.randint(1, 4)), 1):

@@ -22,5 +22,5 @@ def ask(call: Call, kind: str, asset: str, parameters: Mapping[str, Any]) -> str
         requester=call.actor,
         requested_us=now_us(),
     )
-    call.site.log.publish(event, correlation=command)
+    call.site.live.note(call.site.log.publish(event, correlation=command), event)
     return command

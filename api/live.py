@@ -22,6 +22,7 @@ from streams.consume import Message, ends, follow, open_consumer, partitions
 from streams.errors import StreamError
 from streams.events import (
     CommandRequested,
+    Event,
     JobChanged,
     RollbackChanged,
     RollbackPlanned,
@@ -36,6 +37,7 @@ _JOBS = 4_000
 _EVENTS_OF_A_JOB = 200
 _PLANS = 4_000
 _KEYS = 20_000
+_NOTED = 1_000
 
 log = logging.getLogger("holdfast.api.live")
 Place = tuple[str, int]
@@ -83,6 +85,7 @@ class Live:
         self._keys: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
         self._heard: dict[tuple[str, str], list[Heard]] = {}
         self._next: dict[Place, int] = {}
+        self._noted: OrderedDict[str, None] = OrderedDict()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         self.ready = threading.Event()
@@ -190,16 +193,30 @@ class Live:
             if not waiting:
                 self.ready.set()
 
+    def note(self, number: str, event: Event) -> None:
+        """Take in what this API has just published (`number`: its `ce_id`), so that whoever is told of it finds it at once
+        and not when it has come back through the log. It does not come a second time."""
+        with self._lock:
+            self._noted[number] = None
+            _trim(self._noted, _NOTED)
+        self._tell(event.TOPIC, event.key, Seen(number, 0, event))
+
     def _take(self, message: Message) -> None:
         topic = self._names[message.topic]
-        seen = Seen(message.id, message.hlc, message.event)
         with self._lock:
+            known = message.id in self._noted
+            self._noted.pop(message.id, None)
             self._keys[topic, message.key] = (message.partition, message.offset)
             self._keys[topic, ""] = (message.partition, message.offset)
             self._keys.move_to_end((topic, message.key))
             self._keys.move_to_end((topic, ""))
             _trim(self._keys, _KEYS)
-            match message.event:
+        if not known:
+            self._tell(topic, message.key, Seen(message.id, message.hlc, message.event))
+
+    def _tell(self, topic: str, key: str, seen: Seen) -> None:
+        with self._lock:
+            match seen.event:
                 case CommandRequested() as e:
                     self._job(e.command).command = e
                 case JobChanged() as e:
@@ -216,7 +233,7 @@ class Live:
                     self._revoked.setdefault(e.token, e)
                 case _:
                     pass
-            listeners = [*self._heard.get((topic, message.key), ()), *self._heard.get((topic, ""), ())]
+            listeners = [*self._heard.get((topic, key), ()), *self._heard.get((topic, ""), ())]
         for heard in listeners:
             heard(seen)
 

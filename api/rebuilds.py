@@ -150,5 +150,5 @@ class Rebuilds:
             problems=problems,
             result=result,
         )
-        self._site.log.publish(event, correlation=job)
+        self._site.live.note(self._site.log.publish(event, correlation=job), event)
         self._site.log.flush()

@@ -44,7 +44,7 @@ def issue(call: Call) -> Reply:
         expires_us=expires,
         by=call.actor,
     )
-    call.site.log.publish(event)
+    call.site.live.note(call.site.log.publish(event), event)
     row = Token(event.token, event.actor, event.role, event.digest, now, expires, event.by, None, "")
     return Reply({**shapes.token(row, now), "secret": secret}, status=201, about=event.token)
 
@@ -66,5 +66,6 @@ def revoke(call: Call) -> Reply:
             "that is the last token of an administrator: without it nobody could issue another",
             "issue another with `holdfast token issue NAME --role admin` first",
         )
-    call.site.log.publish(TokenRevoked(token=name, at_us=now, by=call.actor))
+    event = TokenRevoked(token=name, at_us=now, by=call.actor)
+    call.site.live.note(call.site.log.publish(event), event)
     return Reply(None, status=204)

@@ -1,0 +1,160 @@
+"""Sources and jobs: commands with references instead of passwords, a job's events as they come."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from projections.views import jobs
+from streams.events import JobChanged, Problem, SourceChanged, SourceDefined
+from streams.ids import now_us, uuid7
+from streams.secrets import SecretStore
+from tests.stack.running_api import Client, RunningApi, eventually
+
+ADD = {
+    "name": "crm",
+    "kind": "mariadb",
+    "host": "db.example",
+    "accounts": {
+        "capture": {"user": "cap", "password": "pä55 wörd"},
+        "rollback": {"user": "roll", "password": "other"},
+    },
+}
+
+
+@pytest.fixture
+def admin(api: RunningApi) -> Client:
+    return api.client("admin")
+
+
+def parameters_of(api: RunningApi, job: str) -> dict[str, Any]:
+    api.apply("jobs")
+    with api.server.config.app.state.site.views() as conn:  # type: ignore[union-attr]
+        row = jobs.job(conn, job)
+    assert row is not None
+    found: dict[str, Any] = json.loads(row.parameters)
+    return found
+
+
+def test_passwords_go_into_the_secret_store_and_references_into_the_log(api: RunningApi, admin: Client) -> None:
+    job = admin.post("/v1/sources", ADD)["job"]
+    parameters = parameters_of(api, job)
+    assert parameters == {
+        "kind": "mariadb",
+        "host": "db.example",
+        "port": 3306,
+        "tls": "off",
+        "tls_ca": "",
+        "accounts": {"capture": "cap", "rollback": "roll"},
+        "secrets": {"capture": "sources/crm/capture@1", "rollback": "sources/crm/rollback@1"},
+        "options": {},
+        "dry_run": False,
+    }
+    store = SecretStore(api.settings)
+    assert store.get("sources/crm/capture@1").decode() == "pä55 wörd"
+    again = admin.post("/v1/sources", {**ADD, "dry_run": True})["job"]
+    assert parameters_of(api, again)["secrets"]["capture"] == "sources/crm/capture@2"
+
+
+def test_a_source_that_is_protected_is_not_added_again(api: RunningApi, admin: Client) -> None:
+    at = now_us()
+    api.scribe.write(
+        SourceDefined(source="busy", kind="mariadb", host="h", port=3306, defined_us=at, by="agent"),
+        SourceChanged(source="busy", lineage=uuid7(), epoch=1, state="capturing", at_us=at, by="agent"),
+    )
+    api.apply("catalogue")
+    assert admin.refused("POST", "/v1/sources", 409, json={**ADD, "name": "busy"}) == "source-exists"
+    job = admin.post("/v1/sources/busy/pause")["job"]
+    assert parameters_of(api, job) == {}
+    removed = admin.call("DELETE", "/v1/sources/busy?purge=true").json()["job"]
+    assert parameters_of(api, removed) == {"purge": True}
+    api.scribe.write(SourceChanged(source="busy", state="removed", at_us=now_us(), by="agent"))
+    api.apply("catalogue")
+    assert admin.refused("POST", "/v1/sources/busy/resume", 409) == "source-removed"
+    assert "busy" not in {s["name"] for s in admin.get("/v1/sources")["items"]}
+    assert "busy" in {s["name"] for s in admin.get("/v1/sources", all="true")["items"]}
+
+
+def test_a_source_that_the_catalogue_does_not_know_yet_is_not_said_to_be_absent(api: RunningApi, admin: Client) -> None:
+    api.scribe.write(
+        SourceDefined(source="fresh", kind="mariadb", host="h", port=3306, defined_us=now_us(), by="agent")
+    )
+    live = api.server.config.app.state.site.live  # type: ignore[union-attr]
+    eventually(lambda: live.newest("inventory", "fresh"))
+    assert admin.refused("GET", "/v1/sources/fresh/steps", 503) == "catalogue-behind"
+    api.apply("catalogue")
+    assert admin.get("/v1/sources/fresh")["state"] == "defined"
+
+
+def change(job: str, state: str, **more: Any) -> JobChanged:
+    return JobChanged(job=job, kind="source.add", asset="crm", state=state, at_us=now_us(), by="agent-1", **more)
+
+
+def test_a_jobs_events_come_through_the_log_while_the_read_model_stands_still(api: RunningApi, admin: Client) -> None:
+    job = admin.post("/v1/sources", {**ADD, "name": "streamed"})["job"]
+    with admin.events(f"/v1/jobs/{job}/events") as events:
+        assert next(e for e in events if e[0])[2]["state"] == "requested"
+        api.scribe.write(change(job, "started"))
+        assert next(e for e in events if e[0])[2]["state"] == "started"
+        api.scribe.write(change(job, "progressed", message="baseline", done=5, total=10, unit="tables"))
+        shown = next(e for e in events if e[0])[2]
+        assert (shown["state"], shown["message"], shown["done"], shown["total"], shown["unit"]) == (
+            "progressed", "baseline", 5, 10, "tables",
+        )  # fmt: skip
+        api.scribe.write(change(job, "warned", problems=(Problem("slow", "it is slow"),)))
+        warned = next(e for e in events if e[0])
+        assert (warned[2]["state"], warned[2]["problems"][0]["code"]) == ("progressed", "slow")
+        api.scribe.write(change(job, "finished", result='{"lineage": "l"}'))
+        last = next(e for e in events if e[0])
+        assert (last[2]["state"], last[2]["final"], last[2]["result"]) == ("finished", True, {"lineage": "l"})
+        assert next(events, None) is None, "the stream ends with the job"
+    # Whoever comes back after the warning gets what came after it; whoever comes late gets the end.
+    with admin.events(f"/v1/jobs/{job}/events", headers={"Last-Event-ID": warned[1]}) as events:
+        assert [e[2]["state"] for e in events if e[0]] == ["finished"]
+    with admin.events(f"/v1/jobs/{job}/events") as events:
+        assert [e[2]["state"] for e in events if e[0]][-1] == "finished"
+    # The read model comes to the same, and so does an API that has it from there alone.
+    live = admin.get(f"/v1/jobs/{job}")
+    api.apply("jobs")
+    api.server.config.app.state.site.live._jobs.clear()  # type: ignore[union-attr]
+    assert admin.get(f"/v1/jobs/{job}") == live
+    with admin.events(f"/v1/jobs/{job}/events", headers={"Last-Event-ID": warned[1]}) as events:
+        assert [e[2]["state"] for e in events if e[0]] == ["finished"]
+
+
+def test_jobs_are_listed_newest_first_and_by_what_they_are_about(api: RunningApi, admin: Client) -> None:
+    made = [admin.post("/v1/sources", {**ADD, "name": f"many-{i}"})["job"] for i in range(5)]
+    api.scribe.write(change(made[0], "finished"))
+    api.apply("jobs")
+    listed = [j["job"] for j in admin.get("/v1/jobs", limit=4)["items"]]
+    assert listed == made[:0:-1]
+    assert [j["job"] for j in admin.get("/v1/jobs", asset="many-3")["items"]] == [made[3]]
+    assert made[0] not in {j["job"] for j in admin.get("/v1/jobs", open="true", limit=1000)["items"]}
+
+
+def test_a_projection_is_dropped_and_rebuilt_to_an_equal_digest(api: RunningApi, admin: Client) -> None:
+    api.apply()
+    before = admin.get("/v1/projections/catalogue/digest")
+    assert admin.call("DELETE", "/v1/projections/catalogue").json() == {"name": "catalogue", "digest": before["digest"]}
+    assert admin.refused("GET", "/v1/sources", 503) == "view-dropped"
+    assert {p["name"]: p["state"] for p in admin.get("/v1/projections")["items"]}["catalogue"] == "absent"
+    job = admin.post("/v1/projections/catalogue/rebuild")["job"]
+    with admin.events(f"/v1/jobs/{job}/events") as events:
+        last = [e[2] for e in events if e[0]][-1]
+    assert (last["state"], last["kind"], last["asset"]) == ("finished", "projection.rebuild", "catalogue")
+    assert last["result"]["equal"] is True
+    after = admin.get("/v1/projections/catalogue/digest")
+    assert (after["digest"], after["tables"]) == (before["digest"], before["tables"])
+    assert {p["name"]: p["lag"] for p in admin.get("/v1/projections")["items"]}["catalogue"] == 0
+
+
+def test_a_rebuild_that_its_api_did_not_live_to_end_is_told_as_failed(api: RunningApi, admin: Client) -> None:
+    job = uuid7()
+    started = JobChanged(job=job, kind="projection.rebuild", asset="audit", state="started", at_us=now_us(), by="api")
+    api.scribe.write(started)
+    api.apply("jobs")
+    api.server.config.app.state.site.rebuilds.end_orphans()  # type: ignore[union-attr]
+    shown = eventually(lambda: (j := admin.get(f"/v1/jobs/{job}"))["final"] and j) or {}
+    assert (shown["state"], shown["problems"][0]["code"]) == ("failed", "interrupted")

@@ -45,7 +45,7 @@ HANDLERS: Mapping[str, str] = {
 RECOVERIES: tuple[str, ...] = ("agents.rollback.handlers:recover",)
 
 
-class JobFailed(AgentError):  # noqa: N818 - named after what becomes of the job
+class JobFailed(AgentError):
     """A command cannot be carried out, for one or several reasons; the job fails with all of them."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
@@ -158,7 +158,7 @@ class Context:
             raise AgentError("deadline-passed", f"{self.command.kind} was not done by its deadline", "ask again")
 
 
-class Interrupted(Exception):  # noqa: N818 - no error: the agent ends, the command stays claimed and is resumed by the next
+class Interrupted(Exception):
     """The agent is to end. The job gets no final state: the next run of the agent calls the handler again."""
 
 

@@ -1,0 +1,184 @@
+"""The agent as a process, and what a test asks of it through the log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deploy.demo.mariadb import MariaDB
+from streams.admin import ensure_topics
+from streams.consume import Message, read_topic
+from streams.events import FINAL_STATES, CommandRequested, Event, JobChanged, SourceChanged
+from streams.ids import now_us, uuid7
+from streams.publish import Publisher
+from streams.secrets import SecretStore
+from streams.settings import Settings
+from streams.topics import topic_name
+from tests.stack.servers import config_file
+
+PATIENCE_S = 60.0
+CAPTURE = "SELECT, SHOW VIEW, TRIGGER, EVENT, REPLICATION SLAVE, BINLOG MONITOR"
+T = TypeVar("T")
+
+
+def await_it(look: Callable[[], T | None], what: str, timeout: float = PATIENCE_S) -> T:
+    """What `look` finds, as soon as it finds something true."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come about within {timeout:g} s")
+        time.sleep(0.05)
+
+
+class AgentProcess:
+    """`python -P -m agents`. Its output is in `log`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.log = settings.data_dir / "agent.log"
+        self._process: subprocess.Popen[bytes] | None = None
+        for name in ("commands", "jobs", "inventory", "commits", "rollbacks", "health"):
+            ensure_topics(settings.kafka, [(name, None)])
+
+    def start(self, failpoint: str = "") -> None:
+        environment = {**os.environ, "HOLDFAST_FAILPOINT": failpoint}
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "agents", "--config", str(config_file(self.settings))],
+                stdout=out,
+                stderr=out,
+                env=environment,
+            )
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def wait(self, timeout: float = PATIENCE_S) -> int:
+        """Its exit status, when it has ended; minus the signal when one ended it."""
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the agent did not end; its log:\n{self.tail()}") from None
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def end(self) -> None:
+        """Whatever state it is in."""
+        if self._process is not None and self._process.poll() is None:
+            try:
+                self.stop()
+            except AssertionError:
+                self.kill()
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def children(self) -> list[int]:
+        """Process ids of its children."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                except OSError:
+                    continue
+                if int(fields[1]) == self.pid and fields[0] != "Z":
+                    found.append(int(entry.name))
+        return found
+
+
+def grant_capture(server: MariaDB, password: str = "capture secret") -> None:
+    server.execute(f"GRANT {CAPTURE} ON *.* TO capture@'127.0.0.1' IDENTIFIED BY '{password}'")
+
+
+def source_parameters(settings: Settings, server: MariaDB, **more: Any) -> dict[str, Any]:
+    """Parameters of `source.add` for a server with the account of `grant_capture`."""
+    reference = SecretStore(settings).put("sources/shop/capture", b"capture secret")
+    return {
+        "kind": "mariadb",
+        "host": "127.0.0.1",
+        "port": server.port,
+        "tls": "off",
+        "accounts": {"capture": "capture"},
+        "secrets": {"capture": reference},
+        "options": {},
+        **more,
+    }
+
+
+def send(
+    settings: Settings, what: str, asset: str = "shop", /, *, deadline_us: int | None = None, **parameters: Any
+) -> str:
+    """Ask for work; the job's id."""
+    command = uuid7()
+    event = CommandRequested(
+        command=command,
+        kind=what,
+        asset=asset,
+        parameters=json.dumps(parameters),
+        requester="tester",
+        requested_us=now_us(),
+        deadline_us=deadline_us,
+    )
+    with Publisher(settings, "test") as publisher:
+        publisher.sent_and_durable(event)
+    return command
+
+
+def messages(settings: Settings, topic: str, of: str | None = None) -> Iterator[Message]:
+    return read_topic(settings.kafka, topic_name(settings.kafka.prefix, topic, of))
+
+
+def events(settings: Settings, topic: str, kind: type[T], of: str | None = None) -> list[T]:
+    """All events of one type in a topic."""
+    found: list[T] = []
+    for message in messages(settings, topic, of):
+        event: Event = message.event
+        if isinstance(event, kind):
+            found.append(event)
+    return found
+
+
+def job(settings: Settings, command: str) -> list[JobChanged]:
+    return [event for event in events(settings, "jobs", JobChanged) if event.job == command]
+
+
+def await_job(settings: Settings, command: str, timeout: float = PATIENCE_S) -> JobChanged:
+    """The final state of a job."""
+
+    def final() -> JobChanged | None:
+        return next((event for event in job(settings, command) if event.state in FINAL_STATES), None)
+
+    return await_it(final, f"the end of job {command}", timeout)
+
+
+def await_state(settings: Settings, state: str, source: str = "shop", timeout: float = PATIENCE_S) -> SourceChanged:
+    """Until the source's last state is `state`."""
+
+    def look() -> SourceChanged | None:
+        changes = [e for e in events(settings, "inventory", SourceChanged) if e.source == source]
+        return changes[-1] if changes and changes[-1].state == state else None
+
+    return await_it(look, f"{source} in state {state}", timeout)

@@ -1,0 +1,151 @@
+"""The agent as a process: commands from the log, jobs into it, processes for the sources that are captured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from agents.baseline.manifest import folder_of, read_manifest
+from deploy.demo.mariadb import MariaDB
+from streams.capture_log import CaptureLog
+from streams.events import HealthReported, SchemaRecorded, SourceDefined
+from streams.ids import now_us
+from streams.settings import Settings
+from tests.stack.agent import (
+    AgentProcess,
+    await_it,
+    await_job,
+    await_state,
+    events,
+    grant_capture,
+    job,
+    messages,
+    send,
+    source_parameters,
+)
+
+
+@pytest.fixture
+def agent(fresh_site: Settings) -> Iterator[AgentProcess]:
+    process = AgentProcess(fresh_site)
+    try:
+        yield process
+    finally:
+        process.end()
+        print(process.tail())
+
+
+@pytest.fixture
+def shop(mariadb: MariaDB) -> Iterator[MariaDB]:
+    grant_capture(mariadb)
+    mariadb.execute(
+        "CREATE DATABASE shop",
+        "CREATE TABLE shop.item(id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(40))",
+        "INSERT INTO shop.item(name) VALUES ('before')",
+    )
+    yield mariadb
+    mariadb.execute("DROP DATABASE shop", "DROP USER capture@'127.0.0.1'")
+
+
+def captured(settings: Settings) -> int:
+    with CaptureLog(settings.kafka, "shop") as log:
+        tail = log.tail()
+    return 0 if tail is None else tail.ordinal
+
+
+def test_a_source_is_added_captured_paused_resumed_and_removed(agent: AgentProcess, shop: MariaDB) -> None:
+    settings = agent.settings
+    agent.start()
+    added = await_job(settings, command := send(settings, "source.add", **source_parameters(settings, shop)))
+    assert added.state == "finished", added.problems
+    states = [e.state for e in job(settings, command)]
+    assert states[:3] == ["accepted", "claimed", "started"]
+    assert states[-1] == "finished"
+    assert set(states[3:-1]) <= {"progressed", "warned"}
+    result = json.loads(added.result)
+    baseline = read_manifest(folder_of(settings.data_dir, "shop") / result["baseline"])
+    assert (baseline.lineage, baseline.rows) == (result["lineage"], 1)
+    assert "rows" in result["capability"]
+    recorded = events(settings, "schema", SchemaRecorded, "shop")
+    assert [(r.ordinal, r.full, r.origin, r.lineage) for r in recorded] == [(0, True, "baseline", result["lineage"])]
+    assert [t.table for t in recorded[0].tables] == ["item"]
+    await_state(settings, "capturing")
+
+    shop.execute("INSERT INTO shop.item(name) VALUES ('one')", "INSERT INTO shop.item(name) VALUES ('two')")
+    await_it(lambda: captured(settings) == 2, "two steps in the log")
+    paused = await_job(settings, send(settings, "source.pause"))
+    assert json.loads(paused.result)["ordinal"] == 2
+    assert await_state(settings, "paused").position == shop.execute("SELECT @@gtid_binlog_pos")[0][0]
+    assert len(agent.children()) == 1, "the indexer goes on"
+
+    shop.execute("INSERT INTO shop.item(name) VALUES ('three')")
+    resumed = await_job(settings, send(settings, "source.resume"))
+    assert (resumed.state, json.loads(resumed.result)["ordinal"]) == ("finished", 2)
+    await_it(lambda: captured(settings) == 3, "the third step")
+
+    again = await_job(settings, send(settings, "source.add", **source_parameters(settings, shop)))
+    assert [p.code for p in again.problems] == ["source-exists"]
+
+    removed = await_job(settings, send(settings, "source.remove", purge=True))
+    assert removed.state == "finished", removed.problems
+    await_it(lambda: agent.children() == [], "the end of all children")
+    assert not folder_of(settings.data_dir, "shop").exists()
+    unknown = await_job(settings, send(settings, "source.pause"))
+    assert [p.code for p in unknown.problems] == ["source-unknown"]
+    assert agent.stop() == 0
+    assert all(b"capture secret" not in m.event.__repr__().encode() for m in messages(settings, "inventory"))
+    assert "capture secret" not in agent.log.read_text()
+
+
+def test_every_problem_is_named_at_once_and_nothing_is_defined(agent: AgentProcess, shop: MariaDB) -> None:
+    settings = agent.settings
+    shop.execute("SET GLOBAL binlog_format = 'MIXED'", "REVOKE TRIGGER, EVENT ON *.* FROM capture@'127.0.0.1'")
+    try:
+        agent.start()
+        for dry_run in (True, False):
+            command = send(settings, "source.add", **source_parameters(settings, shop, dry_run=dry_run))
+            failed = await_job(settings, command)
+            assert failed.state == "failed"
+            assert [p.code for p in failed.problems] == [
+                "source-binlog-format",
+                "source-grant-missing",
+                "source-grant-missing",
+            ]
+            assert all(p.hint for p in failed.problems)
+        assert events(settings, "inventory", SourceDefined) == []
+    finally:
+        shop.execute("SET GLOBAL binlog_format = 'ROW'")
+    grant_capture(shop)
+    checked = await_job(settings, send(settings, "source.add", **source_parameters(settings, shop, dry_run=True)))
+    assert checked.state == "finished"
+    assert "MariaDB" in json.loads(checked.result)["server_version"]
+    assert events(settings, "inventory", SourceDefined) == []
+
+
+def test_what_makes_no_sense_fails_with_a_reason(agent: AgentProcess, shop: MariaDB) -> None:
+    settings = agent.settings
+    agent.start()
+    cases = {
+        send(settings, "source.add", host="127.0.0.1"): "command-invalid",
+        send(settings, "source.add", "No Slug", **source_parameters(settings, shop)): "name-invalid",
+        send(settings, "source.add", **source_parameters(settings, shop, kind="dbase")): "kind-unknown",
+        send(settings, "source.add", **source_parameters(settings, shop, port=1)): "source-unreachable",
+        send(settings, "source.explode"): "command-unknown",
+        send(settings, "source.resume"): "source-unknown",
+        send(settings, "source.pause", deadline_us=now_us() - 1): "deadline-passed",
+    }
+    for command, code in cases.items():
+        failed = await_job(settings, command)
+        assert (failed.state, [p.code for p in failed.problems]) == ("failed", [code])
+
+
+def test_only_one_agent_runs_and_it_says_that_it_lives(agent: AgentProcess) -> None:
+    agent.start()
+    beat = await_it(lambda: events(agent.settings, "health", HealthReported), "a heartbeat")[0]
+    assert (beat.state, beat.source, beat.figures["children_wanted"]) == ("running", "", 0.0)
+    second = AgentProcess(agent.settings)
+    second.start()
+    assert second.wait() == 2
+    assert "agent-running" in second.tail()

@@ -399,6 +399,8 @@ def iter_changes(
             continue
         if event.type in _UNSUPPORTED:
             raise unsupported_rows(event.type)
+        if left == 0 and table_maps is None:
+            return
         if event.type not in KINDS or left == 0:
             continue
         identity = bytes(event.body[:6])

@@ -12,6 +12,7 @@ from streams.formats.binlog.inverse import (
     Part,
     binlog_statement,
     carry_table_maps,
+    encode_event,
     native_batches,
     plain_format_description,
     rename_table_map,
@@ -197,3 +198,24 @@ def test_the_plain_format_description_announces_no_checksums() -> None:
     assert not checksum_matches(plain(fde).raw)
     assert binlog_statement(fde, []).startswith(b"BINLOG '")
     assert b"\n" not in binlog_statement(fde, [])
+
+
+def test_events_of_version_2_stay_so() -> None:
+    """MySQL's rows events: other types, and a length of extra data before the column count."""
+    log, steps = row_steps("bare")
+    as_v2: list[bytes] = []
+    for step in steps:
+        events = []
+        for event in iter_events(step, checksum=True):
+            kind, body = event.type, bytes(event.body)
+            if kind in (ev.WRITE_ROWS_V1, ev.UPDATE_ROWS_V1):
+                kind, body = kind + 7, body[:8] + b"\x05\0abc" + body[8:]
+            events.append(encode_event(kind, body))
+        as_v2.append(b"".join(events))
+    fde = plain(log.fde)
+    done = [change for step in steps for change in decode_step(log.fde, step)]
+    assert [change for step in as_v2 for change in decode_step(fde, step)] == done
+    assert [summarise(fde, step).changes for step in as_v2] == [summarise(log.fde, step).changes for step in steps]
+    batches = batches_of([(fde, step) for step in reversed(as_v2)])
+    assert [batch.rows_event[4] for batch in batches] == [ev.UPDATE_ROWS, ev.DELETE_ROWS]
+    assert changes_of(log.fde, batches) == [undone(change) for change in reversed(done)]

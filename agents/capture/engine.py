@@ -177,8 +177,8 @@ def _finish(epoch: _Epoch, stop: threading.Event) -> None:
         deadline = time.monotonic() + 60.0
         while epoch.stream.wait(_TURN_S) < epoch.stream.sent and time.monotonic() < deadline and not stop.is_set():
             pass
-        epoch.stream.close()
         epoch.settle()
+        epoch.stream.close()
     except DeliveryFailed as error:
         _log.warning("not everything that was sent is known to be in the log: %s", error.message)
 

@@ -45,14 +45,14 @@ def _backlog(name: str, rounds: int, rows: int, steps: int, load: Load) -> Repor
     plain: list[float] = []
     skipped = ""
     with ground.ground() as g:
-        g.mariadb.execute(ground.WIDE.format(name="load"), database=ground.DATABASE)
+        g.mariadb.execute(ground.WIDE.format(name="wide"), database=ground.DATABASE)
         start = ground.position(g.mariadb)
         files_before = {f for f, _ in ground.binlogs(g.mariadb)[:-1]}
-        load(g, "load")
+        load(g, "wide")
         files = [f for f, _ in ground.binlogs(g.mariadb) if f not in files_before]
         for number in range(rounds + 1):
             counted = number > 0
-            run = capturing.backlog(g, f"r{number}", start, steps)
+            run = capturing.backlog(g, f"r{number}", start, steps + 1)  # the loading procedure is a step, too
             dump = ground.raw_dump_seconds(g, files)
             made = ground.plain_producer_seconds(g.kafka, f"plain-{number}", run.payload_bytes)
             if counted:
@@ -67,7 +67,7 @@ def _backlog(name: str, rounds: int, rows: int, steps: int, load: Load) -> Repor
                     ground.create_topic(g.kafka, topic)
                     # "when_needed" would snapshot; "never" reads from the oldest binlog that is there.
                     more = {"topic": topic, "sink": sink, "debezium.snapshot.mode": "never"}
-                    rival = Peer(g, f"{ground.DATABASE}\\.load", rows, **more)
+                    rival = Peer(g, f"{ground.DATABASE}\\.wide", rows, **more)
                     try:
                         rival.start()
                         found = rival.finish()

@@ -14,14 +14,15 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pymysql
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic as _NewTopic
 
 from deploy.demo.accounts import create_accounts
 from deploy.demo.mariadb import MariaDB
@@ -201,11 +202,11 @@ def plain_producer_seconds(kafka: KafkaSettings, topic: str, total: int, size: i
     return time.perf_counter() - started
 
 
-def create_topic(kafka: KafkaSettings, topic: str) -> None:
-    """One partition, a flush for each record, as capture topics have."""
+def create_topic(kafka: KafkaSettings, topic: str, more: Mapping[str, str] | None = None) -> None:
+    """One partition, a flush for each record, as capture topics have; `more` configuration."""
     client = AdminClient(kafka.client_config())
-    config = {"max.message.bytes": "8388608", "flush.messages": "1"}
-    for done in client.create_topics([NewTopic(topic, 1, 1, config=config)]).values():
+    config = {"max.message.bytes": "8388608", "flush.messages": "1", **(more or {})}
+    for done in client.create_topics([_NewTopic(topic, 1, 1, config=config)]).values():
         done.result()
 
 

@@ -1,7 +1,8 @@
 """`undo-100k`: 100,000 one-row transactions (a third each of inserts, updates, deletes) undone.
 
-Ours: the plan made from the log, and that plan run with its guard, from the start of each job to its end as the log has it. The peer:
-`mariadb-binlog --flashback` of the same transactions' binlog, piped into `mariadb`. Both leave the table as it was: checksums are compared.
+Ours: the plan made from the log, and that plan run with its guard, from the start of each job to its end as the log has
+it. The peer: `mariadb-binlog --flashback` of the same transactions' binlog, piped into `mariadb`. Both leave the table as
+it was: checksums are compared.
 """
 
 from __future__ import annotations

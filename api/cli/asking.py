@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -13,7 +14,7 @@ from typing import Any
 import click
 
 from api.cli.connection import Api, find, segment
-from api.cli.errors import FAILED, REFUSED, UNCONFIRMED, CliError, say_problems
+from api.cli.errors import FAILED, INTERRUPTED, REFUSED, UNCONFIRMED, CliError, say_problems
 
 
 class Ask:
@@ -69,21 +70,23 @@ class Ask:
 def asks(command: Callable[..., None]) -> Callable[..., None]:
     """A command that asks the API: it gets an `Ask` first. Adds `--json` and `--data-dir`."""
 
-    def asking(ctx: click.Context, /, as_json: bool, data_dir: Path | None, **given: Any) -> None:
-        ctx.find_root().meta["api.cli.json"] = as_json
+    def asking(as_json: bool, data_dir: Path | None, **given: Any) -> None:
         if data_dir is not None:
             os.environ["HOLDFAST_DATA"] = str(data_dir.absolute())
-        api = Api(find())
         try:
-            command(Ask(api, as_json), **given)
-        finally:
-            api.close()
+            with contextlib.closing(Api(find())) as api:
+                command(Ask(api, as_json), **given)
+        except CliError as error:
+            error.as_json = as_json
+            raise
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
 
     functools.update_wrapper(asking, command)
     as_json = click.option("--json", "as_json", is_flag=True, help="For programs: JSON on standard output.")
     directory = click.Path(path_type=Path, file_okay=False)
     data_dir = click.option("--data-dir", type=directory, help="Where the site lives on this machine.")
-    return as_json(data_dir(click.pass_context(asking)))
+    return as_json(data_dir(asking))
 
 
 def confirm(ask: Ask, name: str, what: str, yes: bool) -> None:

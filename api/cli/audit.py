@@ -28,7 +28,7 @@ def list_all(ask: Ask, limit: int, about: str | None, **query: Any) -> None:
         from api.cli.tables import table
 
         table(
-            ["WHEN", ("", "dim"), "WHO", "ROLE", "DID", "TO", ("OUTCOME", "right"), "FROM", "DETAIL"],
+            ["WHEN", ("", "dim"), "WHO", "ROLE", "DID", "TO", ("OUTCOME", "right"), "FROM", ("DETAIL", "rest")],
             [
                 (
                     local(c["at"]),

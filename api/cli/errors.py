@@ -34,7 +34,7 @@ _BY_STATUS: Mapping[int, int] = {401: DENIED, 403: DENIED, 404: ABSENT, 409: REF
 
 
 class CliError(click.ClickException):
-    """An error for a person, or with `as_json` for a program. `problems` are shown one by one, hints ready to be
+    """An error for a person, or where `as_json` is set for a program. `problems` are shown one by one, hints ready to be
     copied."""
 
     def __init__(
@@ -51,10 +51,10 @@ class CliError(click.ClickException):
         self.hint = hint
         self.exit_code = exit_code
         self.problems = problems
+        self.as_json = False
 
     def show(self, file: IO[Any] | None = None) -> None:
-        context = click.get_current_context(silent=True)
-        if context is not None and context.find_root().meta.get("api.cli.json"):
+        if self.as_json:
             import json
 
             body = {"code": self.code, "message": self.message, "hint": self.hint, "problems": list(self.problems)}

@@ -29,7 +29,7 @@ def list_all(ask: Ask, limit: int, open_only: bool, asset: str | None) -> None:
             click.echo("No job.")
             return
         table(
-            ["JOB", "KIND", "OF", "STATE", "SINCE", "BY", "MESSAGE"],
+            ["JOB", "KIND", "OF", "STATE", "SINCE", "BY", ("MESSAGE", "rest")],
             [
                 (
                     j["job"],

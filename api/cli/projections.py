@@ -26,7 +26,7 @@ def list_all(ask: Ask) -> None:
         from api.cli.tables import table
 
         table(
-            ["NAME", ("VERSION", "right"), "STATE", ("LAG", "right"), "TABLES"],
+            ["NAME", ("VERSION", "right"), "STATE", ("LAG", "right"), ("TABLES", "rest")],
             [(p["name"], str(p["version"]), p["state"], _lag(p), ", ".join(p["tables"])) for p in found],
         )
 

@@ -276,7 +276,7 @@ def list_all(ask: Ask, source: str, limit: int) -> None:
             click.echo(f"No rollback of {source} was planned yet:  holdfast rollback plan {source} --steps 1")
             return
         table(
-            ["PLAN", "KIND", "TARGET", ("STEPS", "right"), ("ROWS", "right"), "STATE", "SINCE"],
+            ["PLAN", "KIND", ("TARGET", "rest"), ("STEPS", "right"), ("ROWS", "right"), "STATE", "SINCE"],
             [
                 (p["plan"], p["kind"], p["target"], f"{p['steps']:,}", f"{p['rows']:,}", _state(p), ago(p["since"]))
                 for p in found

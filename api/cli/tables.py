@@ -1,4 +1,4 @@
-"""Tables and rows for people. The library that draws them is loaded when something is drawn, never for `--json`.
+"""Tables and rows for people, in plain lines: cheap to load, easy to cut apart with other tools.
 
 What comes from a protected system is printed as text: it cannot style, link or move the cursor.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-WIDE = 140
+WIDE = 180
 
 
 def clean(text: object, most: int = 0) -> str:
@@ -21,32 +23,52 @@ def clean(text: object, most: int = 0) -> str:
     return line if not most or len(line) <= most else line[: most - 1] + "…"
 
 
-def console() -> Any:
-    """Where tables go. Into a file or pipe they are as wide as they need to be."""
-    from rich.console import Console
+def cells(text: str) -> int:
+    """How many places of a terminal's line `text` takes: two for wide characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False, markup=False, soft_wrap=False)
+
+def fit(text: str, places: int) -> str:
+    """`text` cut to at most so many places, with an ellipsis where it was cut."""
+    if cells(text) <= places:
+        return text
+    out, used = "", 0
+    for c in text:
+        used += cells(c)
+        if used > max(0, places - 1):
+            break
+        out += c
+    return out + "…" if places else ""
 
 
-def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table. A column is its heading, or heading and how it is set: `right`, `fold`, `dim`."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table. A column is its heading, or heading and how it is set: `right`, `dim`, or `rest`, which takes the
+    width that the others leave and is cut there. The others are never cut; a terminal too narrow for them wraps."""
+    named = [c if isinstance(c, tuple) else (c, "") for c in columns]
+    lines = [[clean(cell) for cell in row] for row in rows]
+    widths = [max([cells(name), *(cells(row[i]) for row in lines)]) for i, (name, _) in enumerate(named)]
+    terminal = sys.stdout.isatty()
+    space = shutil.get_terminal_size().columns if terminal else WIDE
+    for i, (_, how) in enumerate(named):
+        if how == "rest":
+            others = sum(widths) - widths[i] + 2 * (len(named) - 1)
+            widths[i] = min(widths[i], max(16, space - others))
 
-    made = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, title_style="bold")
-    for column in columns:
-        name, how = column if isinstance(column, tuple) else (column, "")
-        made.add_column(
-            name,
-            justify="right" if how == "right" else "left",
-            overflow="fold" if how == "fold" else "ellipsis",
-            no_wrap=how != "fold",
-            style="dim" if how == "dim" else None,
-        )
-    for row in rows:
-        made.add_row(*(Text(clean(cell)) for cell in row))
-    console().print(made)
+    def line(row: Sequence[str], style: Sequence[str]) -> str:
+        out = []
+        for text, width, (_, how), sgr in zip(row, widths, named, style, strict=True):
+            shown = fit(text, width)
+            pad = " " * (width - cells(shown))
+            shown = f"\033[{sgr}m{shown}\033[0m" if terminal and sgr and shown else shown
+            out.append(pad + shown if how == "right" else shown + pad)
+        return "  ".join(out).rstrip() + "\n"
+
+    sys.stdout.write(line([name for name, _ in named], ["1"] * len(named)))
+    dim = ["2" if how == "dim" else "" for _, how in named]
+    for row in lines:
+        sys.stdout.write(line(row, dim))
 
 
 def pairs(found: Iterable[tuple[str, str]]) -> None:

@@ -67,7 +67,7 @@ def _table(steps: Sequence[Mapping[str, Any]], turns: Mapping[int, Mapping[str, 
 
     marks = picture(steps, turns)
     table(
-        ["", ("STEP", "right"), "COMMITTED", ("", "dim"), "WHAT", "POSITION", ("SIZE", "right")],
+        ["", ("STEP", "right"), "COMMITTED", ("", "dim"), ("WHAT", "rest"), "POSITION", ("SIZE", "right")],
         [
             (
                 mark,

@@ -8,7 +8,7 @@ from struct import Struct
 
 from api.errors import ApiError
 from api.shapes import time as time_text
-from api.timeline.source import Now, Timeline
+from api.timeline.source import Now, Timeline, ends_large
 from projections.views import catalogue
 from projections.views import timeline as view
 from projections.views.base import Connection
@@ -60,6 +60,8 @@ def at_time(timeline: Timeline, conn: Connection, now: Now, at_us: int) -> int:
         for fragment in _of(timeline, now.lineage, granule):
             if fragment.last and closing_time(fragment) <= at_us:
                 found = fragment.ordinal
+        if ends_large(granule) and granule.last_time_us <= at_us:
+            found = granule.last_ordinal
         return found or granule.first_ordinal - 1
     began = next((x for x in catalogue.lineages(conn, timeline.source) if x.lineage == now.lineage), None)
     if began is not None and at_us < began.first_us - began.first_us % 1_000_000:
@@ -99,6 +101,8 @@ def _with_gtid(timeline: Timeline, conn: Connection, now: Now, gtid: str) -> int
         if fragment.number == 0 and gtid_of(fragment) == gtid:
             return fragment.ordinal
     for granule in view.granules_with_gtid(conn, timeline.source, now.lineage, gtid):
+        if granule.last_position == gtid:
+            return granule.last_ordinal
         for fragment in _of(timeline, now.lineage, granule):
             if fragment.number == 0 and gtid_of(fragment) == gtid:
                 return fragment.ordinal
@@ -130,4 +134,6 @@ def _newest_of_domain(timeline: Timeline, now: Now, gtid: str, ordinal: int, las
 
 
 def _of(timeline: Timeline, lineage: str, granule: Granule) -> Iterator[StepFragment]:
-    return timeline.fragments(lineage, granule.first_ordinal, granule.last_ordinal, [granule])
+    """A granule's steps, but for a large one at its end."""
+    last = granule.last_ordinal - 1 if ends_large(granule) else granule.last_ordinal
+    return timeline.fragments(lineage, granule.first_ordinal, last, [granule])

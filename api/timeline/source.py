@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from api.errors import ApiError
-from api.timeline.steps import Preambles, StepFacts, from_granule, look
+from api.timeline.steps import Preambles, StepFacts, last_of, look
 from api.timeline.targets import History
 from projections.views import timeline as view
 from projections.views.base import Connection
@@ -34,7 +34,8 @@ PAGE_BYTES = 48 << 20
 PAGE_S = 0.25
 # A tail longer than this is not a tail: whoever indexes is far behind, and looking through it would take minutes.
 TAIL_STEPS = 2_000_000
-_ALONE_BYTES = 1 << 20
+# A granule closes with the step that takes it beyond 4 MB, so one of twice that ends with a step that is large itself.
+_LARGE_GRANULE = 8 << 20
 _OWN = OWN_SCHEMA.encode()
 
 PathOf = Callable[[str], Path | None]
@@ -214,21 +215,23 @@ class Timeline:
         return next(self._range(conn, now, ordinal, ordinal))
 
     def _range(self, conn: Connection, now: Now, first: int, last: int) -> Iterator[StepFacts]:
-        """Steps `first..last`, ascending; those that fill a granule alone without reading them."""
+        """Steps `first..last`, ascending; large ones without reading them."""
         assert now.lineage is not None
         inside = view.granules(conn, self.source, now.lineage, before=last + 1, limit=last - first + 1)
         inside = [g for g in inside[::-1] if g.last_ordinal >= first]
         at = first
         for granule in inside:
-            if granule.steps == 1 and granule.payload_bytes > _ALONE_BYTES:
-                yield from self._read(now.lineage, at, granule.first_ordinal - 1, inside)
-                yield self._alone(conn, now.lineage, granule)
+            if ends_large(granule) and granule.last_ordinal <= last:
+                yield from self._read(now.lineage, at, granule.last_ordinal - 1, inside)
+                yield self._large(conn, now.lineage, granule)
                 at = granule.last_ordinal + 1
         yield from self._read(now.lineage, at, last, inside)
 
-    def _alone(self, conn: Connection, lineage: str, granule: Granule) -> StepFacts:
-        marks = view.landmarks(conn, self.source, lineage, granule.first_ordinal, granule.last_ordinal)
-        return from_granule(granule, view.tables_of(conn, granule), marks)
+    def _large(self, conn: Connection, lineage: str, granule: Granule) -> StepFacts:
+        """The large step that a granule ends with; what is read are the small ones before it."""
+        marks = view.landmarks(conn, self.source, lineage, granule.last_ordinal, granule.last_ordinal)
+        others = self._read(lineage, granule.first_ordinal, granule.last_ordinal - 1, [granule])
+        return last_of(granule, view.tables_of(conn, granule), marks, others)
 
     def _read(self, lineage: str, first: int, last: int, granules: list[Granule]) -> Iterator[StepFacts]:
         for step in look(self.fragments(lineage, first, last, granules), self.preambles):
@@ -269,11 +272,11 @@ class Timeline:
             )
             for granule in granules:
                 last = min(granule.last_ordinal, before - 1)
-                if granule.steps == 1 and granule.payload_bytes > _ALONE_BYTES:
-                    step = self._alone(conn, now.lineage, granule)
+                if ends_large(granule) and last == granule.last_ordinal:
+                    step = self._large(conn, now.lineage, granule)
                     found += [step] if wanted.takes(step) else []
-                else:
-                    read += self._search(now.lineage, granule.first_ordinal, last, [granule], wanted, found)
+                    last -= 1
+                read += self._search(now.lineage, granule.first_ordinal, last, [granule], wanted, found)
                 if len(found) >= limit:
                     return Page(found[:limit], found[limit - 1].ordinal)
                 if (read > PAGE_BYTES or time.monotonic() > deadline) and granule.first_ordinal > 1:
@@ -311,6 +314,11 @@ def _note(looked: _Looked, ordinal: int, plan: str) -> None:
     if plan and not any(m[0] == ordinal for m in looked.markers):
         looked.markers.append((ordinal, plan))
         looked.markers.sort()
+
+
+def ends_large(granule: Granule) -> bool:
+    """Whether the last step of a granule is too large to be read only to be listed."""
+    return granule.payload_bytes > _LARGE_GRANULE
 
 
 def near(granules: list[Granule], ordinal: int) -> int | None:

@@ -3,7 +3,6 @@ Pure."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,10 @@ from projections.views.timeline import Granule, Landmark
 from streams.capture_log import StepFragment
 from streams.events import TableCount
 from streams.formats.binlog.events import FormatDescription, parse_format_description
-from streams.formats.binlog.step import OWN_SCHEMA, StepSummary, Summariser
+from streams.formats.binlog.step import StepSummary, Summariser
 from streams.formats.errors import FormatError
 
 ACCOUNT_TEXT = "account statement"
-_OWN_DDL = re.compile(
-    rf"\s*(?:CREATE|DROP|ALTER)\b[^.;]*?\b`?{OWN_SCHEMA}`?(?:\s*\.|\s|;|$)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,34 +133,37 @@ def _facts(first: StepFragment, s: StepSummary, size: int) -> StepFacts:
         kind="rollback" if plan else s.kind,
         tables=tuple((name, (c.inserts, c.updates, c.deletes)) for name, c in s.changes.items()),
         size=size,
-        own=bool(plan) or own(s),
+        own=bool(plan) or s.own,
         plan=plan,
         text=text,
     )
 
 
-def own(summary: StepSummary) -> bool:
-    """Whether a step is Holdfast's own doing: nothing but schema `holdfast`, rows or definitions."""
-    if summary.own or summary.markers:
-        return True
-    return summary.kind == "ddl" and not summary.changes and all(_OWN_DDL.match(s) for s in summary.statements)
-
-
-def from_granule(granule: Granule, tables: Sequence[TableCount], landmarks: Sequence[Landmark]) -> StepFacts:
-    """A step that fills a granule alone, without reading its payload: it may be gigabytes."""
+def last_of(
+    granule: Granule, tables: Sequence[TableCount], landmarks: Sequence[Landmark], others: Iterable[StepFacts]
+) -> StepFacts:
+    """The last step of a granule, from what the granule says and what the `others` in it do, without reading it: it may
+    be gigabytes. `landmarks` are that step's."""
+    left = {(t.schema, t.table): [t.inserts, t.updates, t.deletes] for t in tables}
+    size = granule.payload_bytes
+    for step in others:
+        size -= step.size
+        for name, counts in step.tables:
+            for i, n in enumerate(counts):
+                left[name][i] -= n
     mark = next((m for m in landmarks if m.kind != "own"), None)
-    kinds = {"marker": "rollback"}
+    kind = {"marker": "rollback", "partial": "rows"}.get(mark.kind, mark.kind) if mark else "rows"
     return StepFacts(
         ordinal=granule.last_ordinal,
         time_us=granule.last_time_us,
         captured_us=granule.captured_us,
         position=granule.last_position,
-        kind=kinds.get(mark.kind, mark.kind) if mark else "rows",
-        tables=tuple(((t.schema, t.table), (t.inserts, t.updates, t.deletes)) for t in tables),
-        size=granule.payload_bytes,
+        kind=kind,
+        tables=tuple((name, (i, u, d)) for name, (i, u, d) in left.items() if i or u or d),
+        size=size,
         own=any(m.kind in ("own", "marker") for m in landmarks),
         plan=mark.plan if mark else "",
-        text=ACCOUNT_TEXT if mark and mark.kind == "account" else (mark.text if mark else ""),
+        text=ACCOUNT_TEXT if kind == "account" else (mark.text if mark else ""),
     )
 
 

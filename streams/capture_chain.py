@@ -81,8 +81,8 @@ def seen(offset: int, event: Event, writer: str, unsettled: int | None) -> Seen:
 class Chain:
     """The reader's state. `ordinal` is the last complete step's, `digest` the last accepted record's (None: not known).
 
-    `elsewhere` is asked about a record that names another one before it than the last accepted, when all its steps are
-    complete already: whether it is one that was accepted earlier than this chain remembers.
+    `elsewhere` is asked about a record that does not follow the last accepted, when its steps have been met already:
+    whether it is one that was accepted earlier than this chain remembers.
     """
 
     def __init__(self, elsewhere: Callable[[CommitsRecorded], bool] | None = None) -> None:
@@ -156,7 +156,8 @@ class Chain:
             if record.part is not None and record.part.number > 0:
                 self.attempt, self.parts = record.part.attempt, record.part.number
         if record.lineage != self.lineage or record.previous_record != self.digest:
-            old = record.lineage != self.lineage or record.last_ordinal <= self.ordinal
+            reached = self.ordinal if record.part is None else self.ordinal + 1
+            old = record.lineage != self.lineage or record.last_ordinal <= reached
             if old and self._elsewhere is not None and self._elsewhere(record):
                 return Verdict.DROPPED
             raise self._broken(record, "chain-broken", "not preceded by the record it names")

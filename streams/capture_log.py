@@ -226,6 +226,7 @@ class CaptureLog:
         if self._closed:
             reader.close()
         else:
+            reader.rest()
             self._idle.put(reader)
 
     def _certain(self, reader: _Reader, before: int, low: int, *, ask: bool = True) -> tuple[Chain, int]:
@@ -233,7 +234,8 @@ class CaptureLog:
 
         or the topic's first record.
         """
-        elsewhere = self._was_accepted if ask else None
+        # Looking up a record, others that are old are not looked up in turn: to drop one changes nothing for the rest.
+        elsewhere = self._was_accepted if ask else _believe
         stretch: list[Seen] = []
         begin, size = before, _WINDOW
         while begin > low and len(stretch) < _WINDOW_LIMIT:
@@ -273,14 +275,17 @@ class CaptureLog:
             before = max(low, guess + 1 - back)
             chain, at = self._certain(reader, before, low, ask=ask)
             limit = guess + max(_WINDOW, back)
+            came_by = before == low  # the step's beginning cannot have been missed
             for message in reader.read(at, high):
                 event = message.event
                 if isinstance(event, CommitsRecorded) and _holds(event, lineage, ordinal):
                     here = chain.copy()
                     if chain.take(event, message.stamp.writer) is Verdict.ACCEPTED:
-                        return here, message.offset
-                else:
-                    chain.take(event, message.stamp.writer)
+                        if came_by:
+                            return here, message.offset
+                        break
+                elif chain.take(event, message.stamp.writer) is Verdict.ACCEPTED:
+                    came_by = came_by or not isinstance(event, EpochStarted)
                 if chain.lineage == lineage and chain.ordinal >= ordinal:
                     break  # the anchor was after it already
                 if chain.lineage != lineage and message.offset > limit and before > low:
@@ -461,28 +466,26 @@ class _Reader:
         if first >= end:
             return
         self._consumer.assign([TopicPartition(self._topic, 0, first)])
-        try:
-            while True:
-                for message in consume.batch(self._consumer, 1.0, 64):
-                    offset = message.offset() or 0
-                    if message.error() is None and offset < end:
-                        yield consume.decoded(message)
-                    if offset >= end - 1:
-                        return
-        finally:
-            self._consumer.unassign()
+        while True:
+            for message in consume.batch(self._consumer, 1.0, 64):
+                offset = message.offset() or 0
+                if message.error() is None and offset < end:
+                    yield consume.decoded(message)
+                if offset >= end - 1:
+                    return
 
     def follow(self, first: int, stop: threading.Event) -> Iterator[Message | None]:
         """Records from `first` on as they come, until `stop` is set; None whenever there are no more for now."""
         self._consumer.assign([TopicPartition(self._topic, 0, first)])
-        try:
-            while not stop.is_set():
-                for message in consume.batch(self._consumer, 0.2, 64):
-                    if message.error() is None:
-                        yield consume.decoded(message)
-                yield None
-        finally:
-            self._consumer.unassign()
+        while not stop.is_set():
+            for message in consume.batch(self._consumer, 0.2, 64):
+                if message.error() is None:
+                    yield consume.decoded(message)
+            yield None
+
+    def rest(self) -> None:
+        """Fetch nothing until asked to read again."""
+        self._consumer.unassign()
 
     def close(self) -> None:
         self._consumer.close()
@@ -494,6 +497,10 @@ def _seen(message: Message) -> Seen:
 
 def _holds(record: CommitsRecorded, lineage: str, ordinal: int) -> bool:
     return record.lineage == lineage and record.first_ordinal <= ordinal <= record.last_ordinal
+
+
+def _believe(_: CommitsRecorded) -> bool:
+    return True
 
 
 def _unknown(lineage: str, ordinal: int) -> StreamError:

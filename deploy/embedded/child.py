@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -34,6 +35,9 @@ def main(arguments: list[str]) -> None:
         os.setgroups([])
         os.setgid(options.gid)
         os.setuid(options.uid)
+    # Servers open many files; a shell's limit is often 1024, what the administrator allows far more.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # After the change of user, which clears it. The parent may have died before this line: then nobody will tell us.
     if options.death_signal and sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, options.death_signal, 0, 0, 0)

@@ -76,10 +76,9 @@ class Application:
                 self._do(stage.name)
                 self.timings[stage.name] = time.monotonic() - began
         except CommitUnknown as error:
-            return self._unknown(error)
-        except BaseException as error:
-            self._undo(error)
-            raise
+            return self._decide(error)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, everything is put back; it is raised again
+            return self._undo(error)
         failpoint("rollback-committed")
         return self._applied()
 
@@ -153,8 +152,14 @@ class Application:
     # -- endings --------------------------------------------------------------------------------------------------
 
     def _applied(self) -> Outcome:
+        deadline = time.monotonic() + RECONNECT_WAIT_S
+        while True:
+            try:
+                self._put_back()
+                break
+            except SourceUnavailable:
+                self._reconnect_later(deadline)
         ordinal = self._captured()
-        self._put_back()
         self._say("applied", position=self.position, ordinal=ordinal, rows=self.rows)
         failpoint("rollback-applied")
         self.target.close()
@@ -175,40 +180,48 @@ class Application:
             time.sleep(_TURN_S)
         return 0
 
-    def _undo(self, error: BaseException) -> None:
-        """Nothing was committed: put everything back and say so. What cannot be put back now stays undecided."""
+    def _undo(self, error: BaseException) -> Outcome:
+        """Nothing was committed: put everything back, say so, and raise what it was."""
         self.target.abandon()
         try:
             self._put_back()
         except AgentError as trouble:
-            _log.error("rollback %s: not put back yet, the agent's next start will: %s", self.plan.event.plan, trouble)
-            self.target.close()
-            return
-        self._say("failed", problems=_problems(error), read_only_before=self._read_only_before or "")
-        self.target.close()
+            _log.warning("rollback %s: %s", self.plan.event.plan, trouble)
+            return self._decide(error)
+        self._failed(error)
+        raise error
 
-    def _unknown(self, error: CommitUnknown) -> Outcome:
-        """COMMIT was sent and no answer came: the marker tells."""
+    def _decide(self, error: BaseException) -> Outcome:
+        """The connection broke, at COMMIT or before: the marker tells. What cannot be told within some time stays
+
+        undecided, until the source's next command or the agent's next start.
+        """
         event = self.plan.event
         deadline = time.monotonic() + RECONNECT_WAIT_S
         self.target.close()
         while True:
             try:
                 applied = self.target.settle(event.plan, event.digest)
+                if not applied:
+                    self._put_back()
                 break
             except SourceUnavailable:
-                self.target.close()
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
+                self._reconnect_later(deadline)
         if applied:
             return self._applied()
-        self._put_back()
-        self._say("failed", problems=(error.problem(),), read_only_before=self._read_only_before or "")
+        self._failed(error)
+        raise error
+
+    def _reconnect_later(self, deadline: float) -> None:
+        """Within an `except`: close, wait a little; raises it again once `deadline` is over."""
         self.target.close()
-        raise AgentError(
-            "commit-lost", "the connection broke at COMMIT and nothing was committed", "plan again"
-        ) from error
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.2)
+
+    def _failed(self, error: BaseException) -> None:
+        self._say("failed", problems=_problems(error), read_only_before=self._read_only_before or "")
+        self.target.close()
 
     def _put_back(self) -> None:
         """Drop the guard, and set `read_only` to what it was. The switch comes first: others wait for it."""

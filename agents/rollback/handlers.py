@@ -28,7 +28,7 @@ def plan(command: Command, ctx: Context) -> Mapping[str, Any]:
     """Handler of `rollback.plan`: publishes `rollback.planned`. Says the same again when it is called again."""
     request = parse_request(command.parameters)
     services, source = ctx.services, command.asset
-    known = past.read_history(services.settings.kafka, source)
+    known = _decided(services, source)
     planned = known.plans.get(request.plan)
     if planned is None:
         with CaptureLog(services.settings.kafka, source, services.secrets) as log:
@@ -45,7 +45,7 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
 
     services, source = ctx.services, command.asset
     name, digest = str(command.parameters.get("plan", "")), str(command.parameters.get("digest", ""))
-    known = past.read_history(services.settings.kafka, source)
+    known = _decided(services, source)
     planned = known.plans.get(name)
     if planned is None:
         raise AgentError("plan-unknown", f"{source} has no plan {name}", "make one: `holdfast rollback plan`")
@@ -60,7 +60,7 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
             raise JobFailed(last.problems)
         raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be run (again)", "make a new plan")
     if "confirmed" not in NEXT[state]:
-        raise AgentError("plan-undecided", f"plan {name} is {state}: it was begun before", "restart the agent")
+        raise AgentError("plan-undecided", f"plan {name} is {state}: it was begun before", "try again")
     if planned.digest.hex() != digest.lower():
         raise AgentError(
             "digest-mismatch", f"the confirmed digest is not that of plan {name}", "confirm what `rollback show` says"
@@ -121,10 +121,19 @@ def abandon(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 def recover(services: Services, source: str) -> None:
     """Recovery of an agent's start: no rollback of `source` stays undecided, and `read_only` is as it was."""
-    known = past.read_history(services.settings.kafka, source)
+    _decided(services, source)
+
+
+def _decided(services: Services, source: str) -> past.History:
+    """What is known of the source's rollbacks, once none is undecided. Commands of a source run one at a time, so
+
+    whatever is undecided now was left so by a death, or while the source was away.
+    """
+    kafka = services.settings.kafka
+    known = past.read_history(kafka, source)
     if not known.undecided():
-        return
-    with CaptureLog(services.settings.kafka, source, services.secrets) as log:
+        return known
+    with CaptureLog(kafka, source, services.secrets) as log:
         settle_all(
             known,
             source,
@@ -133,6 +142,7 @@ def recover(services: Services, source: str) -> None:
             lambda: registry.target(services.source_settings(source)),
             services.publisher.sent_and_durable,
         )
+    return past.read_history(kafka, source)
 
 
 def _make(ctx: Context, source: str, request: Request, known: past.History, log: past.Log) -> Plan:

@@ -45,14 +45,22 @@ class _Tail:
 class BinlogLog:
     """Implements `agents.rollback.history.Log` on the files of one server. `hold` makes it pretend to lag there."""
 
-    def __init__(self, connection: pymysql.Connection[Any], directory: Path, lineage: str = "lineage-1") -> None:
+    def __init__(
+        self,
+        connection: pymysql.Connection[Any],
+        directory: Path,
+        lineage: str = "lineage-1",
+        start: tuple[str, int, str] | None = None,
+    ) -> None:
+        """`start`: where another one of the same server began (`began`), to number steps alike."""
         self.lineage = lineage
         self.recorded: list[FileStep] = []
         self.hold: int | None = None
         self._connection = connection
         self._directory = directory
         self._position: dict[int, str] = {}
-        file, offset, base = self._status()
+        self.began = start or self._status()
+        file, offset, base = self.began
         for gtid in filter(None, base.split(",")):
             self._position[int(gtid.split("-")[0])] = gtid
         self._base = dict(self._position)

@@ -1,0 +1,229 @@
+"""The agent, or the server, is killed at every place where it leaves something else behind.
+
+After each: the source is in the state before the rollback or in the one after it, decided by where the death was; once
+the next agent has settled it, `read_only` is as it was, no guard is left, the log says how it ended, and the next
+rollback works.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.errors import AgentError
+from agents.rollback import apply
+from agents.rollback.apply import Application
+from agents.rollback.plan import Plan
+from agents.rollback.recover import settle_all
+from agents.rollback.stages import STAGES
+from deploy.demo.mariadb import MariaDB
+from tests.stand_ins.rollback_bench import RollbackBench
+from tests.stand_ins.rollback_driver import history, write_job
+
+pytestmark = pytest.mark.crash
+
+ROWS = 5_000
+TABLES = (
+    "drop database if exists crash",
+    "create database crash",
+    "use crash",
+    "create table t (id int primary key, v varchar(40), key (v))",
+    "create table bare (v int)",
+    "create table parent (id int primary key)",
+    "create table child (id int primary key, pid int, foreign key (pid) references parent (id))",
+)
+BEFORE_COMMIT = ["rollback-confirmed", *(f"rollback-{s.name}" for s in STAGES), "rollback-fenced"]
+AFTER_COMMIT = ["rollback-committed", "rollback-applied"]
+
+
+@pytest.fixture
+def bench(mariadb: MariaDB) -> Iterator[RollbackBench]:
+    with closing(_bench(mariadb)) as made:
+        yield made
+
+
+def _bench(server: MariaDB) -> RollbackBench:
+    made = RollbackBench(server, ("set global read_only = 0", *TABLES))
+    made.sql(f"insert into t select seq, repeat('a', 30) from seq_1_to_{ROWS}")
+    made.sql("insert into parent values (1), (2)")
+    made.sql("begin")
+    made.sql("insert into child values (1, 1), (2, 2)")
+    made.sql("insert into bare values (1), (1)")
+    made.sql("commit")
+    made.sql("update t set v = concat('b', v) where id % 2")
+    made.sql("delete from t where id % 3 = 0")
+    return made
+
+
+def content(bench: RollbackBench) -> Any:
+    return bench.sql("checksum table crash.t, crash.bare, crash.parent, crash.child")
+
+
+def drive(job: Path, what: str, failpoint: str = "") -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "tests.stand_ins.rollback_driver", str(job), what],
+        env={**os.environ, "HOLDFAST_FAILPOINT": failpoint},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen[bytes]) -> int:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    return process.returncode
+
+
+def settled(bench: RollbackBench, job: Path, plan: Plan) -> str:
+    """Let the next agent settle it; the state it says."""
+    assert finish(drive(job, "recover")) == 0
+    bench.history = history(job.with_suffix(".events"))
+    assert bench.leftovers() == []
+    states = bench.states(plan)
+    if not states:
+        return "failed"  # not even begun
+    assert bench.history.state(plan.event.plan) in ("applied", "failed")
+    assert sum(s in ("applied", "failed") for s in states) == 1
+    return states[-1]
+
+
+@pytest.mark.parametrize("read_only", [0, 1])
+@pytest.mark.parametrize("failpoint", [*BEFORE_COMMIT, *AFTER_COMMIT, "rollback-unfenced"])
+def test_the_agent_is_killed(bench: RollbackBench, tmp_path: Path, failpoint: str, read_only: int) -> None:
+    steps = 2 if failpoint not in BEFORE_COMMIT else 4
+    before = content(bench)
+    plan = bench.back(steps)
+    job = write_job(tmp_path, bench, plan)
+    bench.sql(f"set global read_only = {read_only}")
+    assert finish(drive(job, "run", failpoint)) == -signal.SIGKILL
+    said = history(job.with_suffix(".events"))
+    assert said.state(plan.event.plan) in ("confirmed", "fenced", "applying", "applied")
+    state = settled(bench, job, plan)
+    assert state == ("failed" if failpoint in BEFORE_COMMIT else "applied")
+    assert (content(bench) == before) is (state == "failed")
+    assert bench.read_only() == read_only
+    bench.sql("set global read_only = 0")
+    if state == "applied":
+        assert bench.said == []
+        applied = bench.history.changes[plan.event.plan][-1]
+        assert applied.ordinal == bench.head()
+        bench.run(bench.plan("forward", plan.event.head_ordinal))
+    else:
+        bench.run(bench.back(steps))
+        bench.run(bench.plan("forward", plan.event.head_ordinal))
+    assert content(bench) == before
+
+
+def test_the_next_agent_is_killed_while_it_settles(bench: RollbackBench, tmp_path: Path) -> None:
+    for failpoint, state in (("rollback-settle", "failed"), ("rollback-committed", "applied")):
+        plan = bench.back(1)
+        job = write_job(tmp_path, bench, plan)
+        finish(drive(job, "run", failpoint))
+        assert finish(drive(job, "recover", "rollback-settled")) == -signal.SIGKILL
+        assert settled(bench, job, plan) == state
+        assert bench.read_only() == 0
+
+
+def test_the_agent_is_killed_at_any_moment(bench: RollbackBench, tmp_path: Path) -> None:
+    """Not at a named place: within statements, between packets, during COMMIT."""
+    rng = random.Random(20)
+    before = content(bench)
+    plan = bench.back(4)
+    after = None
+    began = time.monotonic()
+    job = write_job(tmp_path, bench, plan)
+    assert finish(drive(job, "run")) == 0
+    took = time.monotonic() - began
+    bench.history = history(job.with_suffix(".events"))
+    after = content(bench)
+    seen: set[str] = set()
+    for _ in range(12):
+        forward = content(bench) == after
+        plan = bench.plan("forward", plan.event.head_ordinal) if forward else bench.back(4)
+        job = write_job(tmp_path, bench, plan)
+        for earlier in bench.history.plans.values():
+            if earlier.plan != plan.event.plan:
+                _say(job, bench, earlier.plan)
+        process = drive(job, "run")
+        try:
+            process.wait(took * rng.uniform(0.3, 1.05))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        finish(process)
+        state = settled(bench, job, plan)
+        seen.add(state)
+        wanted = {True: {"applied": before, "failed": after}, False: {"applied": after, "failed": before}}
+        assert content(bench) == wanted[forward][state]
+        assert bench.read_only() == 0
+    assert seen == {"applied", "failed"}, "the moments were not spread over the run"
+
+
+def _say(job: Path, bench: RollbackBench, plan: str) -> None:
+    """Carry what was said of an earlier plan over into this job's events."""
+    from tests.stand_ins.rollback_driver import append
+
+    events = job.with_suffix(".events")
+    append(events, bench.history.plans[plan])
+    for change in bench.history.changes.get(plan, []):
+        append(events, change)
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+@pytest.mark.parametrize("stage", ["fence", "begin", "compare", "apply", "settle", "commit", "committed"])
+def test_the_server_is_killed(
+    make_mariadb: Callable[..., MariaDB], monkeypatch: pytest.MonkeyPatch, stage: str, comes_back: bool
+) -> None:
+    server = make_mariadb()
+    bench = _bench(server)
+    before = content(bench)
+    plan = bench.back(4)
+    gone = threading.Event()
+
+    class Dying(Application):
+        def _do(self, name: Any) -> None:
+            if name == stage:
+                server.kill()
+                gone.set()
+            super()._do(name)
+            if name == "commit" and stage == "committed":
+                server.kill()
+                gone.set()
+
+    # The agent lives on and waits for the server, if it comes back in time.
+    monkeypatch.setattr(apply, "RECONNECT_WAIT_S", 60.0 if comes_back else 0.0)
+    monkeypatch.setattr(apply, "CAPTURED_WAIT_S", 0.0)
+    application = Dying(plan, bench.target(), bench.log, "agent-1", say=bench.say)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(application.run)
+        if comes_back:
+            assert gone.wait(30)
+            server.start()
+        if comes_back and stage == "committed":
+            running.result(60)
+        else:
+            with pytest.raises(AgentError):
+                running.result(60)
+    if not comes_back:
+        assert bench.states(plan)[-1] not in ("applied", "failed"), "nobody could tell while the server was away"
+        server.start()
+    bench.admin = server.connect(database="crash")
+    bench.log._connection = bench.admin
+    if not comes_back:
+        settle_all(bench.history, plan.event.source, "agent-2", bench.log, bench.target, bench.say)
+    assert bench.states(plan)[-1] == ("applied" if stage == "committed" else "failed")
+    assert (content(bench) == before) is (stage != "committed")
+    assert bench.read_only() == 0
+    assert bench.leftovers() == []
+    bench.close()

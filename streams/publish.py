@@ -180,8 +180,7 @@ class RecordStream:
         self._delivery.produce(self.topic, value, key, 0, headers, self._delivered)
         self._sent += 1
         self._delivery.poll(0)
-        if self._foreign:
-            self._settle()
+        self._settle()
 
     def durable(self) -> int:
         """How many records are in the log, counted from the first sent. Does not wait."""

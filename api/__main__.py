@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 from types import FrameType
@@ -76,6 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     except StreamError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    # The server sends itself again, when it has ended, what it was told to end by; that is not to kill it then.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     running.run()
     return 0 if running.started else 3
 

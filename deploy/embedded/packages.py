@@ -66,7 +66,10 @@ def cache_dir() -> Path:
         path = Path("/var/cache/holdfast")
     else:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "holdfast"
-    path.mkdir(parents=True, exist_ok=True, mode=0o755)
+    if not path.exists():
+        path.mkdir(parents=True)
+        # Not a secret, and for root it must be open whatever the umask: servers run as another user.
+        path.chmod(0o755)
     return path
 
 
@@ -141,7 +144,7 @@ def _place(unpacked: Path, target: Path) -> None:
     for path in unpacked.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.parent.name in ("bin", "scripts") else 0o644)
     unpacked.chmod(0o755)
-    os.sync()
+    os.sync()  # what is renamed into place is there as a whole, also after a power cut
     unpacked.rename(target)
 
 
@@ -171,9 +174,19 @@ def _reachable(name: str, home: Path, parts: Sequence[Path], user: ServiceUser |
                 copy.mkdir(mode=0o755)
                 for part in parts:
                     shutil.copytree(part, copy / part.name, symlinks=True)
+                _open_up(copy)
                 os.sync()
                 copy.rename(target)
     return target / home.relative_to(parts[0].parent)
+
+
+def _open_up(*roots: Path) -> None:
+    """What its owner may read and enter, all may: packages come with the umask of whoever installed them."""
+    for root in roots:
+        for path in [root, *root.rglob("*")]:
+            if not path.is_symlink():
+                mode = path.stat().st_mode & 0o777
+                path.chmod(mode | (mode & 0o500) >> 3 | (mode & 0o500) >> 6)
 
 
 def _fetch(jar: Jar, progress: Progress) -> Path:
@@ -205,7 +218,12 @@ def _resolve(jar: Jar, progress: Progress) -> Path:
         return Path(cached)
     progress(f"fetching {jar.artifact} {jar.version}")
     try:
-        return Path(artifact.resolve())
+        fetched = Path(artifact.resolve())
+        if os.geteuid() == 0:
+            _open_up(fetched.parent)
+            for parent in fetched.relative_to(cache_dir()).parents:
+                (cache_dir() / parent).chmod(0o755)
+        return fetched
     except (requests.RequestException, RuntimeError, OSError) as e:
         raise PackageError(
             "package-unavailable", f"cannot fetch {jar.coordinate}: {e}", "is Maven Central reachable from here?"

@@ -39,7 +39,14 @@ def only_format_errors(what: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 return function(*args, **kwargs)
-            except (struct.error, LookupError, ValueError, OverflowError, zlib.error, decimal.DecimalException) as error:
+            except (
+                struct.error,
+                LookupError,
+                ValueError,
+                OverflowError,
+                zlib.error,
+                decimal.DecimalException,
+            ) as error:
                 raise damaged(what) from error
 
         return guarded

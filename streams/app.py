@@ -69,7 +69,7 @@ def make_app(kafka: KafkaSettings, name: str, offsets: OffsetStore, scratch: Pat
     """An app whose consumer group is the prefix and `name`. `scratch` is a directory that Faust may put things into.
 
     `instance` names this member for good (static membership): restarted after a crash, it takes its partitions back without
-    waiting for its former self to be missed. Two members of the same name at once: the older one is fenced and fails.
+    waiting for its former self to be missed. Should that one live after all, both read, and the offset store has to cope.
     """
     app = faust.App(
         f"{kafka.prefix}{name}",

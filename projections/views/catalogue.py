@@ -107,8 +107,7 @@ WITH new AS (
     ON CONFLICT DO NOTHING RETURNING source, at_us, by
 )
 INSERT INTO source AS s (source, kind, host, port, tls, tls_ca, accounts, secrets, options, defined_us, defined_by,
-state_us,
-                         state_by)
+                         state_us, state_by)
 SELECT source, %(kind)s::text, %(host)s::text, %(port)s::bigint, %(tls)s::text, %(tls_ca)s::text, %(accounts)s::text,
        %(secrets)s::text, %(options)s::text, at_us, by, at_us, by
 FROM new
@@ -126,8 +125,7 @@ _CHANGED = """
 WITH new AS (
     INSERT INTO source_event (source, event, hlc, at_us, state, by, lineage, epoch, position, ordinal, problems)
     VALUES (%(source)s, %(event)s, %(hlc)s, %(at_us)s, %(state)s, %(by)s, %(lineage)s, %(epoch)s, %(position)s,
-    %(ordinal)s,
-            %(problems)s)
+            %(ordinal)s, %(problems)s)
     ON CONFLICT DO NOTHING RETURNING *
 ), seen AS (
     INSERT INTO lineage AS l (source, lineage, epoch, first_us, last_us, baseline)
@@ -138,8 +136,7 @@ WITH new AS (
         baseline = CASE excluded.baseline WHEN '' THEN l.baseline ELSE excluded.baseline END
 )
 INSERT INTO source AS s (source, state, state_us, state_by, lineage, epoch, server_version, capability, position,
-ordinal,
-                         baseline, problems)
+                         ordinal, baseline, problems)
 SELECT source, state, at_us, by, lineage, epoch, %(server_version)s::text, %(capability)s::text, position, ordinal,
        %(baseline)s::text, problems
 FROM new

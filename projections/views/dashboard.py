@@ -116,7 +116,8 @@ def _apply_granules(cursor: Cursor, granules: Sequence[GranuleClosed]) -> None:
         cursor.executemany(
             """
             INSERT INTO dashboard_table AS t (source, schema_name, table_name, steps, inserts, updates, deletes,
-            last_time_us) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+                                              last_time_us)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
             ON CONFLICT (source, schema_name, table_name) DO UPDATE SET
                 steps = t.steps + excluded.steps, inserts = t.inserts + excluded.inserts,
                 updates = t.updates + excluded.updates, deletes = t.deletes + excluded.deletes,
@@ -203,10 +204,11 @@ def minutes(conn: Connection, source: str, since_us: int, until_us: int) -> list
             """
             SELECT minute_us, coalesce(m.granules, 0) AS granules, coalesce(m.steps, 0) AS steps,
                    coalesce(m.row_count, 0) AS rows, coalesce(m.payload_bytes, 0) AS payload_bytes, h.lag_ms, h.ordinal
-            FROM (SELECT * FROM source_minute WHERE source = %(source)s AND minute_us >= %(since)s AND minute_us <
-            %(until)s) m FULL JOIN (SELECT * FROM health_minute
-                       WHERE source = %(source)s AND minute_us >= %(since)s AND minute_us < %(until)s) h USING
-                       (minute_us)
+            FROM (SELECT * FROM source_minute
+                  WHERE source = %(source)s AND minute_us >= %(since)s AND minute_us < %(until)s) m
+            FULL JOIN (SELECT * FROM health_minute
+                       WHERE source = %(source)s AND minute_us >= %(since)s AND minute_us < %(until)s) h
+                USING (minute_us)
             ORDER BY minute_us
             """,
             {"source": source, "since": since_us, "until": until_us},

@@ -91,13 +91,11 @@ _CHANGE = """
 WITH new AS (
     INSERT INTO job_event (job, event, hlc, at_us, state, by, message, done, total, unit, problems, result)
     VALUES (%(job)s, %(event)s, %(hlc)s, %(at_us)s, %(state)s, %(by)s, %(message)s, %(done)s, %(total)s, %(unit)s,
-    %(problems)s,
-            %(result)s)
+            %(problems)s, %(result)s)
     ON CONFLICT DO NOTHING RETURNING *
 )
 INSERT INTO job AS j (job, kind, asset, state, state_us, state_by, message, done, total, unit, problems, result,
-started_us,
-                      finished_us)
+                      started_us, finished_us)
 SELECT job, %(kind)s::text, %(asset)s::text, state, at_us, by, message, done, total, unit, problems, result,
        CASE WHEN state = 'started' THEN at_us END,
        CASE WHEN state IN ('finished', 'failed', 'cancelled') THEN at_us END

@@ -96,7 +96,8 @@ class PlanEvent:
 _EVENT = """
     INSERT INTO plan_event (plan, event, hlc, at_us, state, by, position, ordinal, row_count, problems)
     VALUES (%(plan)s, %(event)s, %(hlc)s, %(at_us)s, %(state)s, %(by)s, %(position)s, %(ordinal)s, %(rows)s,
-    %(problems)s) ON CONFLICT DO NOTHING RETURNING *
+            %(problems)s)
+    ON CONFLICT DO NOTHING RETURNING *
 """
 _PLANNED_COLUMNS = (
     "kind", "target", "target_ordinal", "target_time_us", "head_ordinal", "path_before", "path_after", "undo", "redo",
@@ -116,16 +117,14 @@ _PLANNED = sql.SQL(
 _CHANGED = f"""
 WITH new AS ({_EVENT})
 INSERT INTO plan AS p (plan, source, lineage, state, state_us, state_by, read_only_before, position, ordinal,
-applied_rows,
-                       problems)
+                       applied_rows, problems)
 SELECT plan, %(source)s::text, %(lineage)s::text, state, at_us, by, %(read_only_before)s::text, position, ordinal,
-row_count,
-       problems
+       row_count, problems
 FROM new
 ON CONFLICT (plan) DO UPDATE SET
     state = excluded.state, state_us = excluded.state_us, state_by = excluded.state_by,
-    read_only_before = CASE excluded.read_only_before WHEN '' THEN p.read_only_before ELSE excluded.read_only_before
-    END, position = CASE excluded.position WHEN '' THEN p.position ELSE excluded.position END,
+    read_only_before = coalesce(nullif(excluded.read_only_before, ''), p.read_only_before),
+    position = CASE excluded.position WHEN '' THEN p.position ELSE excluded.position END,
     ordinal = CASE excluded.ordinal WHEN 0 THEN p.ordinal ELSE excluded.ordinal END,
     applied_rows = CASE excluded.applied_rows WHEN 0 THEN p.applied_rows ELSE excluded.applied_rows END,
     problems = excluded.problems

@@ -207,8 +207,8 @@ def _apply_details(cursor: Cursor, new: Sequence[GranuleClosed]) -> None:
     if marks:
         cursor.executemany(
             """
-            INSERT INTO landmark (source, lineage, ordinal, number, kind, label, plan) VALUES (%s, %s, %s, %s, %s, %s,
-            %s) ON CONFLICT DO NOTHING
+            INSERT INTO landmark (source, lineage, ordinal, number, kind, label, plan)
+            VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
             """,
             marks,
         )
@@ -241,7 +241,8 @@ def _apply_totals(cursor: Cursor, new: Sequence[GranuleClosed]) -> None:
         cursor.executemany(
             """
             INSERT INTO table_total AS t (source, lineage, schema_name, table_name, granules, steps, inserts, updates,
-            deletes) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
+                                          deletes)
+            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
             ON CONFLICT (source, lineage, schema_name, table_name) DO UPDATE SET
                 granules = t.granules + excluded.granules, steps = t.steps + excluded.steps,
                 inserts = t.inserts + excluded.inserts, updates = t.updates + excluded.updates,
@@ -398,28 +399,32 @@ def granule_at_time(conn: Connection, source: str, lineage: str, at_us: int) -> 
     return found[0] if found else None
 
 
-def granules_with_gtid(conn: Connection, source: str, lineage: str, gtid: str, limit: int = 64) -> list[Granule]:
+def granules_with_gtid(conn: Connection, source: str, lineage: str, gtid: str) -> list[Granule]:
     """Granules, ascending, that may hold the step with MariaDB GTID `domain-server-sequence`: one, unless steps of
-    several domains alternate. Empty when its domain's sequence is beyond what is indexed, or `gtid` is none."""
+    several domains alternate. Empty when its domain's sequence is known to be beyond what is indexed, or `gtid` is
+    none. Within a domain sequences ascend."""
     domain, sequence = _gtid(gtid)
     if domain is None:
         return []
-    key = {"source": source, "lineage": lineage, "domain": domain, "sequence": sequence, "limit": limit}
+    key = {"source": source, "lineage": lineage, "domain": domain, "sequence": sequence}
     query = sql.SQL(
         """
         SELECT {} FROM granule g
         WHERE source = %(source)s AND lineage = %(lineage)s
-          -- not before the last granule that is known to begin at or before it …
+          -- not before the last granule that is known to begin at or before it, …
           AND first_ordinal >= coalesce((
               SELECT max(first_ordinal) FROM granule
               WHERE source = %(source)s AND lineage = %(lineage)s
                 AND first_domain = %(domain)s AND first_sequence <= %(sequence)s), 0)
-          -- … nor after the first that is known to end at or after it
-          AND first_ordinal <= (
+          -- … nor after the first that is known to end at or after it, …
+          AND first_ordinal <= coalesce((
               SELECT min(first_ordinal) FROM granule
               WHERE source = %(source)s AND lineage = %(lineage)s
-                AND last_domain = %(domain)s AND last_sequence >= %(sequence)s)
-        ORDER BY first_ordinal LIMIT %(limit)s
+                AND last_domain = %(domain)s AND last_sequence >= %(sequence)s), 9223372036854775807)
+          -- … nor in one whose own ends say that it is not there.
+          AND (first_domain IS DISTINCT FROM %(domain)s OR first_sequence <= %(sequence)s)
+          AND (last_domain IS DISTINCT FROM %(domain)s OR last_sequence >= %(sequence)s)
+        ORDER BY first_ordinal
         """
     ).format(_COLUMNS)
     with conn.cursor(row_factory=kwargs_row(_granule)) as cur:
@@ -497,8 +502,8 @@ def totals(conn: Connection, source: str, lineage: str) -> Totals | None:
     with conn.cursor(row_factory=class_row(TableTotal)) as cur:
         tables = cur.execute(
             """
-            SELECT schema_name AS schema, table_name AS table, granules, steps, inserts, updates, deletes FROM
-            table_total WHERE source = %s AND lineage = %s ORDER BY schema_name, table_name
+            SELECT schema_name AS schema, table_name AS table, granules, steps, inserts, updates, deletes
+            FROM table_total WHERE source = %s AND lineage = %s ORDER BY schema_name, table_name
             """,
             (source, lineage),
         ).fetchall()

@@ -8,7 +8,8 @@
     fresh_site    Settings with topics' prefix, database, directory and key of its own, on `kafka` and `postgres`;
                   its file for `--config` is tests.stack.servers.config_file(fresh_site)
 
-A test that kills a shared server starts it again before it ends; one that shares nothing else makes its own.
+A test that kills a shared server starts it again before it ends; one that shares nothing else makes its own. What an earlier
+module left on the shared MariaDB is dropped before a module's first test.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from deploy.demo.mariadb import MariaDB
 from streams.settings import Settings
 from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_mariadb
 
+_SHARED: dict[str, MariaDB] = {}
 KEPT = ("HOLDFAST_CACHE", "HOLDFAST_TEST_KEEP")
 
 
@@ -62,12 +64,24 @@ def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
     scratch = Scratch("mariadb")
     try:
         server = start_mariadb(scratch.path, version=getattr(request, "param", "10.11"))
+        _SHARED["mariadb"] = server
         try:
             yield server
         finally:
             server.stop()
     finally:
         scratch.remove()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_of_earlier_modules_on_mariadb() -> None:
+    server = _SHARED.get("mariadb")
+    if server is None or not server.alive:
+        return
+    found = server.execute("SELECT schema_name FROM information_schema.schemata")
+    for (name,) in found:
+        if name not in ("mysql", "sys", "information_schema", "performance_schema"):
+            server.execute(f"DROP DATABASE `{str(name).replace('`', '``')}`")
 
 
 @pytest.fixture

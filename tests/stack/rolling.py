@@ -1,0 +1,136 @@
+"""A protected source that is rolled back through the log: commands in, jobs and states out, by the real agent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from agents.platforms.mariadb import positions
+from agents.rollback.history import History, read_history, turns
+from deploy.demo.mariadb import MariaDB
+from streams.capture_log import CaptureLog
+from streams.events import JobChanged, RollbackPlanned
+from streams.formats.binlog.step import OWN_SCHEMA, summarise
+from streams.ids import uuid7
+from streams.paths import Path, drop_newest, path_at
+from streams.secrets import SecretStore
+from streams.settings import Settings
+from tests.stack.agent import await_it, await_job, await_state, grant_capture, send, source_parameters
+from tests.stand_ins.rollback_bench import GRANTS, PASSWORD, USER
+
+SOURCE = "shop"
+
+
+@dataclass
+class Rolling:
+    """Source `shop` on `server`; the agent is somebody else's. Make it with `protect`."""
+
+    settings: Settings
+    server: MariaDB
+    log: CaptureLog
+    lineage: str
+
+    @classmethod
+    def protect(cls, settings: Settings, server: MariaDB) -> Rolling:
+        """Add the source with both accounts; returns when it is captured. The agent must run."""
+        grant_capture(server)
+        server.execute(*GRANTS)
+        parameters = source_parameters(settings, server)
+        parameters["accounts"]["rollback"] = USER
+        parameters["secrets"]["rollback"] = SecretStore(settings).put(f"sources/{SOURCE}/rollback", PASSWORD.encode())
+        done = await_job(settings, send(settings, "source.add", SOURCE, **parameters))
+        assert done.state == "finished", done.problems
+        await_state(settings, "capturing", SOURCE)
+        log = CaptureLog(settings.kafka, SOURCE, SecretStore(settings))
+        return cls(settings, server, log, json.loads(done.result)["lineage"])
+
+    def head(self) -> int:
+        """The last step, once capture has everything that the source has committed."""
+        ((wanted,),) = self.server.execute("select @@global.gtid_binlog_pos")
+
+        def reached() -> tuple[int] | None:
+            tail = self.log.tail()
+            if tail is None:
+                return None
+            at = tail.record.after if tail.record is not None else tail.started.position if tail.started else ""
+            return (tail.ordinal,) if positions.reaches(positions.parse(at), positions.parse(wanted)) else None
+
+        return await_it(reached, f"capture up to {wanted}")[0]
+
+    def history(self) -> History:
+        return read_history(self.settings.kafka, SOURCE)
+
+    def path(self, ordinal: int | None = None) -> Path:
+        at = self.head() if ordinal is None else ordinal
+        return path_at(at, turns(self.history(), self.log, self.lineage))
+
+    def own(self) -> list[int]:
+        """Ordinals of Holdfast's own steps."""
+        out = []
+        head = self.head()
+        for f in self.log.steps(self.lineage, 1, head) if head else ():
+            if f.payload is not None and OWN_SCHEMA.encode() in f.payload:
+                summary = summarise(f.preamble, f.payload)
+                if summary.markers or summary.own or OWN_SCHEMA in "".join(summary.statements):
+                    out.append(f.ordinal)
+        return out
+
+    def users(self) -> list[int]:
+        """Ordinals of user steps that stand."""
+        own = set(self.own())
+        return [o for r in self.path() for o in range(r.first, r.last + 1) if o not in own]
+
+    def back(self, steps: int, **options: Any) -> RollbackPlanned:
+        after = drop_newest(self.path(), steps, self.own())
+        return self.plan("rollback", after[-1].last if after else 0, **options)
+
+    def plan(self, kind: str, target: int, **options: Any) -> RollbackPlanned:
+        """Ask for a plan to the state after step `target`; what was planned."""
+        name, head = uuid7(), self.head()
+        done = await_job(
+            self.settings,
+            send(
+                self.settings,
+                "rollback.plan",
+                SOURCE,
+                plan=name,
+                kind=kind,
+                target="test",
+                target_ordinal=target,
+                target_time_us=0,
+                lineage=self.lineage,
+                head_ordinal=head,
+                path_before=[[r.first, r.last] for r in self.path(head)],
+                path_after=[[r.first, r.last] for r in self.path(target)],
+                options=options,
+            ),
+        )
+        assert done.state == "finished", done.problems
+        planned = self.history().plans[name]
+        assert json.loads(done.result) == {
+            "plan": name,
+            "digest": planned.digest.hex(),
+            "runnable": not planned.obstacles,
+        }
+        return planned
+
+    def confirm(self, planned: RollbackPlanned) -> str:
+        """Ask to run it; the job's id."""
+        return send(self.settings, "rollback.run", SOURCE, plan=planned.plan, digest=planned.digest.hex())
+
+    def run(self, planned: RollbackPlanned) -> JobChanged:
+        done = await_job(self.settings, self.confirm(planned), 120)
+        assert done.state == "finished", done.problems
+        return done
+
+    def states(self, planned: RollbackPlanned) -> list[str]:
+        return [c.state for c in self.history().changes.get(planned.plan, [])]
+
+    def read_only(self) -> int:
+        return int(self.server.execute("select @@global.read_only")[0][0])
+
+    def leftovers(self) -> list[str]:
+        return [row[0] for row in self.server.execute(
+            "select table_name from information_schema.tables where table_schema = 'holdfast' and table_name <> 'marker'"
+        )]  # fmt: skip

@@ -11,10 +11,11 @@ demands.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pymysql
@@ -31,6 +32,8 @@ TableName = tuple[str, str]
 # With more tables than this, all are asked for and the rest dropped: a question about one table opens that table only.
 _ASK_EACH = 32
 _COUNTER = re.compile(r"^(\) ENGINE=\S+) AUTO_INCREMENT=\d+", re.MULTILINE)
+# A remote table's connection string holds a password, and definitions go into the log.
+_CONNECTION = re.compile(r"^(\) ENGINE=.* CONNECTION=)'(?:[^'\\]|\\.|'')*'", re.MULTILINE)
 _TABLE_TYPES = ("BASE TABLE", "SYSTEM VERSIONED", "SEQUENCE")
 
 
@@ -45,9 +48,24 @@ def read_definitions(
     wanted = None if tables is None else frozenset(tables)
     if wanted is not None and not wanted:
         return []
-    facts = _Facts(conn, wanted)
-    names = sorted(facts.tables)
-    return [_definition(conn, name, facts) for name in names]
+    with _plain_session(conn):
+        facts = _Facts(conn, wanted)
+        names = sorted(facts.tables)
+        return [_definition(conn, name, facts) for name in names]
+
+
+@contextlib.contextmanager
+def _plain_session(conn: pymysql.Connection[Any]) -> Iterator[None]:
+    """How a definition is written depends on the session: give it ours, and put back what it had."""
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute("SELECT @@SESSION.sql_mode, @@SESSION.time_zone, @@SESSION.sql_quote_show_create")
+        had = cursor.fetchone()
+        cursor.execute("SET SESSION sql_mode = '', time_zone = '+00:00', sql_quote_show_create = 1")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(pymysql.err.MySQLError, OSError):
+                cursor.execute("SET SESSION sql_mode = %s, time_zone = %s, sql_quote_show_create = %s", had)
 
 
 def fingerprint(definition: str) -> bytes:
@@ -238,4 +256,4 @@ def _ddl(conn: pymysql.Connection[Any], name: TableName, kind: str) -> str:
         cursor.execute(f"SHOW CREATE {what} {quoted(*name)}")
         row = cursor.fetchone()
     assert row is not None
-    return _COUNTER.sub(r"\1", str(row[1]))
+    return _CONNECTION.sub(r"\1''", _COUNTER.sub(r"\1", str(row[1])))

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import logging
 import threading
-import time
 
 from agents import registry
 from agents.capture.engine import Progress, run_epochs
@@ -107,13 +106,15 @@ class Reporter:
         self._purge_after_s: float | None = None
         self._log_bytes = 0
         self._version = ""
-        self._facts_due = 0.0
         self._said_capturing = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="report", daemon=True)
+        # Asking a source may take as long as connecting takes; figures are not to wait for it.
+        self._asking = threading.Thread(target=self._ask, name="facts", daemon=True)
 
     def __enter__(self) -> Reporter:
         self._thread.start()
+        self._asking.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -123,26 +124,22 @@ class Reporter:
     def _run(self) -> None:
         while not self._end.wait(REPORT_S):
             try:
-                self._look_at_source()
                 if self._progress.epoch:
                     self._report()
             except StreamError as error:
                 _log.debug("no report: %s", error)
 
-    def _look_at_source(self) -> None:
-        now = time.monotonic()
-        if now < self._facts_due or self._progress.state != "capturing":
-            return
-        self._facts_due = now + _FACTS_S
-        try:
-            facts = self._source.facts()
-        except SourceUnavailable:
-            return
-        except AgentError as error:
-            _log.warning("the source does not say how long it keeps its log: %s", error)
-            return
-        self._purge_after_s, self._log_bytes = facts.purge_after_s, facts.log_bytes
-        self._version = facts.server_version
+    def _ask(self) -> None:
+        while not self._end.is_set():
+            try:
+                facts = self._source.facts()
+                self._purge_after_s, self._log_bytes = facts.purge_after_s, facts.log_bytes
+                self._version = facts.server_version
+            except SourceUnavailable:
+                pass  # whoever reads its log says so
+            except AgentError as error:
+                _log.warning("the source does not say how long it keeps its log: %s", error)
+            self._end.wait(_FACTS_S)
 
     def _report(self) -> None:
         p = self._progress

@@ -69,11 +69,13 @@ class Cutter:
 
     `position`: the GTID set that the dump started after. `limit`: bytes of payload handed over at a time (a whole event
     may exceed it, up to `WHOLE`). `first_alone`: the first step is handed over by itself. Memory: about `limit` + `WHOLE` +
-    what one call of `feed` is given.
+    what one call of `feed` is given. `whole_file`: the dump starts with a file, not with the position, which must be where
+    that file starts.
     """
 
-    def __init__(self, position: str, limit: int, *, first_alone: bool = False) -> None:
+    def __init__(self, position: str, limit: int, *, first_alone: bool = False, whole_file: bool = False) -> None:
         self._position = parse(position)
+        self._whole_file = whole_file
         self._limit = limit
         self._first_alone = first_alone
         self._rest = b""
@@ -242,12 +244,16 @@ class Cutter:
             self._rotate(event)
         elif kind == ev.GTID and self._state in (FIRST, CLOSED):
             self._begin(event)
+        elif kind == ev.GTID_LIST and self._whole_file:
+            self._start_of_file(event)
         elif kind not in PASSING and not event[17] & ev.FLAG_IGNORABLE:
             raise _unexpected(kind, self._state, self._where())
 
     def _begin(self, event: bytes) -> None:
         if len(event) < HEADER + 19:
             raise _damaged("a GTID event that is too short")
+        if self._whole_file:
+            raise _damaged("a file that does not say what is behind it")
         gtid = _gtid(event, 5)
         if gtid[3] & _XA:
             raise _xa(f"{show_gtid(gtid)} at {self._where()}")
@@ -342,6 +348,30 @@ class Cutter:
             name = name[:-4]
         self._seal()
         self._file = name.decode("utf-8", "replace")
+
+    def _start_of_file(self, event: bytes) -> None:
+        """The list at the start of a file says what is behind it, a domain's newest last."""
+        body = event[HEADER : len(event) - self._checksum]
+        behind = {g.domain: (g.server_id, g.sequence) for g in ev.parse_gtid_list(body).entries}
+        here = {domain: (g[0], g[1]) for domain, g in self._position.items()}
+        if behind != here:
+            raise CaptureStopped(
+                "capture-step-lost",
+                f"the source's log before {self._file} ended at {show(self._position) or 'the beginning'}, "
+                f"but the file says that more is behind it",
+                "steps were lost with the damaged end of a log file: take a new baseline",
+            )
+        self._whole_file = False
+
+    @property
+    def position(self) -> str:
+        """After the last step that is complete and was handed over."""
+        return show(self._position)
+
+    @property
+    def file(self) -> str:
+        """The source's log file that is being read; empty before it was named."""
+        return self._file
 
     def _where(self) -> str:
         position = {**self._position, **{g[2]: g for g in self._gtids}}
@@ -528,6 +558,7 @@ def _ended(packet: bytes) -> AgentError:
     return dump_error(number, text.decode("utf-8", "replace"))
 
 
+TORN = "capture-source-torn"
 _PURGED = ("have been purged", "Could not find first log file", "could not find next log")
 _LOST = ("is not in the master's binlog", "not in the master", "impossible position", "diverged")
 _PASSING_ERRORS = frozenset({1053, 1317, 1927, 1040, 1203, 1159, 1161})
@@ -543,6 +574,12 @@ def dump_error(number: int, text: str) -> AgentError:
             "capture-denied", f"the source refuses to send its log: {text}", "GRANT REPLICATION SLAVE"
         )
     lower = text.lower()
+    if "truncated in the middle of event" in lower:
+        return CaptureStopped(
+            TORN,
+            f"the source's log file ends within an event: {text}",
+            "the source crashed while it wrote, and what follows cannot be told: take a new baseline",
+        )
     if any(t.lower() in lower for t in _PURGED):
         return purged(text)
     if any(t.lower() in lower for t in _LOST):

@@ -12,6 +12,7 @@ https://mariadb.com/kb/en/com_binlog_dump/, …/gtid/#using-current_pos-vs-slave
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import select
 import ssl
@@ -21,9 +22,9 @@ from typing import Any
 
 import pymysql
 
-from agents.errors import AgentError, SourceUnavailable
+from agents.errors import AgentError, CaptureStopped, SourceUnavailable
 from agents.platforms.mariadb.connection import connect, error_of
-from agents.platforms.mariadb.cutting import Cutter, position_lost
+from agents.platforms.mariadb.cutting import TORN, Cutter, position_lost
 from agents.platforms.mariadb.positions import parse, reaches
 from agents.protocol import SourceSettings, Taken
 
@@ -31,18 +32,31 @@ HEARTBEAT_S = 1.0
 SILENCE_S = 10.0
 CHUNK = 1 << 18
 _COM_BINLOG_DUMP = 0x12
+_log = logging.getLogger("holdfast.capture")
 _TURN_S = 0.25  # how long one wait lasts before silence is looked at
 
 
 class Dump:
-    """A running dump (`agents.protocol.Stream`)."""
+    """A running dump (`agents.protocol.Stream`).
+
+    A server that died while it wrote leaves a file that ends within an event, and refuses to read on there, for ever. The
+    step that the event belongs to never committed. So the dump goes on with the next file, provided that file says that
+    what is behind it is exactly what has been read.
+    """
 
     def __init__(self, settings: SourceSettings, position: str, limit: int, proof: str | None) -> None:
         self._settings = settings
-        self._cutter = Cutter(position, limit, first_alone=proof is not None)
-        self._connection = connect(settings, "capture", read_timeout=SILENCE_S)
+        self._limit = limit
+        self._buffer = bytearray(CHUNK)
+        self._view = memoryview(self._buffer)
+        self._start(Cutter(position, limit, first_alone=proof is not None), proof or position, position, "")
+
+    def _start(self, cutter: Cutter, proof: str, position: str, file: str) -> None:
+        """Connect and ask for what is after `position`, or for `file` from its start."""
+        self._cutter = cutter
+        self._connection = connect(self._settings, "capture", read_timeout=SILENCE_S)
         try:
-            _ask(self._connection, settings, position, proof)
+            _ask(self._connection, self._settings, proof, position, file)
         except BaseException:
             self.close()
             raise
@@ -50,8 +64,6 @@ class Dump:
         self._socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
-        self._buffer = bytearray(CHUNK)
-        self._view = memoryview(self._buffer)
         self._heard = time.monotonic()
         self._dry = False  # the last attempt to receive found nothing
 
@@ -60,6 +72,25 @@ class Dump:
         return not self._dry
 
     def take(self, timeout: float) -> Taken | None:
+        try:
+            return self._take(timeout)
+        except CaptureStopped as error:
+            if error.code != TORN:
+                raise
+            self._pass_torn_end(error)
+            return None
+
+    def _pass_torn_end(self, error: CaptureStopped) -> None:
+        """Go on with the file after the one being read. Raises `error` when there is none."""
+        position, file = self._cutter.position, self._cutter.file
+        self.close()
+        following = _file_after(self._settings, file)
+        if following is None:
+            raise error
+        _log.warning("%s: %s; going on with %s", self._settings.source, error.message, following)
+        self._start(Cutter(position, self._limit, whole_file=True), position, position, following)
+
+    def _take(self, timeout: float) -> Taken | None:
         deadline = time.monotonic() + timeout
         cutter = self._cutter
         while True:
@@ -113,32 +144,49 @@ class Dump:
             self._connection._force_close()  # type: ignore[attr-defined]
 
 
-def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, position: str, proof: str | None) -> None:
-    """Set up the session as a replica does and start the dump after `position`."""
+def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: str, position: str, file: str) -> None:
+    """Set up the session as a replica does and start the dump."""
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT @@global.gtid_binlog_pos, @@global.log_bin")
             row = cursor.fetchone()
             assert row is not None
-            _check(str(row[0] or ""), bool(int(row[1])), position if proof is None else proof)
-            # What the server sends must be what it will send another time, or a step read again would not be the same:
-            # so the log's own checksums, no annotations, all of what a current server can write.
+            _check(str(row[0] or ""), bool(int(row[1])), proof)
+            # Events come as they stand in the log, checksums and all, or a step read again would not be the same: hence
+            # no annotations, and the capability to take everything that a current server writes.
             cursor.execute("SET @master_binlog_checksum = @@global.binlog_checksum")
             cursor.execute("SET @mariadb_slave_capability = 4")
             cursor.execute(f"SET @master_heartbeat_period = {int(HEARTBEAT_S * 1e9)}")
-            cursor.execute("SET @slave_connect_state = %s", (position,))
-            cursor.execute("SET @slave_gtid_strict_mode = 1")
-            cursor.execute("SET @slave_gtid_ignore_duplicates = 0")
+            if not file:
+                cursor.execute("SET @slave_connect_state = %s", (position,))
+                cursor.execute("SET @slave_gtid_strict_mode = 1")
+                cursor.execute("SET @slave_gtid_ignore_duplicates = 0")
             # Nobody reads while Kafka is away: let the server wait for longer than its usual minute.
             cursor.execute("SET SESSION net_write_timeout = 3600")
         # A replica's server id must be its own: the server ends an older dump with the same one.
         server_id = int(settings.options.get("server_id") or 0) or (1 << 30) + secrets.randbelow(1 << 30)
-        body = struct.pack("<BIHI", _COM_BINLOG_DUMP, 4, 0, server_id)
+        body = struct.pack("<BIHI", _COM_BINLOG_DUMP, 4, 0, server_id) + file.encode()
         connection._sock.sendall(struct.pack("<I", len(body)) + body)  # type: ignore[attr-defined]
     except AgentError:
         raise
     except (pymysql.err.MySQLError, OSError) as error:
         raise error_of(error, settings) from error
+
+
+def _file_after(settings: SourceSettings, file: str) -> str | None:
+    """The log file that the server wrote after `file`."""
+    connection = connect(settings, "capture", read_timeout=SILENCE_S)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW BINARY LOGS")
+            names = [str(row[0]) for row in cursor.fetchall()]
+    except (pymysql.err.MySQLError, OSError) as error:
+        raise error_of(error, settings) from error
+    finally:
+        with contextlib.suppress(pymysql.err.MySQLError, OSError):
+            connection.close()
+    at = names.index(file) + 1 if file in names else len(names)
+    return names[at] if at < len(names) else None
 
 
 def _check(now: str, log_bin: bool, wanted: str) -> None:

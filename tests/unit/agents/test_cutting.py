@@ -347,6 +347,8 @@ def test_an_unknown_event_between_steps_that_may_be_ignored_is() -> None:
          CaptureStopped, "capture-purged"),
         (bl.error_packet(1236, "Error: connecting slave requested to start from GTID 0-1-9, which is not in the "
                                "master's binlog"), CaptureStopped, "capture-position-lost"),
+        (bl.error_packet(1236, "binlog truncated in the middle of event; consider out of disk space on master"),
+         CaptureStopped, "capture-source-torn"),
         (bl.error_packet(1236, "bogus data in log event"), CaptureStopped, "capture-source-log"),
         (bl.error_packet(1045, "Access denied"), CaptureStopped, "capture-denied"),
         (b"\x04\x00\x00\x00\x00abc", CaptureStopped, "capture-log-damaged"),

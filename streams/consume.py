@@ -22,7 +22,7 @@ from streams.errors import StreamError
 from streams.events import Event, Stamp
 from streams.settings import KafkaSettings
 
-_PATIENCE_S = 30.0
+_PATIENCE_S = 10.0
 _BATCH = 1000
 _MOVING = frozenset(
     {

@@ -66,6 +66,7 @@ class _Delivery:
         self.error: DeliveryFailed | None = None
         self.trouble = ""  # what Kafka complained of last, final or not
         self.abandoned = False
+        self.closed = False
         self._taking_in = threading.Lock()
         self._taken_in = threading.Condition()
         self._producer = Producer({**config, "error_cb": self._on_error})
@@ -91,6 +92,8 @@ class _Delivery:
         if self._taking_in.acquire(blocking=False):
             try:
                 self._producer.poll(timeout)
+            except KafkaException as error:  # a fatal error is raised besides being reported
+                self._fail_with(error, "some topic")
             finally:
                 self._taking_in.release()
             with self._taken_in:
@@ -112,12 +115,15 @@ class _Delivery:
             except BufferError:
                 self.poll(_TURN_S)
             except KafkaException as error:
-                cause = error.args[0]
-                self.fail(cause if isinstance(cause, KafkaError) else KafkaError(KafkaError.UNKNOWN, str(error)), topic)
+                self._fail_with(error, topic)
+
+    def _fail_with(self, error: KafkaException, topic: str) -> None:
+        cause = error.args[0] if error.args else None
+        self.fail(cause if isinstance(cause, KafkaError) else KafkaError(KafkaError.UNKNOWN, str(error)), topic)
 
     def close(self) -> None:
         """Let go of what is not delivered, and of the connections."""
-        self.abandoned = True
+        self.abandoned = self.closed = True
         with self._taking_in, contextlib.suppress(KafkaException, RuntimeError):
             self._producer.purge()
             self._producer.flush(1.0)
@@ -126,7 +132,8 @@ class _Delivery:
 def _hint(error: KafkaError) -> str:
     if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
         return "does the topic exist? `streams.admin.ensure_topics` creates it"
-    if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
+    large = error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+    if large or "size too large" in error.str():  # the second: as the reason of a fatal error
         return "raise the topic's max.message.bytes to what the catalogue says"
     if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED):
         return "grant this account WRITE on topics with our prefix, and IDEMPOTENT_WRITE"
@@ -234,7 +241,12 @@ class RecordStream:
         self._delivery.close()
 
     def close(self, timeout: float = 10.0) -> None:
-        """Wait for what was sent, let go of the connections. Raises `DeliveryFailed` when not all is in the log."""
+        """Wait for what was sent, let go of the connections. Raises `DeliveryFailed` when not all is in the log.
+
+        Again: does nothing.
+        """
+        if self._delivery.closed:
+            return
         try:
             durable = self.wait(timeout)
         finally:
@@ -402,7 +414,9 @@ class Publisher:
         self._delivery.abandoned = True
 
     def close(self, timeout: float = 10.0) -> None:
-        """Flush, then let go of the connections. Raises as `flush`."""
+        """Flush, then let go of the connections. Raises as `flush`. Again: does nothing."""
+        if self._delivery.closed:
+            return
         try:
             self.flush(timeout)
         finally:

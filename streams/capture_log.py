@@ -31,7 +31,7 @@ from streams.events import CommitsRecorded, EpochStarted, LineageStarted
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
-_WINDOW = 24  # records looked at first when looking back
+_WINDOW = 4  # records looked at first when looking back; a whole record is up to a megabyte
 _GROWTH = 4
 _WINDOW_LIMIT = 100_000  # further back than this, reading from the start costs less memory
 _HELD_BYTES = 8_388_608  # parts of one step kept in memory before they are read twice instead

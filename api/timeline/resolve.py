@@ -9,6 +9,7 @@ from struct import Struct
 from api.errors import ApiError
 from api.shapes import time as time_text
 from api.timeline.source import Now, Timeline, ends_large
+from api.timeline.steps import closing_time
 from projections.views import catalogue
 from projections.views import timeline as view
 from projections.views.base import Connection
@@ -20,18 +21,6 @@ from streams.formats.binlog.events import HEADER_SIZE, parse_gtid
 _GTID = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,20})")
 _APART = 200_000
 _header = Struct("<IBIIIH").unpack_from
-
-
-def closing_time(fragment: StepFragment) -> int:
-    """Commit time in µs: the timestamp of the step's last event, which is in its last fragment."""
-    payload = fragment.payload or b""
-    at, seconds = 0, 0
-    while at + HEADER_SIZE <= len(payload):
-        seconds, _, _, size, _, _ = _header(payload, at)
-        if size < HEADER_SIZE:
-            break
-        at += size
-    return int(seconds) * 1_000_000
 
 
 def gtid_of(fragment: StepFragment) -> str:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from api.errors import ApiError
-from api.timeline.steps import Preambles, StepFacts, last_of, look
+from api.timeline.steps import Preambles, StepFacts, closing_time, last_of, look
 from api.timeline.targets import History
 from projections.views import timeline as view
 from projections.views.base import Connection
@@ -72,12 +73,30 @@ class Filter:
     def none(self) -> bool:
         return self == Filter()
 
+    def may_take(self, fragment: StepFragment, signature: bytes) -> bool:
+        """Whether a step of one fragment may be wanted, by its bytes: cheaper than working out what it does."""
+        if signature and signature not in (fragment.payload or b""):
+            return False
+        if self.since_us is None and self.until_us is None:
+            return True
+        at_us = closing_time(fragment)
+        return (self.since_us is None or at_us >= self.since_us) and (self.until_us is None or at_us <= self.until_us)
+
     def takes(self, step: StepFacts) -> bool:
         if self.table is not None and not step.touches(self.table):
             return False
         if self.since_us is not None and step.time_us < self.since_us:
             return False
         return self.until_us is None or step.time_us <= self.until_us
+
+
+@dataclass(frozen=True, slots=True)
+class _Some:
+    """Wanted steps of a stretch, newest first; it was looked through down to `floor`; bytes read."""
+
+    steps: list[StepFacts]
+    floor: int
+    size: int
 
 
 @dataclass(slots=True)
@@ -253,9 +272,11 @@ class Timeline:
         read = 0
         if top > now.closed:
             for chunk_first, chunk_last in _chunks(now.closed + 1, top):
-                read += self._search(now.lineage, chunk_first, chunk_last, [], wanted, found)
-                if len(found) >= limit:
-                    return Page(found[:limit], found[limit - 1].ordinal)
+                some = self._search(now.lineage, chunk_first, chunk_last, [], wanted, limit - len(found))
+                found += some.steps
+                read += some.size
+                if len(found) >= limit or some.floor > chunk_first:
+                    return Page(found, some.floor)
                 if (read > PAGE_BYTES or time.monotonic() > deadline) and chunk_first > 1:
                     return Page(found, chunk_first)
         before = min(top, now.closed) + 1
@@ -276,34 +297,46 @@ class Timeline:
                     step = self._large(conn, now.lineage, granule)
                     found += [step] if wanted.takes(step) else []
                     last -= 1
-                read += self._search(now.lineage, granule.first_ordinal, last, [granule], wanted, found)
-                if len(found) >= limit:
-                    return Page(found[:limit], found[limit - 1].ordinal)
+                    if len(found) >= limit:
+                        return Page(found, granule.last_ordinal)
+                some = self._search(now.lineage, granule.first_ordinal, last, [granule], wanted, limit - len(found))
+                found += some.steps
+                read += some.size
+                if len(found) >= limit or some.floor > granule.first_ordinal:
+                    return Page(found, some.floor if some.floor > 1 else None)
                 if (read > PAGE_BYTES or time.monotonic() > deadline) and granule.first_ordinal > 1:
                     return Page(found, granule.first_ordinal)
             if len(granules) < 32:
                 return Page(found, None)
             before = granules[-1].first_ordinal
 
-    def _search(
-        self,
-        lineage: str,
-        first: int,
-        last: int,
-        granules: list[Granule],
-        wanted: Filter,
-        found: list[StepFacts],
-    ) -> int:
-        """Append what of `first..last` is wanted, newest first; bytes looked at."""
+    def _search(self, lineage: str, first: int, last: int, granules: list[Granule], wanted: Filter, most: int) -> _Some:
+        """What of `first..last` is wanted, newest first, `most` at most. What a step does is worked out only for
+        those that may be wanted by their bytes, and only for the newest of these."""
         signature = table_signature(wanted.table) if wanted.table is not None else b""
-        here: list[StepFacts] = []
-        size = 0
-        for step in look(self.fragments(lineage, first, last, granules), self.preambles, signature):
-            size += step.size
-            if step.facts is not None and wanted.takes(step.facts):
-                here.append(step.facts)
-        found += here[::-1]
-        return size
+        small: deque[StepFragment] = deque()
+        large: list[StepFacts] = []
+        size, floor = 0, first
+
+        def rest() -> Iterator[StepFragment]:
+            """Steps of several fragments are looked at as they come; others are put aside if they may be wanted."""
+            nonlocal size, floor
+            for fragment in self.fragments(lineage, first, last, granules):
+                size += len(fragment.payload or b"")
+                if fragment.number or not fragment.last:
+                    yield fragment
+                elif wanted.may_take(fragment, signature):
+                    small.append(fragment)
+                    if len(small) > most:
+                        floor = small.popleft().ordinal + 1
+
+        large += [s.facts for s in look(rest(), self.preambles) if s.facts is not None and wanted.takes(s.facts)]
+        read = [s.facts for s in look(small, self.preambles) if s.facts is not None and wanted.takes(s.facts)]
+        here = sorted((s for s in (*read, *large) if s.ordinal >= floor), key=lambda s: -s.ordinal)
+        if len(here) > most:
+            here = here[:most]
+            floor = here[-1].ordinal
+        return _Some(here, floor, size)
 
 
 def _note(looked: _Looked, ordinal: int, plan: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from struct import Struct
 from typing import Any
 
 from api.shapes import time
@@ -12,11 +13,12 @@ from api.timeline import values
 from projections.views.timeline import Granule, Landmark
 from streams.capture_log import StepFragment
 from streams.events import TableCount
-from streams.formats.binlog.events import FormatDescription, parse_format_description
+from streams.formats.binlog.events import HEADER_SIZE, FormatDescription, parse_format_description
 from streams.formats.binlog.step import StepSummary, Summariser
 from streams.formats.errors import FormatError
 
 ACCOUNT_TEXT = "account statement"
+_header = Struct("<IBIIIH").unpack_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,18 @@ class Preambles:
                 self._known.clear()
             known = self._known[preamble] = parse_format_description(preamble)
         return known
+
+
+def closing_time(fragment: StepFragment) -> int:
+    """Commit time in µs: the timestamp of the step's last event, which is in its last fragment."""
+    payload = fragment.payload or b""
+    at, seconds = 0, 0
+    while at + HEADER_SIZE <= len(payload):
+        seconds, _, _, size, _, _ = _header(payload, at)
+        if size < HEADER_SIZE:
+            break
+        at += size
+    return int(seconds) * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,14 +43,19 @@ def is_ephemeral(full_topic: str) -> bool:
 def extents(kafka: KafkaSettings, topics: Iterable[str]) -> dict[Partition, Extent]:
     """Every partition of the full topic names. Raises `streams.errors.StreamError` (`topic-missing`,
     `kafka-unreachable`)."""
-    out = {}
+    ids = admin.topic_ids(kafka, topics)
+    return {p: Extent(ids[p[0]], first, end) for p, (first, end) in watermarks(kafka, ids).items()}
+
+
+def watermarks(kafka: KafkaSettings, topics: Iterable[str]) -> dict[Partition, tuple[int, int]]:
+    """Every partition of the full topic names: the first offset that is there, and the offset after the last record.
+    Raises as `extents`."""
     with contextlib.closing(consume.open_consumer(kafka)) as consumer:
-        for topic in topics:
-            tid = admin.topic_id(kafka, topic)
-            for partition in consume.partitions(consumer, topic):
-                first, end = consume.ends(consumer, topic, partition)
-                out[topic, partition] = Extent(tid, first, end)
-    return out
+        return {
+            (topic, partition): consume.ends(consumer, topic, partition)
+            for topic in topics
+            for partition in consume.partitions(consumer, topic)
+        }
 
 
 def starts(view: str, log: Mapping[Partition, Extent]) -> dict[Partition, tuple[str, int]]:

@@ -42,6 +42,7 @@ from streams.watchdog import Watchdog
 EXIT_FAILED = 1
 EXIT_STUCK = 70
 _KAFKA_PATIENCE_S = 600.0
+_LEAVE_S = 12.0  # after being told to end; the supervisor kills after 20 s
 
 
 def run(settings: Settings, families: Sequence[str] = (), patience_s: float = 120.0) -> int:
@@ -113,8 +114,21 @@ async def _serve(settings: Settings, name: str, views: Sequence[str], stop: thre
         logging.shutdown()
         os._exit(EXIT_STUCK)
 
+    def told_to_end() -> None:
+        end(0)
+        # While Kafka is away, aiokafka may wait for it at any point, also when starting and when cancelled. Rows and offsets
+        # commit together, so leaving at any moment loses nothing.
+        leaving = threading.Timer(_LEAVE_S, leave)
+        leaving.daemon = True
+        leaving.start()
+
+    def leave() -> None:
+        LOG.warning("Kafka keeps this process from stopping in order; leaving")
+        logging.shutdown()
+        os._exit(0)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end, 0)
+        loop.add_signal_handler(number, told_to_end)
     applier = Applier(settings, views, stop)
     watchdog = Watchdog(lambda: applier.applied, lambda: _behind(settings, views), stuck, patience_s)
     with tempfile.TemporaryDirectory(prefix="holdfast-faust-") as scratch:
@@ -131,7 +145,7 @@ async def _serve(settings: Settings, name: str, views: Sequence[str], stop: thre
         stop.set()
         watchdog.stop()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(app.stop(), 15)
+            await asyncio.wait_for(app.stop(), 8)
         await loop.run_in_executor(None, applier.close)
     return status
 
@@ -140,14 +154,14 @@ def _behind(settings: Settings, views: Sequence[str]) -> int | None:
     """Records that live views have not applied; None when PostgreSQL or Kafka does not say."""
     try:
         topics = {topic for view in views for topic in log.full_topics(settings.kafka, VIEWS[view])}
-        ends = {p: extent.end for p, extent in log.extents(settings.kafka, sorted(topics)).items()}
+        ends = {p: end for p, (_, end) in log.watermarks(settings.kafka, sorted(topics)).items()}
         with contextlib.closing(connect(settings.postgres, "watchdog")) as conn:
             left = 0
             for view in views:
                 with contextlib.suppress(ViewAbsent):
                     left += sum(max(0, ends.get(p, 0) - at) for p, at in offsets.live(conn, view).items())
             return left
-    except (StreamError, psycopg.OperationalError):
+    except (StreamError, ProjectionError, psycopg.Error):
         return None
 
 

@@ -23,6 +23,7 @@ from streams.settings import KafkaSettings
 from streams.topics import BY_NAME, COMMON, settings_of, topic_name
 
 _PATIENCE_S = 30.0
+_ATTEMPTS = 3
 
 
 class AdminError(StreamError):
@@ -67,16 +68,37 @@ def topic_id(kafka: KafkaSettings, full_name: str) -> str:
 
     Raises `AdminError` (`topic-missing`, `kafka-unreachable`).
     """
+    return topic_ids(kafka, [full_name])[full_name]
+
+
+def topic_ids(kafka: KafkaSettings, full_names: Iterable[str]) -> dict[str, str]:
+    """`topic_id` of several, asked at once. A broker that dies with the question is asked for another's answer."""
+    names = list(full_names)
     admin = clients.admin(kafka)
-    with _explained(f"describe {full_name}"):
+    for attempt in range(1, _ATTEMPTS + 1):
         try:
-            described = admin.describe_topics(TopicCollection([full_name]), request_timeout=_PATIENCE_S)
-            found = described[full_name].result(_PATIENCE_S)
-        except KafkaException as error:
-            if clients.code_of(error) == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise AdminError("topic-missing", f"there is no topic {full_name}") from error
-            raise
-    identity = found.topic_id
+            return {name: _topic_id(admin, name, _PATIENCE_S / _ATTEMPTS) for name in names}
+        except (KafkaException, TimeoutError) as error:
+            timed_out = isinstance(error, TimeoutError) or clients.code_of(error) in clients.UNREACHABLE
+            if timed_out and attempt < _ATTEMPTS:
+                continue
+            raise AdminError(
+                "kafka-unreachable" if timed_out else "kafka-refused",
+                f"could not describe {', '.join(names)}: "
+                + (clients.text_of(error) if isinstance(error, KafkaException) else "no answer"),
+                "is Kafka up and the address right?" if timed_out else "",
+            ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _topic_id(admin: AdminClient, name: str, patience_s: float) -> str:
+    try:
+        described = admin.describe_topics(TopicCollection([name]), request_timeout=patience_s)[name]
+        identity = described.result(patience_s + 1).topic_id
+    except KafkaException as error:
+        if clients.code_of(error) == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise AdminError("topic-missing", f"there is no topic {name}") from error
+        raise
     return str(identity) if isinstance(identity, Uuid) else ""
 
 

@@ -23,7 +23,7 @@ from projections.errors import ProjectionError
 from projections.views.base import Connection, Cursor, canonical, load_ranges, text, where
 from projections.views.plans import Plan, PlanEvent, apply_plans, plan, plan_events, plans
 from streams.events import GranuleClosed, RollbackChanged, RollbackPlanned, TableCount
-from streams.paths import Turn
+from streams.paths import Path, Turn, turn
 
 if TYPE_CHECKING:
     from streams.consume import Message
@@ -465,6 +465,16 @@ def own_ordinals(conn: Connection, source: str, lineage: str, first: int, last: 
     return [row[0] for row in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """As much of a plan as `streams.paths.turn` needs."""
+
+    plan: str
+    head_ordinal: int
+    path_after: Path
+    options: str
+
+
 def turns(conn: Connection, source: str, lineage: str) -> list[Turn]:
     """The rollbacks that happened, ascending, from markers in granules and from what the agent said it applied (sooner
     known).
@@ -474,7 +484,7 @@ def turns(conn: Connection, source: str, lineage: str) -> list[Turn]:
     """
     rows = conn.execute(
         """
-        SELECT t.ordinal, t.plan, p.path_after FROM (
+        SELECT t.ordinal, t.plan, p.path_after, p.head_ordinal, p.options FROM (
             SELECT ordinal, plan FROM landmark
             WHERE source = %(source)s AND lineage = %(lineage)s AND kind = 'marker'
             UNION
@@ -486,14 +496,14 @@ def turns(conn: Connection, source: str, lineage: str) -> list[Turn]:
         {"source": source, "lineage": lineage},
     ).fetchall()
     out = []
-    for ordinal, plan_id, path_after in rows:
+    for ordinal, plan_id, path_after, head_ordinal, options in rows:
         if path_after is None:
             raise ProjectionError(
                 "turn-unknown",
                 f"step {ordinal} of {source} is a rollback whose plan {plan_id} is not known here",
                 "try again in a moment; if it stays, `holdfast projections rebuild timeline`",
             )
-        out.append(Turn(ordinal, plan_id, load_ranges(path_after)))
+        out.append(turn(_Planned(plan_id, head_ordinal, load_ranges(path_after), options), ordinal))
     return out
 
 

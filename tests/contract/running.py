@@ -75,7 +75,7 @@ def behind(site: Settings, conn: Connection, views: Sequence[str] = ()) -> int:
     """Records that live views have not applied."""
     left = 0
     for name in views or VIEWS:
-        ends = {p: e.end for p, e in log.extents(site.kafka, log.full_topics(site.kafka, VIEWS[name])).items()}
+        ends = {p: end for p, (_, end) in log.watermarks(site.kafka, log.full_topics(site.kafka, VIEWS[name])).items()}
         stand = offsets.live(conn, name)
         left += sum(max(0, end - stand.get(p, 0)) for p, end in ends.items())
     return left

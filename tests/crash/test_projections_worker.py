@@ -73,10 +73,14 @@ def log_of(seed: int, size: int) -> Sequence[Event]:
 
 def test_killed_again_and_again_in_the_middle_of_the_log(fresh_site: Settings, worker: Worker) -> None:
     publish(fresh_site, log_of(1, 12_000))
+    left = []
     for share in (0.05, 0.3, 0.6, 0.8):
         worker.start()
         wait_for_some(fresh_site, worker, share)
         worker.kill()
+        with contextlib.closing(connect(fresh_site.postgres)) as conn:
+            left.append(behind(fresh_site, conn))
+    assert left[0] > left[1] > 0, "it was not killed in the middle"
     publish(fresh_site, log_of(2, 500))
     worker.start()
     began = time.monotonic()

@@ -78,24 +78,30 @@ class Peer:
             **more,
         }
         self._process: subprocess.Popen[str] | None = None
+        self._errors = ground.folder / "peer.log"
 
     def start(self) -> None:
         java, classpath = install()
         argv = [java, "-Xmx1500m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", classpath, "Peer"]
         argv += [f"{k}={v}" for k, v in self._arguments.items()]
-        self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.strip() == "READY":
                 return
-        raise RuntimeError(f"the peer ended with {self._process.wait()} before it read anything")
+        raise RuntimeError(f"the peer ended with {self._process.wait()} before it read anything: {self.trouble()}")
+
+    def trouble(self) -> str:
+        """The end of what it complained of."""
+        return self._errors.read_text(errors="replace")[-3000:]
 
     def finish(self) -> Run:
         """Wait for all events. Raises `RuntimeError` when it fails."""
         assert self._process is not None
         out, _ = self._process.communicate(timeout=900)
         if self._process.returncode:
-            raise RuntimeError(f"the peer ended with {self._process.returncode}")
+            raise RuntimeError(f"the peer ended with {self._process.returncode}: {self.trouble()}")
         lines = out.strip().splitlines()
         said: dict[str, Any] = json.loads(lines[-1])
         acks = {int(a): int(b) for a, b in (line.split() for line in lines[:-1] if line and line[0].isdigit())}

@@ -29,7 +29,7 @@ from streams.consume import read_topic
 from streams.errors import StreamError
 from streams.events import TokenIssued
 from streams.ids import uuid7
-from streams.paths import Path
+from streams.paths import Planned
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from streams.topics import topic_name
@@ -56,11 +56,11 @@ class Site:
         self.secrets = SecretStore(settings)
         self.tokens = tokens.Tokens(self._token, self.live.token)
         self.strangers = audit.Strangers()
-        self.timelines = Timelines(settings.kafka, self.secrets, self._path_after)
+        self.timelines = Timelines(settings.kafka, self.secrets, self._plan_of)
         self.followers = threading.BoundedSemaphore(FOLLOWERS)
         self.rebuilds = Rebuilds(self)
         self._definitions: dict[str, Definitions] = {}
-        self._paths: dict[str, Path] = {}
+        self._plans: dict[str, Planned] = {}
         self.stopping = asyncio.Event()
         self._closing = threading.Event()
         self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
@@ -121,19 +121,19 @@ class Site:
         """Table definitions of a source, kept between calls."""
         return self._definitions.setdefault(source, Definitions(self.settings.kafka, source))
 
-    def _path_after(self, plan: str) -> Path | None:
-        """What stands after a plan, from the log's newest or from the read model, which may be a moment behind."""
+    def _plan_of(self, plan: str) -> Planned | None:
+        """A plan, from the log's newest or from the read model, which may be a moment behind."""
         found = self.live.plan(plan)
         if found is not None and found.planned is not None:
-            return found.planned.path_after
-        path = self._paths.get(plan)
-        if path is None:
+            return found.planned
+        known = self._plans.get(plan)
+        if known is None:
             with self.views() as conn:
                 row = view.plan(conn, plan)
             if row is None or row.planned_us is None:
                 return None
-            path = self._paths[plan] = row.path_after
-        return path
+            known = self._plans[plan] = row
+        return known
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 

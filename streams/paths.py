@@ -18,9 +18,10 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from streams.errors import StreamError
-from streams.events import OrdinalRange, RollbackPlanned
+from streams.events import OrdinalRange
 
 Path = tuple[OrdinalRange, ...]
 
@@ -34,7 +35,20 @@ class Turn:
     path_after: Path
 
 
-def turn(planned: RollbackPlanned, ordinal: int) -> Turn:
+class Planned(Protocol):
+    """What is needed of a plan here: `streams.events.RollbackPlanned`, or a read model's row with the same."""
+
+    @property
+    def plan(self) -> str: ...
+    @property
+    def head_ordinal(self) -> int: ...
+    @property
+    def path_after(self) -> Path: ...
+    @property
+    def options(self) -> str: ...
+
+
+def turn(planned: Planned, ordinal: int) -> Turn:
     """The turn that step `ordinal` is, being the step of this plan.
 
     What came between the plan's head and its step is own steps (the making of schema `holdfast`), and stands for nothing;

@@ -14,7 +14,7 @@ from agents.rollback import history as past
 from agents.rollback.apply import Application
 from agents.rollback.plan import Plan, Request, make_plan, parse_request, request_of
 from agents.rollback.recover import settle_all
-from agents.rollback.stages import FINAL, NEXT
+from agents.rollback.stages import NEXT
 from agents.rollback.target import Stopped
 from streams.capture_log import CaptureLog
 from streams.events import RollbackChanged
@@ -54,13 +54,11 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         applied = known.last(name, "applied")
         assert applied is not None
         return _result(name, applied.ordinal, applied.position, applied.rows)
-    if state in FINAL:
-        last = known.last(name, state)
-        if last is not None and last.problems and command.resumed:
-            raise JobFailed(last.problems)
-        raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be run (again)", "make a new plan")
+    if state == "failed" and command.resumed:
+        failed = known.last(name, state)
+        raise JobFailed(failed.problems if failed is not None else ())
     if "confirmed" not in NEXT[state]:
-        raise AgentError("plan-undecided", f"plan {name} is {state}: it was begun before", "try again")
+        raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be run (again)", "make a new plan")
     if planned.digest.hex() != digest.lower():
         raise AgentError(
             "digest-mismatch", f"the confirmed digest is not that of plan {name}", "confirm what `rollback show` says"

@@ -47,7 +47,7 @@ class History:
     changes: dict[str, list[RollbackChanged]] = field(default_factory=dict)
 
     def state(self, plan: str) -> str:
-        """`planned`, or the last state that it was said to be in. A final state stays."""
+        """`planned`, or the last state that it was said to be in. A final state stays, whoever says more."""
         said = [c.state for c in self.changes.get(plan, [])]
         return next((s for s in said if s in FINAL), said[-1] if said else "planned")
 

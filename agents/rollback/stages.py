@@ -4,12 +4,13 @@ States are what the log says (`rollback.changed`); the source is in one of two c
 marker row alone decides which:
 
     planned ──> confirmed ──> fenced ──> applying ──> applied
-       │            │  └─(not the whole source)─^ │
-       v            v            v                v
-    abandoned     failed       failed           failed
+       │          ^ │  └─(not the whole source)─^ │
+       v          │ v            v                v
+    abandoned     failed <───────┴────────────────┘
 
-`fenced` is said before the source is made read-only and carries what it was before. From `confirmed` on until a final
-state a plan is *undecided*: the agent's next start settles it (`agents.rollback.recover`).
+`fenced` is said before the source is made read-only and carries what it was before. A failed plan may be confirmed again:
+nothing was changed. From `confirmed` on until it has ended a plan is *undecided*: the source's next command or the
+agent's next start settles it (`agents.rollback.recover`), after which it can never run.
 
 A stage ends where a death leaves something else behind than in the stage before; its name is a failpoint's, too:
 `rollback-<stage>` before it, and `rollback-committed` right after COMMIT returned.
@@ -31,11 +32,11 @@ NEXT: Final[Mapping[str, frozenset[RollbackState]]] = {
     "fenced": frozenset({"applying", "failed", "applied"}),
     "applying": frozenset({"applied", "failed"}),
     "applied": frozenset(),
-    "failed": frozenset(),
+    "failed": frozenset({"confirmed", "abandoned"}),
     "abandoned": frozenset(),
 }
 FINAL: Final = frozenset(state for state, following in NEXT.items() if not following)
-UNDECIDED: Final = frozenset(NEXT) - FINAL - {"planned"}
+UNDECIDED: Final = frozenset({"confirmed", "fenced", "applying"})
 
 
 @dataclass(frozen=True, slots=True)

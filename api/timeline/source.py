@@ -27,7 +27,7 @@ from streams.capture_log import CaptureLog, StepFragment
 from streams.capture_record import Sealer
 from streams.errors import StreamError
 from streams.formats.binlog.step import OWN_SCHEMA
-from streams.paths import Path, Turn
+from streams.paths import Planned, turn
 from streams.settings import KafkaSettings
 
 # A filtered page looks at this much log at most, then hands over what it has found and where to go on.
@@ -39,7 +39,7 @@ TAIL_STEPS = 2_000_000
 _LARGE_GRANULE = 8 << 20
 _OWN = OWN_SCHEMA.encode()
 
-PathOf = Callable[[str], Path | None]
+PathOf = Callable[[str], Planned | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class _Looked:
 
 
 class Timeline:
-    """The timeline of `source`. `path_of` answers the path that stands after a plan, None when the plan is unknown."""
+    """The timeline of `source`. `path_of` answers a plan and what stands after it, None when it is unknown."""
 
     def __init__(self, kafka: KafkaSettings, source: str, secrets: Sealer | None, path_of: PathOf) -> None:
         self.source = source
@@ -169,12 +169,12 @@ class Timeline:
             self._looked = looked
             markers = [m for m in looked.markers if m[0] <= head]
             own = tuple(looked.own[: bisect_right(looked.own, head)])
-        turns = tuple(Turn(ordinal, plan, self._known_path(ordinal, plan)) for ordinal, plan in markers)
+        turns = tuple(turn(self._known_plan(ordinal, plan), ordinal) for ordinal, plan in markers)
         return History(self.source, lineage, head, turns, own)
 
-    def _known_path(self, ordinal: int, plan: str) -> Path:
-        path = self._path_of(plan)
-        if path is None:
+    def _known_plan(self, ordinal: int, plan: str) -> Planned:
+        found = self._path_of(plan)
+        if found is None:
             raise ApiError(
                 503,
                 "plan-unknown",
@@ -182,7 +182,7 @@ class Timeline:
                 "try again in a moment; if it stays, `holdfast projections rebuild timeline`",
                 headers={"Retry-After": "1"},
             )
-        return path
+        return found
 
     def _learn_closed(self, conn: Connection, looked: _Looked, closed: int) -> None:
         """Own steps and markers of closed granules, beyond what is known."""

@@ -85,27 +85,29 @@ class Rolling:
         after = drop_newest(self.path(), steps, self.own())
         return self.plan("rollback", after[-1].last if after else 0, **options)
 
-    def plan(self, kind: str, target: int, **options: Any) -> RollbackPlanned:
-        """Ask for a plan to the state after step `target`; what was planned."""
+    def ask(self, kind: str, target: int, **options: Any) -> tuple[str, str]:
+        """Ask for a plan to the state after step `target`; the plan's id and the job's."""
         name, head = uuid7(), self.head()
-        done = await_job(
+        return name, send(
             self.settings,
-            send(
-                self.settings,
-                "rollback.plan",
-                SOURCE,
-                plan=name,
-                kind=kind,
-                target="test",
-                target_ordinal=target,
-                target_time_us=0,
-                lineage=self.lineage,
-                head_ordinal=head,
-                path_before=[[r.first, r.last] for r in self.path(head)],
-                path_after=[[r.first, r.last] for r in self.path(target)],
-                options=options,
-            ),
+            "rollback.plan",
+            SOURCE,
+            plan=name,
+            kind=kind,
+            target="test",
+            target_ordinal=target,
+            target_time_us=0,
+            lineage=self.lineage,
+            head_ordinal=head,
+            path_before=[[r.first, r.last] for r in self.path(head)],
+            path_after=[[r.first, r.last] for r in self.path(target)],
+            options=options,
         )
+
+    def plan(self, kind: str, target: int, **options: Any) -> RollbackPlanned:
+        """The same; what was planned."""
+        name, job = self.ask(kind, target, **options)
+        done = await_job(self.settings, job)
         assert done.state == "finished", done.problems
         planned = self.history().plans[name]
         assert json.loads(done.result) == {

@@ -435,6 +435,17 @@ def test_a_commit_that_never_arrived_is_decided_by_the_marker(bench: RollbackBen
     assert [code for code, _ in said] == ["commit-unknown"]
 
 
+def test_a_plan_that_failed_can_be_confirmed_again(bench: RollbackBench) -> None:
+    plan = bench.back(1)
+    unlogged(bench, "update t set v = 'other' where id = 4")
+    stopped(bench, plan)
+    unlogged(bench, "update t set v = 'd' where id = 4")
+    bench.run(plan)
+    tried = ["confirmed", "fenced", "applying"]
+    assert bench.states(plan) == [*tried, "failed", *tried, "applied"]
+    assert bench.history.state(plan.event.plan) == "applied"
+
+
 def test_a_plan_runs_once(bench: RollbackBench) -> None:
     plan = bench.back(1)
     bench.run(plan)

@@ -369,6 +369,11 @@ class Cutter:
         return show(self._position)
 
     @property
+    def open(self) -> bool:
+        """Part of a step has come."""
+        return self._state > CLOSED
+
+    @property
     def file(self) -> str:
         """The source's log file that is being read; empty before it was named."""
         return self._file

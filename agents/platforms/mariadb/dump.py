@@ -30,6 +30,7 @@ from agents.protocol import SourceSettings, Taken
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 10.0
+QUIET_S = 5.0
 CHUNK = 1 << 18
 _COM_BINLOG_DUMP = 0x12
 _log = logging.getLogger("holdfast.capture")
@@ -42,6 +43,9 @@ class Dump:
     A server that died while it wrote leaves a file that ends within an event, and refuses to read on there, for ever. The
     step that the event belongs to never committed. So the dump goes on with the next file, provided that file says that
     what is behind it is exactly what has been read.
+
+    A server whose log was reset may go on sending heartbeats for a file that is no more. So while nothing comes, it is
+    asked on a second connection, now and then, where it is.
     """
 
     def __init__(self, settings: SourceSettings, position: str, limit: int, proof: str | None) -> None:
@@ -49,6 +53,7 @@ class Dump:
         self._limit = limit
         self._buffer = bytearray(CHUNK)
         self._view = memoryview(self._buffer)
+        self._side: pymysql.Connection[Any] | None = None
         self._start(Cutter(position, limit, first_alone=proof is not None), proof or position, position, "")
 
     def _start(self, cutter: Cutter, proof: str, position: str, file: str) -> None:
@@ -64,7 +69,8 @@ class Dump:
         self._socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
-        self._heard = time.monotonic()
+        self._heard = self._moved = self._asked = time.monotonic()
+        self._ahead = ""  # where the source was when it was asked last, if that is ahead of what it had sent
         self._dry = False  # the last attempt to receive found nothing
 
     @property
@@ -103,16 +109,40 @@ class Dump:
                 continue
             # The source is silent just now: what there is goes out, however little.
             taken = cutter.take(True)
-            if taken is not None:
-                return taken
             now = time.monotonic()
+            if taken is not None:
+                self._moved = now
+                return taken
             if now - self._heard > SILENCE_S:
                 raise SourceUnavailable(
                     "source-silent", f"nothing heard from {self._where()} for {SILENCE_S:g} s, not even a heartbeat"
                 )
+            if now - max(self._moved, self._asked) > QUIET_S and not cutter.open:
+                self._ask_where_it_is()
             if now >= deadline:
                 return None
             self._poll.poll(min(deadline - now, _TURN_S) * 1000)
+
+    def _ask_where_it_is(self) -> None:
+        """Nothing came for a while: is nothing there, or is it not sent?"""
+        self._asked = time.monotonic()
+        try:
+            if self._side is None:
+                self._side = connect(self._settings, "capture", read_timeout=SILENCE_S)
+            with self._side.cursor() as cursor:
+                cursor.execute("SELECT @@global.gtid_binlog_pos")
+                row = cursor.fetchone()
+                assert row is not None
+                there = str(row[0] or "")
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise error_of(error, self._settings) from error
+        here = parse(self._cutter.position)
+        _check(there, True, self._cutter.position)
+        if self._ahead and not reaches(here, parse(self._ahead)):
+            raise SourceUnavailable(
+                "source-stalled", f"{self._where()} is at {there} and has sent nothing after {self._cutter.position}"
+            )
+        self._ahead = "" if reaches(here, parse(there)) else there
 
     def _receive(self) -> int:
         """Bytes received into the buffer: until it is full, or nothing more is there now (0: nothing at all)."""
@@ -140,8 +170,11 @@ class Dump:
 
     def close(self) -> None:
         # Not `Connection.close`: that would write a goodbye into a dump.
-        with contextlib.suppress(OSError, pymysql.err.Error):
-            self._connection._force_close()  # type: ignore[attr-defined]
+        for connection in (self._connection, self._side):
+            if connection is not None:
+                with contextlib.suppress(OSError, pymysql.err.Error):
+                    connection._force_close()  # type: ignore[union-attr]
+        self._side = None
 
 
 def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: str, position: str, file: str) -> None:

@@ -109,7 +109,7 @@ def check_cluster(kafka: KafkaSettings) -> list[Problem]:
     """
     admin = clients.admin(kafka)
     try:
-        brokers = admin.list_topics(timeout=10).brokers
+        brokers = admin.list_topics(timeout=5).brokers
         some = next(iter(brokers))
         resource = ConfigResource(ResourceType.BROKER, str(some))
         config = admin.describe_configs([resource], request_timeout=10)[resource].result(10)

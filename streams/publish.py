@@ -89,10 +89,14 @@ class _Delivery:
 
     def poll(self, timeout: float) -> None:
         """Take in acknowledgements; waits up to `timeout` seconds for some, taken in here or by another thread."""
+        if self.closed:
+            self.check()
         if self._taking_in.acquire(blocking=False):
             try:
                 self._producer.poll(timeout)
-            except KafkaException as error:  # a fatal error is raised besides being reported
+            except (KafkaException, SystemError) as error:
+                # A fatal error is raised here and not reported. confluent-kafka 2.16 goes on calling delivery callbacks
+                # with that exception set, of which Python makes a SystemError.
                 self._fail_with(error, "some topic")
             finally:
                 self._taking_in.release()
@@ -117,16 +121,19 @@ class _Delivery:
             except KafkaException as error:
                 self._fail_with(error, topic)
 
-    def _fail_with(self, error: KafkaException, topic: str) -> None:
+    def _fail_with(self, error: Exception, topic: str) -> None:
         cause = error.args[0] if error.args else None
         self.fail(cause if isinstance(cause, KafkaError) else KafkaError(KafkaError.UNKNOWN, str(error)), topic)
 
     def close(self) -> None:
         """Let go of what is not delivered, and of the connections."""
         self.abandoned = self.closed = True
-        with self._taking_in, contextlib.suppress(KafkaException, RuntimeError):
-            self._producer.purge()
-            self._producer.flush(1.0)
+        with self._taking_in:
+            # To purge what is under way is fatal for a producer that promised no gaps; it is let go of anyway.
+            with contextlib.suppress(KafkaException, SystemError):
+                self._producer.purge(blocking=False)
+            with contextlib.suppress(KafkaException, SystemError):
+                self._producer.flush(0.5)
 
 
 def _hint(error: KafkaError) -> str:

@@ -1,4 +1,4 @@
-"""The topic catalogue as code (docs/design.md, "Topics"): names, partitions, keys, what keeps them.
+"""The topic catalogue as code: names, partitions, keys, what keeps them.
 
 Partition counts never change once a topic exists. Nothing in Kafka is deleted by time: retention is -1 everywhere.
 """

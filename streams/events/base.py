@@ -34,9 +34,9 @@ class Event:
 class Stamp:
     """What the publisher adds: who wrote it, its place in that writer's chain, and a signature when the writer signs.
 
-    `writer` is unique to one run of one process; `sequence` counts from 0 within it. `previous` is the chain digest
-    (32 bytes) of the writer's record before, zeroes for the first; the chain digest of a record is
-    BLAKE3(previous + Avro body without `signature`), see `streams.codec.chain_digest`.
+    `writer` is unique to one run of one process; `sequence` counts from 0 within it, over all topics. `previous` is the
+    chain digest (32 bytes) of the writer's record before, zeroes for the first: BLAKE3-256 of that record's value as it
+    is encoded without a signature (`streams.codec.chain_digest`).
     """
 
     writer: str

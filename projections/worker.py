@@ -2,7 +2,8 @@
 
     1  PostgreSQL: migrate, remove what a killed rebuild left, create views that are new
     2  Kafka: the topics that views read exist
-    3  every view can be read on from where it stands; views of an older version are rebuilt
+    3  every view can be read on from where it stands; views of an older version, and those that have a long log before
+       them and have read nothing of it, are built by the bulk reader
     4  Faust reads on from there until SIGTERM or SIGINT
 
 Exit status: 0 stopped; 1 something is wrong, the last line says what; 70 stuck. Killed at any moment, the next run goes on where
@@ -42,6 +43,8 @@ from streams.watchdog import Watchdog
 EXIT_FAILED = 1
 EXIT_STUCK = 70
 _KAFKA_PATIENCE_S = 600.0
+# A view that has so much to read from the beginning (a new one, or on a new database) is read by the bulk reader.
+_BULK = 20_000
 _LEAVE_S = 12.0  # after being told to end; the supervisor kills after 20 s
 
 
@@ -76,11 +79,15 @@ def prepare(settings: Settings, views: Sequence[str], stop: threading.Event) -> 
                 LOG.info("view %s has changed with this version of Holdfast: rebuilding it", view)
                 rebuild(settings, view, _log_progress(), stop)
             with contextlib.suppress(ViewAbsent):
-                stand_on(settings, conn, view)
+                waiting = stand_on(settings, conn, view)
+                if waiting > _BULK and not any(offsets.live(conn, view).values()):
+                    LOG.info("view %s has read nothing of %d records: building it in bulk", view, waiting)
+                    rebuild(settings, view, _log_progress(), stop)
 
 
-def stand_on(settings: Settings, conn: Connection, name: str) -> None:
-    """See that a live view can be read on from where it stands, and begin partitions that it has not begun.
+def stand_on(settings: Settings, conn: Connection, name: str) -> int:
+    """See that a live view can be read on from where it stands, and begin partitions that it has not begun. Returns how
+    many records wait for it.
 
     Raises `ViewAbsent`, and as `log.check_stand` and `log.starts`."""
     view = VIEWS[name]
@@ -93,6 +100,8 @@ def stand_on(settings: Settings, conn: Connection, name: str) -> None:
         offsets.register(conn, name, generation, log.starts(name, new))
         with conn.cursor() as cursor:
             offsets.advance(cursor, name, generation, [(p, stand[p], at) for p, at in moved.items()])
+        stand = offsets.read(conn, name, generation)
+    return sum(max(0, extent.end - stand[p]) for p, extent in extents.items())
 
 
 async def _serve(settings: Settings, name: str, views: Sequence[str], stop: threading.Event, patience_s: float) -> int:

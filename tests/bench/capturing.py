@@ -88,16 +88,18 @@ def capture(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextlib.contextmanager
-def watermark(settings: Settings) -> Iterator[_Watermark]:
+def watermark(settings: Settings) -> Iterator[Watermark]:
     consumer = Consumer({**settings.kafka.client_config(), "group.id": "bench"})
     try:
-        yield _Watermark(consumer, TopicPartition(topic_name(settings.kafka.prefix, "capture", SOURCE), 0))
+        yield Watermark(consumer, TopicPartition(topic_name(settings.kafka.prefix, "capture", SOURCE), 0))
     finally:
         consumer.close()
 
 
 @dataclass(frozen=True, slots=True)
-class _Watermark:
+class Watermark:
+    """Asks Kafka each time."""
+
     consumer: Consumer
     partition: TopicPartition
 
@@ -115,17 +117,26 @@ def backlog(g: Ground, name: str, position: str, steps: int, limit: float = 600)
         before = high()
         with capture(settings) as process:
             ground.until(lambda: high() > before + 1, 60)
-            cpu = ground.cpu_seconds(process.pid)
-            _await_step(settings, high, steps, limit, process)
-            cpu = ground.cpu_seconds(process.pid) - cpu
-    records = [m for m in read_topic(settings.kafka, high.partition.topic) if isinstance(m.event, CommitsRecorded)]
-    events = [m.event for m in records if isinstance(m.event, CommitsRecorded)]
-    seconds = (records[-1].timestamp_us - events[0].captured_us) / 1e6
-    return Run(seconds, cpu, sum(len(e.payload) for e in events), len(events))
+            return await_steps(settings, high, steps, limit, process)
+
+
+def await_steps(settings: Settings, high: Watermark, steps: int, limit: float, process: subprocess.Popen[bytes]) -> Run:
+    """Wait until capture, which has begun, has reached step `steps`, and everything it was sent is in the log."""
+    cpu = ground.cpu_seconds(process.pid)
+    _await_step(settings, high, steps, limit, process)
+    cpu = ground.cpu_seconds(process.pid) - cpu
+    first = last = payload_bytes = records = 0
+    for message in read_topic(settings.kafka, high.partition.topic):
+        event = message.event
+        if isinstance(event, CommitsRecorded):
+            first, last = first or event.captured_us, message.timestamp_us
+            payload_bytes += len(event.payload)
+            records += 1
+    return Run((last - first) / 1e6, cpu, payload_bytes, records)
 
 
 def _await_step(
-    settings: Settings, high: _Watermark, steps: int, limit: float, process: subprocess.Popen[bytes]
+    settings: Settings, high: Watermark, steps: int, limit: float, process: subprocess.Popen[bytes]
 ) -> None:
     deadline = time.monotonic() + limit
     last = -1

@@ -144,34 +144,54 @@ def binlogs(server: MariaDB) -> list[tuple[str, int]]:
     return [(str(r[0]), int(r[1])) for r in server.execute("show binary logs")]
 
 
-def raw_dump_seconds(ground: Ground, files: list[str]) -> float:
-    """How long `mariadb-binlog --raw` takes to copy `files` from the server: the ceiling of reading."""
-    program = shutil.which("mariadb-binlog")
-    if program is None:
-        bundled = Path(ground.mariadb.installation.mariadbd).with_name("mariadb-binlog")
-        if not bundled.exists():
-            return float("nan")
-        program = str(bundled)
+def binlog_program(server: MariaDB) -> str | None:
+    """`mariadb-binlog`: the system's, or the one that came with the server."""
+    bundled = Path(server.installation.mariadbd).with_name("mariadb-binlog")
+    return shutil.which("mariadb-binlog") or (str(bundled) if bundled.exists() else None)
+
+
+def _raw_dump_command(ground: Ground, program: str, out: Path, *more: str) -> list[str]:
     defaults = ground.folder / "dump.cnf"
     defaults.touch(0o600)
     defaults.write_text(
         f"[client]\nhost=127.0.0.1\nport={ground.mariadb.port}\nuser=hf_capture\npassword={ground.passwords['capture']}\n"
     )
+    options = ("--raw", "--read-from-remote-server", f"--result-file={out}/")
+    return [program, f"--defaults-extra-file={defaults}", *options, *more]
+
+
+def raw_dump_seconds(ground: Ground, files: list[str]) -> float:
+    """How long `mariadb-binlog --raw` takes to copy `files` from the server: the ceiling of reading. NaN without it."""
+    program = binlog_program(ground.mariadb)
+    if program is None:
+        return float("nan")
     out = ground.folder / f"raw-{secrets.token_hex(3)}"
     out.mkdir()
-    argv = [
-        program,
-        f"--defaults-extra-file={defaults}",
-        "--raw",
-        "--read-from-remote-server",
-        f"--result-file={out}/",
-        *files,
-    ]
     started = time.perf_counter()
-    subprocess.run(argv, check=True, capture_output=True, timeout=600)
+    subprocess.run(_raw_dump_command(ground, program, out, *files), check=True, capture_output=True, timeout=600)
     seconds = time.perf_counter() - started
     shutil.rmtree(out)
     return seconds
+
+
+@contextlib.contextmanager
+def raw_dump(ground: Ground, first: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """`mariadb-binlog` copying the server's log from file `first` on as it grows, and the folder it writes to."""
+    program = binlog_program(ground.mariadb)
+    assert program is not None
+    out = ground.folder / f"raw-{secrets.token_hex(3)}"
+    out.mkdir()
+    server_id = str(1_000_000 + secrets.randbelow(1_000_000))
+    command = _raw_dump_command(
+        ground, program, out, "--stop-never", f"--stop-never-slave-server-id={server_id}", first
+    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process, out
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(out)
 
 
 def plain_producer_seconds(kafka: KafkaSettings, topic: str, total: int, size: int = 900_000) -> float:

@@ -5,6 +5,7 @@ What was acknowledged is there whatever single broker dies; what cannot be ackno
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,8 @@ from confluent_kafka.cimpl import NewTopic
 from deploy import certificates
 from deploy.embedded import kafka as embedded_kafka
 from deploy.embedded.packages import PostgresBinaries
+from deploy.embedded.ports import free_ports
+from deploy.embedded.postgres import ensure_database
 from deploy.embedded.process import wait_until
 from deploy.embedded.user import service_user
 from deploy.kafka import broker_properties
@@ -29,6 +32,7 @@ from streams.consume import open_consumer
 from streams.publish import RecordStream
 from streams.settings import KafkaSettings, load
 from tests.stack.cluster import KafkaCluster
+from tests.stack.command_line import Site
 from tests.stack.servers import PostgresServer, Scratch
 
 pytestmark = [pytest.mark.e2e, pytest.mark.external]
@@ -214,6 +218,43 @@ def test_what_a_cluster_must_have_is_in_the_production_file() -> None:
     assert properties["min.insync.replicas"] == "2"
     assert properties["default.replication.factor"] == "3"
     assert not [key for key in properties if "flush" in key]
+
+
+def test_a_site_on_servers_of_its_owners_starts_only_itself(
+    cluster: KafkaCluster, tls_postgres: tuple[PostgresServer, certificates.Certificate]
+) -> None:
+    server, made = tls_postgres
+    ensure_database(server.cluster, "site")
+    scratch = Scratch("site")
+    site = Site(scratch.path / "site")
+    postgres_url = (
+        f"postgresql://holdfast@127.0.0.1:{server.cluster.port}/site?sslmode=verify-full&sslrootcert={made.ca}"
+        f"&password_file={server.cluster.password_file}"
+    )
+    (port,) = free_ports(1)
+    try:
+        site.holdfast(
+            *("up", "--detach", "--kafka-url", cluster.url(), "--postgres-url", postgres_url, "--port-api", str(port))
+        )
+        assert {s["name"]: s["state"] for s in site.status()["services"]} == {
+            "processors": "running",
+            "agent": "running",
+            "api": "running",
+        }
+        assert json.loads(site.holdfast("source", "list", "--json"))["sources"] == []
+        views = json.loads(site.holdfast("projections", "list", "--json"))["projections"]
+        assert {view["state"] for view in views} == {"live"}
+        findings = json.loads(site.holdfast("doctor", "--json"))
+        assert [f for f in findings if f["level"] == "bad"] == []
+
+        # A broker may die: the site goes on.
+        cluster.kill(2)
+        assert site.status()["well"]
+        site.holdfast("token", "issue", "auditor-1", "--role", "auditor", "--json")
+        cluster.restart(2)
+    finally:
+        site.holdfast("down")
+        scratch.remove()
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psutil
 import psycopg
@@ -19,47 +17,14 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from deploy.embedded import state
-from deploy.embedded.process import Identity, wait_until
+from deploy.embedded.process import wait_until
 from deploy.embedded.user import service_user
-from streams.settings import Settings, load
+from streams.settings import Settings
+from tests.stack.command_line import Site
 from tests.stack.servers import Scratch
 
 pytestmark = pytest.mark.e2e
 SERVERS = ("--service", "kafka", "--service", "postgresql")
-
-
-class Site:
-    """A data directory and the command line on it."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-
-    def holdfast(self, *words: str, expect: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "deploy.cli", "--data-dir", str(self.data_dir), *words],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-        assert done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr
-        return done.stdout + done.stderr
-
-    def status(self, expect: int = 0) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self.holdfast("status", "--json", expect=expect))
-        return answer
-
-    @property
-    def settings(self) -> Settings:
-        return load(self.data_dir / "holdfast.toml", {})
-
-    def processes(self) -> dict[str, Identity]:
-        """The supervisor and its services."""
-        status = self.status()
-        pids = {s["name"]: s["pid"] for s in status["services"]} | {"supervisor": status["supervisor_pid"]}
-        return {name: identity for name, pid in pids.items() if (identity := Identity.of(pid))}
 
 
 @pytest.fixture
@@ -132,6 +97,39 @@ def test_what_was_written_survives_down_and_the_end_of_everything_by_kill(site: 
     assert all(p.wait_gone(10) for p in processes.values())
     site.holdfast("up", "--detach", *SERVERS)
     assert read(site.settings) == ([b"one", b"three", b"two"], [b"one", b"three", b"two"])
+
+
+def test_the_whole_site_comes_up_answers_and_leaves_nothing(site: Site) -> None:
+    site.holdfast("up", "--detach", "--port-api", str(_free_port()))
+    assert [s["name"] for s in site.status()["services"]] == ["kafka", "postgresql", "processors", "agent", "api"]
+    assert json.loads(site.holdfast("source", "list", "--json"))["sources"] == []
+    assert [f for f in json.loads(site.holdfast("doctor", "--json")) if f["level"] == "bad"] == []
+
+    # Whatever dies is back by itself.
+    before = site.processes()
+    for name in ("processors", "agent", "api"):
+        before[name].signal(signal.SIGKILL)
+
+    def back() -> bool:
+        report = state.read(site.data_dir)
+        return (
+            report is not None
+            and report.well
+            and all(s.restarts or s.name in SERVERS for s in report.services.values())
+        )
+
+    assert wait_until(back, 90), site.status(expect=4)
+    after = site.processes()
+    assert {name for name in after if after[name] == before[name]} == {"supervisor", "kafka", "postgresql"}
+    assert json.loads(site.holdfast("source", "list", "--json"))["sources"] == []
+
+    # And when the supervisor dies, all of it ends, and comes back.
+    after["supervisor"].signal(signal.SIGKILL)
+    assert [name for name, p in after.items() if not p.wait_gone(30)] == []
+    site.holdfast("up", "--detach")
+    last = site.processes()
+    site.holdfast("down")
+    assert [name for name, p in last.items() if p.alive()] == []
 
 
 def test_a_server_that_is_killed_is_started_again_and_the_rest_goes_on(site: Site) -> None:

@@ -466,8 +466,11 @@ class _Reader:
         if first >= end:
             return
         self._consumer.assign([TopicPartition(self._topic, 0, first)])
+        silence = consume.Silence(self._topic)
         while True:
-            for message in consume.batch(self._consumer, 1.0, 64):
+            messages = consume.batch(self._consumer, 1.0, 64)
+            silence.broken_by(messages)
+            for message in messages:
                 offset = message.offset() or 0
                 if message.error() is None and offset < end:
                     yield consume.decoded(message)

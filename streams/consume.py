@@ -23,6 +23,7 @@ from streams.events import Event, Stamp
 from streams.settings import KafkaSettings
 
 _PATIENCE_S = 10.0
+SILENCE_S = 30.0  # a broker takes less to come back; whoever asks should not wait for ever
 _BATCH = 1000
 _MOVING = frozenset(
     {
@@ -154,8 +155,12 @@ def read_topic(
             assigned.append(TopicPartition(full_topic, partition, first))
         consumer.assign(assigned)
         left = {tp.partition for tp in assigned}
+        silence = Silence(full_topic)
         while left:
-            for message in batch(consumer, 0.5):
+            messages = batch(consumer, 0.5)
+            if until_end:
+                silence.broken_by(messages)
+            for message in messages:
                 at = message.partition() or 0
                 if message.error() is not None:  # the end of a partition
                     if until_end and (message.offset() or 0) >= stop_at[at]:
@@ -227,6 +232,25 @@ def batch(consumer: Consumer, timeout: float, count: int = _BATCH) -> list[Kafka
         elif not error.retriable() and error.code() not in clients.UNREACHABLE:
             raise ConsumeError("kafka-refused", f"cannot read {message.topic()}: {error.str()} ({error.name()})")
     return out
+
+
+class Silence:
+    """How long Kafka has had nothing to say though records are known to be there."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._since: float | None = None
+
+    def broken_by(self, messages: list[KafkaMessage]) -> None:
+        """Raises `ConsumeError` (`kafka-unreachable`) after `SILENCE_S` seconds without anything."""
+        if messages:
+            self._since = None  # the time that the reader takes for them does not count
+        elif self._since is None:
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > SILENCE_S:
+            raise ConsumeError(
+                "kafka-unreachable", f"Kafka gave nothing of {self._topic} for {SILENCE_S:g} s", "is Kafka up?"
+            )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from streams import consume
 from streams.admin import ensure_topics
 from streams.capture_log import CaptureLog
 from streams.consume import read_topic
@@ -179,6 +180,25 @@ def test_a_reader_goes_on_through_a_broker_that_dies(agents: Agents, log: Captur
         if len(got) > tail.ordinal + 300:
             stop.set()
     assert got == list(range(1, len(got) + 1))
+
+
+def test_a_broker_that_falls_silent_while_a_stretch_is_read_ends_the_reading(
+    agents: Agents, log: CaptureLog, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consume, "SILENCE_S", 2.0)
+    assert agents.start(limit=20_000).wait(PATIENCE_S) == 0
+    tail = log.tail()
+    assert tail is not None
+    steps = log.steps(tail.lineage, 1, tail.ordinal)
+    next(steps)
+    kafka.pause()
+    try:
+        with pytest.raises(StreamError) as caught:
+            list(steps)
+    finally:
+        kafka.resume()
+    assert caught.value.code == "kafka-unreachable"
+    assert assert_every_step_once_and_in_order(log) >= 20_000
 
 
 def test_a_log_that_is_out_of_reach_is_said_to_be_so(log: CaptureLog, kafka: KafkaServer) -> None:

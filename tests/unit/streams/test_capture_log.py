@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer, TopicPartition
 
-from streams import capture_log
+from streams import capture_log, clients
 from streams.admin import ensure_topics
 from streams.capture_log import CaptureLog, StepFragment
-from streams.errors import BrokenChain, StreamError
-from streams.events import CommitsRecorded, Event
+from streams.codec import ZERO_DIGEST, encode
+from streams.errors import BrokenChain, DeliveryFailed, StreamError
+from streams.events import CommitsRecorded, Event, Stamp
 from streams.ids import uuid7
 from streams.secrets import SecretStore, create_site_key
 from streams.settings import ApiSettings, KafkaSettings, PostgresSettings, Settings
@@ -346,6 +348,56 @@ def test_following_a_lineage_without_steps_starts_with_its_first(site: KafkaSett
     threading.Timer(0.3, lambda: pour(site, log.topic, [(writer.steps(1), "a", 0)])).start()
     assert ordinals(next(following)) == [1]
     following.close()  # type: ignore[attr-defined]
+
+
+def test_records_of_several_megabytes_are_read(site: KafkaSettings, log: CaptureLog) -> None:
+    writer, entries = one_lineage(2)
+    entries += [*parted(writer, 3, 5_000_000), (writer.steps(2, 3_000_000), "a", 0)]
+    pour(site, log.topic, entries)
+    got = list(log.steps(writer.lineage, 2, 5))
+    assert [(f.ordinal, f.number, len(f.payload or b"")) for f in got] == [
+        (2, 0, 40), (3, 0, 5_000_000), (3, 1, 5_000_000), (3, 2, 5_000_000), (4, 0, 3_000_000), (5, 0, 3_000_000),
+    ]  # fmt: skip
+    assert log.locate(writer.lineage, 5) == 7
+
+
+def test_a_topic_trimmed_from_its_start_is_read_from_what_is_left(site: KafkaSettings, log: CaptureLog) -> None:
+    writer, entries = one_lineage(60, each=2)
+    pour(site, log.topic, entries)
+    admin = clients.admin(site)
+    for future in admin.delete_records([TopicPartition(log.topic, 0, 32)]).values():
+        future.result(20)
+
+    tail = log.tail()
+
+    assert tail is not None
+    assert (tail.ordinal, tail.epoch, tail.digest) == (120, 1, writer.digest)
+    assert ordinals(list(log.steps(writer.lineage, 61, 120))) == list(range(61, 121))
+    assert ordinals(list(log.steps(writer.lineage, 62, 63, near=3))) == [62, 63]
+    assert code(lambda: list(log.steps(writer.lineage, 60, 62))) == "step-unknown"
+
+
+def test_offsets_that_hold_no_records_are_passed_over(site: KafkaSettings, log: CaptureLog) -> None:
+    """Kafka's own transaction markers take offsets: whoever wrote with transactions leaves some everywhere."""
+    writer, entries = one_lineage(60)
+    producer = Producer({**site.client_config(), "transactional.id": uuid7(), "log_level": 0})
+    producer.init_transactions(30)
+    for start in range(0, len(entries), 3):
+        producer.begin_transaction()
+        for event, by, _ in entries[start : start + 3]:
+            producer.produce(log.topic, encode(event, Stamp(by, 0, ZERO_DIGEST)), partition=0)
+        producer.commit_transaction(30)
+
+    tail = log.tail()
+
+    assert tail is not None
+    assert (tail.ordinal, tail.end) == (60, 62 + 21)
+    for first in range(1, 61, 7):
+        assert ordinals(list(log.steps(writer.lineage, first, 60))) == list(range(first, 61))
+    log.fence(1, "a")(0, 20)
+    log.fence(1, "a")(3, 3)
+    with pytest.raises(DeliveryFailed):
+        log.fence(1, "somebody else")(4, 4)
 
 
 def test_sealed_steps_are_given_out_in_clear_only_with_the_key(site: KafkaSettings, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Site:
         self.live.close()
         self.timelines.close()
         self.log.close()
-        self._preparing.join(10)
+        self._preparing.join(2)
         self.pool.close(timeout=5)
 
     # --- read models -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ when used.
     holdfast NOUN VERB …        exit codes: `api.cli.errors`, docs/cli.md
 
 No database driver, no Kafka client and no HTTP library is imported here: what a command needs to start is click and the
-standard library (docs/adr/0101-command-line-without-http-library.md).
+standard library (docs/adr/0007-command-line-without-http-library.md).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from operator import lt
+from operator import itemgetter, lt
 from struct import Struct
 
 from agents.errors import AgentError, CaptureStopped, SourceUnavailable
@@ -41,6 +41,7 @@ _packet = Struct("<IB4xB4xI").unpack_from  # length and sequence number, status,
 _gtid = Struct("<I10xQIB").unpack_from  # from offset 5 of the event: server id, sequence, domain, flags
 _times = Struct("<I9xI").unpack_from  # of an event: time, next position
 _query = Struct("<8xB2xH").unpack_from  # of a query's body: length of the database's name, of the status variables
+_sequence, _domain = itemgetter(1), itemgetter(2)
 _CREATED = slice(HEADER + 52, HEADER + 56)  # of a format description: when the server was started, or zero
 
 # UNHEARD: no format description yet. FIRST, CLOSED: no step is open (FIRST: the next is to be handed over by itself).
@@ -405,10 +406,10 @@ class Cutter:
         if not self._ends:
             return
         position, gtids = self._position, self._gtids
-        self._in_order(gtids)
-        position.update({g[2]: g for g in gtids[:-1]})
-        before = show(position)
+        one_domain = self._in_order(gtids) == 1
         last = gtids[-1]
+        position.update({g[2]: g for g in (gtids[-2:-1] if one_domain else gtids[:-1])})
+        before = show(position)
         position[last[2]] = last
         payload = b"".join(self._out[: self._done])
         time, offset = _times(self._out[self._done - 1], 0)
@@ -432,10 +433,11 @@ class Cutter:
         self._total -= len(payload)
         self._ends, self._gtids, self._done = [], [], 0
 
-    def _in_order(self, gtids: list[Gtid]) -> None:
-        """Sequence numbers of a domain must rise, or a position would not say what is behind it."""
-        for domain in {g[2] for g in gtids}:
-            numbers = [g[1] for g in gtids if g[2] == domain]
+    def _in_order(self, gtids: list[Gtid]) -> int:
+        """Sequence numbers of a domain must rise, or a position would not say what is behind it; how many domains."""
+        domains = set(map(_domain, gtids))
+        for domain in domains:
+            numbers = list(map(_sequence, gtids if len(domains) == 1 else [g for g in gtids if g[2] == domain]))
             if domain in self._position:
                 numbers.insert(0, self._position[domain][1])
             if not all(map(lt, numbers, numbers[1:])):
@@ -444,6 +446,7 @@ class Cutter:
                     f"sequence numbers of GTID domain {domain} go back, in {self._file} after {show(self._position)}",
                     "SET GLOBAL gtid_strict_mode = ON (and gtid_strict_mode=ON in my.cnf), then take a new baseline",
                 )
+        return len(domains)
 
     def _overflow(self) -> None:
         """More than `limit` is gathered: hand over complete steps, and pieces of one that alone is larger."""

@@ -21,14 +21,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psycopg
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 
 from deploy.embedded import kafka, packages, postgres, site, state
 from deploy.embedded.ports import is_free
 from deploy.embedded.stack import Stack, open_stack, process_user
 from deploy.embedded.user import ServiceUser, service_user
 from deploy.errors import DeployError
+from streams import clients
 from streams.admin import check_cluster
 from streams.errors import StreamError
+from streams.settings import KafkaSettings
+from streams.topics import COMMON
 
 Level = Literal["ok", "note", "bad"]
 CLOCK_TOLERANCE = 2.0  # seconds between our clock and PostgreSQL's
@@ -83,7 +90,7 @@ def _carefully(name: str, check: Callable[[], Iterator[Finding]]) -> list[Findin
         return list(check())
     except (DeployError, StreamError) as e:
         return [Finding(name, "bad", e.message, e.hint)]
-    except (OSError, psycopg.Error, subprocess.SubprocessError) as e:
+    except (OSError, psycopg.Error, KafkaException, subprocess.SubprocessError) as e:
         return [Finding(name, "bad", f"could not be checked: {e}")]
 
 
@@ -265,6 +272,7 @@ def _kafka(stack: Stack) -> Iterator[Finding]:
         yield Finding("kafka", "bad", p.message, p.hint)
     if not problems:
         yield Finding("kafka", "ok", "its flags keep what is acknowledged")
+    yield from _topics(settings)
     if not stack.embeds_kafka and settings.replication_factor < 3:
         yield Finding(
             "kafka",
@@ -272,6 +280,47 @@ def _kafka(stack: Stack) -> Iterator[Finding]:
             f"{settings.replication_factor} copies of each record; with three and min.insync.replicas=2 one broker may die",
             "kafka.replication_factor = 3, before topics are created",
         )
+
+
+def _topics(settings: KafkaSettings) -> Iterator[Finding]:
+    """The site's topics: whether each has its copies, a leader, and the settings it was created with."""
+    admin = clients.admin(settings)
+    known = {name: t for name, t in admin.list_topics(timeout=10).topics.items() if name.startswith(settings.prefix)}
+    wrong = 0
+    for name, topic in known.items():
+        for number, partition in topic.partitions.items():
+            if partition.leader < 0:
+                wrong += 1
+                yield Finding(
+                    "topics", "bad", f"{name}, partition {number}: no broker leads it", "start the missing brokers"
+                )
+            elif len(partition.isrs) < len(partition.replicas):
+                wrong += 1
+                says = (
+                    f"{name}, partition {number}: {len(partition.isrs)} of {len(partition.replicas)} copies are in step"
+                )
+                yield Finding("topics", "bad", says, "is a broker down or far behind?")
+    for name, flags in _flags(admin, sorted(known)).items():
+        for flag, wanted in _wanted(settings).items():
+            if flags.get(flag, wanted) != wanted:
+                wrong += 1
+                yield Finding("topics", "bad", f"{name} has {flag}={flags[flag]}, not {wanted}", f"set {flag}={wanted}")
+    if not wrong:
+        yield Finding(
+            "topics", "ok", f"{len(known)} topics, all led, all copies in step, nothing of them is deleted by time"
+        )
+
+
+def _wanted(settings: KafkaSettings) -> dict[str, str]:
+    return {**COMMON, "min.insync.replicas": str(max(1, settings.replication_factor - 1))}
+
+
+def _flags(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    if not resources:
+        return {}
+    described = admin.describe_configs(resources, request_timeout=10)
+    return {r.name: {k: str(e.value) for k, e in future.result(15).items()} for r, future in described.items()}
 
 
 def _postgres(stack: Stack) -> Iterator[Finding]:

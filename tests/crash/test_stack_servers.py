@@ -10,6 +10,8 @@ import pymysql
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from deploy.demo.mariadb import MariaDB
@@ -67,6 +69,18 @@ def test_a_paused_broker_acknowledges_nothing_and_goes_on_when_resumed(kafka: Ka
     assert producer.flush(60) == 0
     assert acknowledged == [b"meanwhile"]
     assert consume(kafka, "paused", 2) == [b"before", b"meanwhile"]
+
+
+def test_what_a_single_machine_acknowledges_is_on_its_disk(kafka: KafkaServer, postgres: PostgresServer) -> None:
+    """A power cut cannot be had here, so what is proved is that the running servers are told to flush before they answer."""
+    broker = ConfigResource(ResourceType.BROKER, "1")
+    flags = AdminClient(kafka.settings().client_config()).describe_configs([broker])[broker].result(30)
+    assert flags["log.flush.interval.messages"].value == "1"
+    assert flags["log.retention.ms"].value == "-1"
+    assert flags["unclean.leader.election.enable"].value == "false"
+    with psycopg.connect(postgres.settings().conninfo()) as connection:
+        for name in ("fsync", "full_page_writes", "synchronous_commit", "data_checksums"):
+            assert connection.execute("SELECT current_setting(%s)", (name,)).fetchone() == ("on",), name
 
 
 def test_no_topic_springs_up_by_being_named(kafka: KafkaServer) -> None:

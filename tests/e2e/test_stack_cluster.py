@@ -250,6 +250,9 @@ def test_a_site_on_servers_of_its_owners_starts_only_itself(
         # A broker may die: the site goes on.
         cluster.kill(2)
         assert site.status()["well"]
+        assert wait_until(lambda: cluster.in_sync("holdfast.inventory") == {1, 3}, 60)
+        found = json.loads(site.holdfast("doctor", "--json", expect=4))
+        assert any("2 of 3 copies are in step" in f["says"] for f in found if f["level"] == "bad")
         site.holdfast("token", "issue", "auditor-1", "--role", "auditor", "--json")
         cluster.restart(2)
     finally:

@@ -15,15 +15,19 @@ import psutil
 import psycopg
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 
 from deploy.embedded import state
 from deploy.embedded.process import wait_until
 from deploy.embedded.user import service_user
+from streams import clients
 from streams.settings import Settings
 from tests.stack.command_line import Site
 from tests.stack.servers import Scratch
 
 pytestmark = pytest.mark.e2e
+RETENTION_OF_A_WEEK = ConfigEntry("retention.ms", "604800000", incremental_operation=AlterConfigOpType.SET)
 SERVERS = ("--service", "kafka", "--service", "postgresql")
 
 
@@ -181,6 +185,7 @@ def test_secrets_are_readable_to_their_owner_only(site: Site) -> None:
 
 def test_doctor_finds_nothing_bad_in_a_site_that_runs_and_finds_what_was_broken(site: Site) -> None:
     site.holdfast("up", "--detach", *SERVERS, "--port-api", str(_free_port()))
+    make_inventory(site.settings)
     findings = json.loads(site.holdfast("doctor", "--json"))
     assert {f["check"] for f in findings} >= {
         "python",
@@ -194,10 +199,21 @@ def test_doctor_finds_nothing_bad_in_a_site_that_runs_and_finds_what_was_broken(
     }
     assert [f for f in findings if f["level"] == "bad"] == []
 
-    os.chmod(site.data_dir / "secrets" / "site.key", 0o644)
-    site.processes()["kafka"].signal(signal.SIGSTOP)
+    admin = clients.admin(site.settings.kafka)
+    shortened = ConfigResource(ResourceType.TOPIC, "holdfast.inventory", incremental_configs=[RETENTION_OF_A_WEEK])
+    admin.incremental_alter_configs([shortened])[shortened].result(30)
     found = json.loads(site.holdfast("doctor", "--json", expect=4))
-    site.processes()["kafka"].signal(signal.SIGCONT)
+    assert [f["says"] for f in found if f["level"] == "bad"] == [
+        "holdfast.inventory has retention.ms=604800000, not -1"
+    ]
+
+    os.chmod(site.data_dir / "secrets" / "site.key", 0o644)
+    kafka = site.processes()["kafka"]
+    kafka.signal(signal.SIGSTOP)
+    found = json.loads(site.holdfast("doctor", "--json", expect=4))
+    assert wait_until(lambda: site.status_of("kafka") == "unwell", 30)
+    kafka.signal(signal.SIGCONT)
+    assert wait_until(lambda: site.status_of("kafka") == "running", 30)
     assert [f["check"] for f in found if f["level"] == "bad"] == ["secrets", "kafka"]
 
 

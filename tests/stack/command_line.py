@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from deploy.embedded import state
 from deploy.embedded.process import Identity
 from streams.settings import Settings, load
 
@@ -34,6 +35,11 @@ class Site:
     def status(self, expect: int = 0) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.holdfast("status", "--json", expect=expect))
         return answer
+
+    def status_of(self, service: str) -> str:
+        """The state the supervisor reports of `service`."""
+        report = state.read(self.data_dir)
+        return report.services[service].state if report else "unknown"
 
     @property
     def settings(self) -> Settings:

@@ -14,7 +14,7 @@ from api.errors import ApiError
 from api.routes.sources import known
 from api.routes.timeline import table_of
 from api.timeline import resolve, rows, targets
-from api.timeline.source import Now, Timeline
+from api.timeline.source import Now, Timeline, covering
 from projections.views import timeline as view
 from projections.views.base import Connection
 from projections.views.timeline import Plan
@@ -173,10 +173,7 @@ def sql(call: Call) -> Download:
     granules: list[view.Granule] = []
     with call.site.views() as conn:
         for r in touched:
-            inside = view.granules(
-                conn, found.source, found.lineage or "", before=r.last + 1, limit=r.last - r.first + 1
-            )
-            granules += [g for g in inside if g.last_ordinal >= r.first]
+            granules += covering(conn, found.source, found.lineage or "", r.first, r.last)
     granules = sorted(set(granules), key=lambda g: g.first_ordinal)
     head = [
         f"Plan {found.plan} of source {found.source}: {found.target}",

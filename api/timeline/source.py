@@ -236,8 +236,7 @@ class Timeline:
     def _range(self, conn: Connection, now: Now, first: int, last: int) -> Iterator[StepFacts]:
         """Steps `first..last`, ascending; large ones without reading them."""
         assert now.lineage is not None
-        inside = view.granules(conn, self.source, now.lineage, before=last + 1, limit=last - first + 1)
-        inside = [g for g in inside[::-1] if g.last_ordinal >= first]
+        inside = covering(conn, self.source, now.lineage, first, last)
         at = first
         for granule in inside:
             if ends_large(granule) and granule.last_ordinal <= last:
@@ -347,6 +346,18 @@ def _note(looked: _Looked, ordinal: int, plan: str) -> None:
     if plan and not any(m[0] == ordinal for m in looked.markers):
         looked.markers.append((ordinal, plan))
         looked.markers.sort()
+
+
+def covering(conn: Connection, source: str, lineage: str, first: int, last: int) -> list[Granule]:
+    """The granules that hold steps `first..last`, ascending, as far as these are indexed."""
+    out: list[Granule] = []
+    before, some = last + 1, 4
+    while True:
+        found = view.granules(conn, source, lineage, before=before, limit=some)
+        out += [g for g in found if g.last_ordinal >= first]
+        if len(found) < some or found[-1].first_ordinal <= first:
+            return out[::-1]
+        before, some = found[-1].first_ordinal, 1000
 
 
 def ends_large(granule: Granule) -> bool:

@@ -190,7 +190,7 @@ def step_json(source: str, lineage: str, step: StepFacts, stands: bool) -> dict[
         "captured": time(step.captured_us),
         "position": step.position,
         "kind": step.kind,
-        "tables": values.counted(dict(step.tables)),
+        "tables": values.counted(dict(sorted(step.tables))),
         "rows": step.rows,
         "bytes": step.size,
         "stands": stands,

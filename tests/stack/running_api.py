@@ -272,6 +272,7 @@ class CapturedLog:
         self._digest = lineage_digest(self.lineage, "")
         self._offsets = 0
         self._starts: list[int] = []
+        self._captured: list[int] = []
         at = now_us()
         api.scribe.write(
             SourceDefined(
@@ -346,6 +347,7 @@ class CapturedLog:
         record = replace(record, digest=record_digest(record))
         self._digest = record.digest
         self._starts += [self._offsets] * len(steps)
+        self._captured += [record.captured_us] * len(steps)
         self._send(record)
 
     def close_granule(self, *, apply: bool = True) -> None:
@@ -366,7 +368,7 @@ class CapturedLog:
         event = GranuleClosed(
             source=self.source, lineage=self.lineage, epoch=1, first_ordinal=first.ordinal, last_ordinal=last.ordinal,
             first_time_us=first.summary.commit_time * 1_000_000, last_time_us=last.summary.commit_time * 1_000_000,
-            captured_us=now_us(), first_position=first.summary.gtid, last_position=last.summary.gtid,
+            captured_us=self._captured[-1], first_position=first.summary.gtid, last_position=last.summary.gtid,
             payload_bytes=sum(len(s.payload) for s in new), events=sum(s.summary.events for s in new),
             tables=tuple(TableCount(s, t, *c) for (s, t), c in tables.items()), landmarks=tuple(marks),
             topic_id=topic_id(self.api.settings.kafka, self._topic), first_offset=self._starts[self.closed],

@@ -78,8 +78,8 @@ def test_the_newest_steps_come_first_and_at_once(history: CapturedLog, viewer: C
     assert newest["stands"] is True
     assert newest["bytes"] == len(history.written[-1].payload)
     assert newest["tables"] == [
-        {"schema": "api_shop", "table": "note", "inserts": 2, "updates": 0, "deletes": 0},
         {"schema": "api_shop", "table": "item", "inserts": 0, "updates": 1, "deletes": 0},
+        {"schema": "api_shop", "table": "note", "inserts": 2, "updates": 0, "deletes": 0},
     ]
     assert newest["rows"] == 3
     # What is written a moment later is there a moment later, with nothing indexed in between.
@@ -139,6 +139,32 @@ def test_a_table_filter_finds_its_steps_in_granules_and_tail(history: CapturedLo
             break
     assert found == expected
     assert viewer.get(PAGE, table="api_shop.nosuch")["items"] == []
+
+
+def test_large_steps_are_listed_from_their_granule_without_being_read(
+    api: RunningApi, history: CapturedLog, viewer: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is large is a matter of a number: with a small one, a granule's last step comes from the index alone."""
+    history.close_granule()
+    whole = viewer.get(PAGE, limit=1000)["items"]
+    wanted = viewer.get(PAGE, table="api_shop.item", limit=1000)["items"]
+    gtid = whole[0]["position"]
+    read: list[int] = []
+    timeline = api.server.config.app.state.site.timelines.of("shop")  # type: ignore[union-attr]
+    real = timeline.log.steps
+
+    def watched(lineage: str, first: int, last: int, near: int | None = None) -> Any:
+        read.extend(range(first, last + 1))
+        return real(lineage, first, last, near)
+
+    monkeypatch.setattr(timeline.log, "steps", watched)
+    monkeypatch.setattr("api.timeline.source._LARGE_GRANULE", 200)
+    assert viewer.get(PAGE, limit=1000)["items"] == whole
+    assert viewer.get(PAGE, table="api_shop.item", limit=1000)["items"] == wanted
+    assert viewer.get(PAGE, limit=1)["items"] == whole[:1]
+    resolved = api.client("operator").call("POST", "/v1/sources/shop/rollbacks", json={"to_position": gtid})
+    assert resolved.json()["code"] == "nothing-to-do", "the newest step is where the source is"
+    assert whole[0]["ordinal"] not in read
 
 
 def test_a_time_filter_includes_both_ends(history: CapturedLog, viewer: Client) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from agents.capture.granules import MAX_STEPS
 from deploy.demo.accounts import create_accounts
 from deploy.demo.mariadb import MariaDB
 from deploy.demo.stage import Stage
+from deploy.embedded.site import SETTINGS
 from deploy.embedded.user import service_user
+from projections.database import connect
+from projections.views import timeline
+from streams.capture_log import CaptureLog
+from streams.settings import Settings, load
+from tests.bench import ground
 from tests.bench.ground import DATABASE
 
 SOURCE = "bench"
@@ -27,18 +34,33 @@ class BenchSite:
     stage: Stage
     mariadb: MariaDB
 
-    def captured(self, ordinal: int, limit: float = 600) -> None:
-        """Wait until the timeline shows step `ordinal`."""
-        deadline = time.monotonic() + limit
-        while self.head() < ordinal:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"step {ordinal} is not in the timeline after {limit:g} s")
-            time.sleep(0.2)
+    @property
+    def settings(self) -> Settings:
+        return load(self.stage.data / SETTINGS, os.environ)
 
-    def head(self) -> int:
-        """The newest step's ordinal."""
-        steps: list[dict[str, Any]] = self.stage.json("timeline", "show", SOURCE, "--limit", "1")["steps"]
-        return int(steps[0]["ordinal"]) if steps else 0
+    def captured(self, limit: float = 600) -> int:
+        """Wait until the log has everything that the source has committed; the newest step's ordinal."""
+        wanted = ground.position(self.mariadb)
+        deadline = time.monotonic() + limit
+        with CaptureLog(self.settings.kafka, SOURCE) as log:
+            while True:
+                tail = log.tail()
+                if tail is not None and tail.record is not None and tail.record.after == wanted:
+                    return tail.ordinal
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{wanted} is not in the log after {limit:g} s")
+                time.sleep(0.1)
+
+    def indexed(self, head: int, limit: float = 600) -> None:
+        """Wait until only what no granule holds yet of the steps up to `head` is not in the read model."""
+        with contextlib.closing(connect(self.settings.postgres, "bench")) as conn:
+
+            def done() -> bool:
+                lineages = timeline.lineages(conn, SOURCE)
+                newest = timeline.head(conn, SOURCE, lineages[0]) if lineages else None
+                return head - (newest.last_ordinal if newest is not None else 0) < MAX_STEPS
+
+            ground.until(done, limit, 0.2)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """`python -P -m agents.child PARENT MODULE ARGUMENTS…`: run a module, and die when the process PARENT dies.
 
+With `--exec PROGRAM` in the place of MODULE, a program (the kernel remembers whom to die with across exec).
+
 PR_SET_PDEATHSIG (prctl(2)) makes the kernel kill us when the thread that started us ends, however it ends; a parent that
 died before that was set is found by asking who our parent is. On other systems than Linux only the latter is looked at,
 once. SIGKILL, for capture and indexer are made to be killed, and one left behind would only be in the next one's way.
@@ -28,6 +30,8 @@ def main() -> None:
     parent, module = int(sys.argv[1]), sys.argv[2]
     if not die_with(parent):
         sys.exit(EXIT_ORPHAN)
+    if module == "--exec":
+        os.execv(sys.argv[3], sys.argv[3:])
     sys.argv = [module, *sys.argv[3:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from agents.commands import Command, Context, Interrupted, JobFailed
 from agents.errors import AgentError
 from agents.failpoints import failpoint
 from agents.protocol import Preflight, source_settings
+from agents.schema.record import fold, split
 from agents.sources import SourceEntry
 from streams.admin import ensure_topics
 from streams.capture_log import CaptureLog
@@ -39,15 +40,12 @@ from streams.events import (
     SchemaRecorded,
     SourceChanged,
     SourceDefined,
-    TableDefinition,
 )
 from streams.ids import now_us, slug, uuid7
 from streams.topics import topic_name
 
 # kind of source → module that makes its baselines.
 BASELINES: Mapping[str, str] = {"mariadb": "agents.baseline.mariadb"}
-# A schema is split into events well below what its topic takes (8 MiB).
-_SCHEMA_EVENT_BYTES = 4_000_000
 
 
 def add(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -201,41 +199,24 @@ def _baseline(command: Command, ctx: Context, defined: SourceDefined) -> tuple[P
 
 def _record_schema(ctx: Context, source: str, folder: Path, made: Manifest) -> None:
     """`schema.recorded`, ordinal 0, unless the topic has all of it."""
-    events = list(schema_events(source, made, baselines.definitions(folder)))
-    topic = topic_name(ctx.services.settings.kafka.prefix, "schema", source)
-    there = sum(
-        1
-        for message in read_topic(ctx.services.settings.kafka, topic)
-        if isinstance(message.event, SchemaRecorded) and message.event.lineage == made.lineage
+    kafka = ctx.services.settings.kafka
+    messages = read_topic(kafka, topic_name(kafka.prefix, "schema", source))
+    recorded = [m.event for m in messages if isinstance(m.event, SchemaRecorded) and m.event.lineage == made.lineage]
+    if fold(recorded).ordinal >= 0:
+        return
+    event = SchemaRecorded(
+        lineage=made.lineage,
+        source=source,
+        ordinal=0,
+        position=made.position,
+        full=True,
+        origin="baseline",
+        statement="",
+        tables=tuple(baselines.definitions(folder)),
+        version=bytes.fromhex(made.schema_version),
+        at_us=made.finished_us,
     )
-    if there < len(events):
-        # Some of it may be there: the first event is full, so whoever reads them all starts over with it.
-        ctx.durable(*events, of=source)
-
-
-def schema_events(source: str, made: Manifest, definitions: list[TableDefinition]) -> Iterator[SchemaRecorded]:
-    """The schema at the baseline. The first event is `full`; what does not fit into it follows in others."""
-    chunk: list[TableDefinition] = []
-    size, first = 0, True
-    for definition in [*definitions, None]:
-        more = 0 if definition is None else len(definition.ddl.encode()) + len(definition.definition.encode()) + 200
-        if definition is None or (chunk and size + more > _SCHEMA_EVENT_BYTES):
-            yield SchemaRecorded(
-                lineage=made.lineage,
-                source=source,
-                ordinal=0,
-                position=made.position,
-                full=first,
-                origin="baseline",
-                statement="",
-                tables=tuple(chunk),
-                version=bytes.fromhex(made.schema_version),
-                at_us=made.finished_us,
-            )
-            chunk, size, first = [], 0, False
-        if definition is not None:
-            chunk.append(definition)
-            size += more
+    ctx.durable(*split(event), of=source)
 
 
 def _start_lineage(ctx: Context, source: str, made: Manifest) -> int:

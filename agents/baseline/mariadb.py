@@ -69,7 +69,6 @@ VARIABLES = (
     "innodb_strict_mode",
     "lower_case_table_names",
     "max_allowed_packet",
-    "system_versioning_alter_history",
     "time_zone",
     "version",
 )

@@ -42,6 +42,8 @@ class Indexer:
         self._format: FormatDescription | None = None
         self._step: Summariser | None = None
         self._time_us = 0
+        self.closed: StepSummary | None = None
+        """The step that the last fragment given in closed; None when it closed none, or one that is sealed."""
         self._open()
 
     def add(self, fragment: StepFragment) -> GranuleClosed | None:
@@ -58,14 +60,23 @@ class Indexer:
                 self._step = Summariser(self._read_with(fragment.preamble))
             self._step.feed(fragment.payload)
             self._bytes += len(fragment.payload)
-            # What an account statement says leaves no trace in the index, not even a digest to guess against.
-            self._digest.update(b"account" if fragment.accounts else fragment.payload)
+            if not fragment.accounts:
+                self._digest.update(fragment.payload)
+            elif fragment.number == 0:
+                # What an account statement says leaves no trace in the index, not even a digest to guess against.
+                self._digest.update(b"account")
         if not fragment.last:
+            self.closed = None
             return None
         self._close_step(fragment)
         if self._steps < MAX_STEPS and self._bytes < MAX_BYTES:
             return None
         return self._close(fragment)
+
+    @property
+    def expected(self) -> int:
+        """The ordinal of the step that comes next."""
+        return self._expected
 
     def _open(self) -> None:
         self._first = 0
@@ -90,8 +101,9 @@ class Indexer:
             self._time_us = max(self._time_us, fragment.captured_us // 1_000_000 * 1_000_000)
             position = fragment.position_after
             self._landmarks.append(Landmark(ordinal, "account"))
+            self.closed = None
         else:
-            summary = self._step.finish()
+            summary = self.closed = self._step.finish()
             self._time_us, position = summary.commit_time * 1_000_000, summary.gtid
             self._events += summary.events
             for table, change in summary.changes.items():

@@ -1,81 +1,209 @@
-"""`python -P -m agents.capture.index --config FILE --source NAME`: the indexer of one source, sole writer of its granules.
+"""`python -P -m agents.capture.index --config FILE --source NAME`: the indexer of one source, until SIGTERM.
 
-Reads what capture wrote, closes granules (`agents.capture.granules`) and publishes each to `commits`. It keeps nothing of
-its own: where to go on is the last granule in the topic. If we die between closing a granule and its acknowledgement, the
-next run closes the same one again, and publishes it unless it is there.
+Reads what capture wrote, closes granules (`agents.capture.granules`) and publishes each to `commits`, whose sole writer for
+this source it is. On the way it has the schema keeper record what each step defines: always before the granule with that
+step is published, so a granule that is there says that the schema topic is complete up to its end.
 
-Exit status: 0 stopped, 3 the log cannot be read (broken chain, unreadable step): somebody must look; 4 Kafka refused.
+It keeps nothing of its own: where to go on is the last granule in the topic. And if we die here? Between closing a granule
+and its acknowledgement: the next run closes the same one again and publishes it, unless it is there by then. Should Kafka
+take a record of ours after our death and after the next run has looked, the granule stands there twice, byte for byte the
+same but for its stamp; readers count it once.
+
+Exit status: 0 stopped as asked; 3 the log cannot be read (broken chain, unreadable step): somebody must look; 4 Kafka
+refused, or the source did (its schema had to be read): try again later.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
+from confluent_kafka import TopicPartition
+
+from agents.capture.__main__ import defined_source
 from agents.capture.granules import Indexer
+from agents.capture.takeover import Interrupted
+from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
+from agents.protocol import SourceSettings
+from agents.schema.keeper import Keeper
+from agents.schema.mariadb import MariaDBOrigin
+from agents.schema.replay import definitions_in
 from streams.admin import ensure_topics, topic_id
-from streams.capture_log import CaptureLog
-from streams.consume import read_topic
+from streams.capture_log import CaptureLog, StepFragment, Tail
+from streams.consume import batch, decoded, ends, open_consumer, partitions, read_topic
 from streams.errors import BrokenChain, StreamError
-from streams.events import GranuleClosed
+from streams.events import GranuleClosed, HealthReported, SchemaRecorded
+from streams.formats.binlog.events import parse_format_description
+from streams.formats.binlog.step import StepSummary
 from streams.formats.errors import FormatError
+from streams.ids import now_us
 from streams.publish import Publisher
 from streams.secrets import SecretStore
-from streams.settings import Settings, load
+from streams.settings import KafkaSettings, Settings, load
 from streams.topics import topic_name
 
 EXIT_UNREADABLE = 3
 EXIT_KAFKA = 4
-_POLL_S = 0.2
+REPORT_S = 5.0
+_TURN_S = 0.2
 _log = logging.getLogger("holdfast.index")
 
 
-def last_granule(settings: Settings, source: str, lineage: str) -> GranuleClosed | None:
-    """The newest granule of the lineage in `commits`; None when there is none yet."""
-    newest: GranuleClosed | None = None
-    for message in read_topic(settings.kafka, topic_name(settings.kafka.prefix, "commits")):
-        event = message.event
-        ours = isinstance(event, GranuleClosed) and event.source == source and event.lineage == lineage
-        if ours and isinstance(event, GranuleClosed) and (newest is None or event.last_ordinal > newest.last_ordinal):
-            newest = event
+def newest_granule(kafka: KafkaSettings, source: str) -> GranuleClosed | None:
+    """The last granule of `source` in `commits`, of whatever lineage; None when there is none yet.
+
+    Keys are looked at, and one record decoded: a million granules of other sources take seconds.
+    """
+    topic, key = topic_name(kafka.prefix, "commits"), source.encode()
+    newest = None
+    with contextlib.closing(open_consumer(kafka)) as consumer:
+        for partition in partitions(consumer, topic):
+            low, high = ends(consumer, topic, partition)
+            if low == high:
+                continue
+            consumer.assign([TopicPartition(topic, partition, low)])
+            at, found = low, None
+            while at < high:
+                for message in batch(consumer, 1.0):
+                    at = max(at, (message.offset() or 0) + (message.error() is None))
+                    if message.error() is None and message.key() == key:
+                        found = message
+            if found is not None:
+                event = decoded(found).event
+                if isinstance(event, GranuleClosed) and event.source == source:
+                    newest = event
     return newest
+
+
+class Index:
+    """The indexer of one source. `run` returns when `stop` is set."""
+
+    def __init__(self, settings: Settings, source: str, stop: threading.Event) -> None:
+        self._settings, self._source, self._stop = settings, source, stop
+        self._topic = topic_name(settings.kafka.prefix, "capture", source)
+        self._publisher = Publisher(settings, f"index-{source}")
+        self._steps = self._granules = self._versions = 0
+        self._reported = 0.0
+
+    def run(self) -> None:
+        """Index lineage after lineage. Raises `StreamError`, `AgentError` (`source-…`)."""
+        kafka = self._settings.kafka
+        ensure_topics(kafka, [("commits", None), ("health", None), ("capture", self._source), ("schema", self._source)])
+        identity = topic_id(kafka, self._topic)
+        ended = ""
+        with contextlib.closing(self._publisher), CaptureLog(kafka, self._source, SecretStore(self._settings)) as log:
+            while not self._stop.is_set():
+                tail = log.tail()
+                if tail is None or not tail.lineage or tail.lineage == ended:
+                    self._stop.wait(_TURN_S)
+                    continue
+                newest = newest_granule(kafka, self._source)
+                after = newest.last_ordinal if newest is not None and newest.lineage == tail.lineage else 0
+                _log.info("indexing %s/%s after step %d", self._source, tail.lineage, after)
+                with contextlib.closing(self._keeper(tail.lineage)) as keeper:
+                    self._lineage(
+                        log, tail, Indexer(self._source, tail.lineage, tail.epoch, identity, after + 1), keeper
+                    )
+                ended = tail.lineage
+
+    def _lineage(self, log: CaptureLog, tail: Tail, indexer: Indexer, keeper: Keeper) -> None:
+        after = indexer.expected - 1
+        first: StepFragment | None = None
+        for fragments in log.follow(tail.lineage, after, self._stop):
+            closed = 0
+            for fragment in fragments:
+                if fragment.number == 0:
+                    first = fragment
+                granule = indexer.add(fragment)
+                if not self._defines(keeper, indexer.closed, first, fragment, tail.epoch):
+                    return
+                if granule is not None:
+                    failpoint("index-granule-closed")
+                    self._publisher.publish(granule)
+                    closed += 1
+            if closed:
+                failpoint("index-granule-sent")
+                self._publisher.flush()
+                failpoint("index-granule-durable")
+            self._steps += len(fragments)
+            self._granules += closed
+            self._report(tail, indexer.expected - 1, fragments[-1].captured_us)
+
+    def _defines(
+        self, keeper: Keeper, step: StepSummary | None, first: StepFragment | None, last: StepFragment, epoch: int
+    ) -> bool:
+        """Have recorded what a step defines, if it does: its statement stands in its first piece. False when we are to end."""
+        if step is None or first is None or step.kind != "ddl" or step.own:
+            return True
+        queries = definitions_in(parse_format_description(first.preamble), first.payload or b"")
+        if not queries:
+            return True
+        position = last.position_after or step.gtid
+        self._versions += keeper.take(first.ordinal, queries, position, last.captured_us, epoch)
+        return keeper.state.ordinal >= first.ordinal
+
+    def _keeper(self, lineage: str) -> Keeper:
+        settings, source = self._settings, self._source
+        topic = topic_name(settings.kafka.prefix, "schema", source)
+        recorded = (m.event for m in read_topic(settings.kafka, topic))
+        return Keeper(
+            source,
+            lineage,
+            (event for event in recorded if isinstance(event, SchemaRecorded)),
+            MariaDBOrigin(settings.data_dir, source, lineage, self._source_settings),
+            self._record,
+            settings.data_dir / "scratch" / source,
+            self._stop,
+        )
+
+    def _source_settings(self) -> SourceSettings:
+        try:
+            return defined_source(self._settings, self._source, self._stop)
+        except Interrupted:
+            raise SourceUnavailable("agent-ending", "the indexer is to end") from None
+
+    def _record(self, versions: list[SchemaRecorded]) -> None:
+        self._publisher.sent_and_durable(*versions)
+
+    def _report(self, tail: Tail, ordinal: int, captured_us: int) -> None:
+        """Every few seconds while there is something to index: how far it is."""
+        now = time.monotonic()
+        if now - self._reported < REPORT_S:
+            return
+        self._reported = now
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._publisher.publish(
+            HealthReported(
+                lineage=tail.lineage,
+                epoch=tail.epoch,
+                agent=f"{self._settings.site}/index/{self._source}",
+                source=self._source,
+                state="indexing",
+                at_us=now_us(),
+                ordinal=ordinal,
+                figures={
+                    "index_lag_ms": max(0.0, (now_us() - captured_us) / 1000),
+                    "steps": float(self._steps),
+                    "granules": float(self._granules),
+                    "schema_versions": float(self._versions),
+                    "memory_max_bytes": float(memory),
+                },
+            )
+        )
 
 
 def run(settings: Settings, source: str, stop: threading.Event) -> None:
     """Index until `stop` is set; goes over to the next lineage when one starts. Raises `StreamError`."""
-    ensure_topics(settings.kafka, [("commits", None), ("capture", source)])
-    full_name = topic_name(settings.kafka.prefix, "capture", source)
-    identity = topic_id(settings.kafka, full_name)
-    with (
-        CaptureLog(settings.kafka, source, SecretStore(settings)) as log,
-        Publisher(settings, f"index-{source}") as publisher,
-    ):
-        while not stop.is_set():
-            tail = log.tail()
-            if tail is None or not tail.lineage:
-                stop.wait(_POLL_S)
-                continue
-            done = last_granule(settings, source, tail.lineage)
-            after = 0 if done is None else done.last_ordinal
-            _log.info("indexing %s/%s after step %d", source, tail.lineage, after)
-            indexer = Indexer(source, tail.lineage, tail.epoch, identity, after + 1)
-            for fragments in log.follow(tail.lineage, after, stop):
-                closed = 0
-                for fragment in fragments:
-                    granule = indexer.add(fragment)
-                    if granule is not None:
-                        failpoint("index-granule-closed")
-                        publisher.publish(granule)
-                        closed += 1
-                if closed:
-                    publisher.flush()
-                    failpoint("index-granule-durable")
+    Index(settings, source, stop).run()
 
 
 def main() -> int:
@@ -92,8 +220,8 @@ def main() -> int:
     except (BrokenChain, FormatError) as error:
         _log.error("%s cannot be indexed further: %s", arguments.source, error)
         return EXIT_UNREADABLE
-    except StreamError as error:
-        _log.error("%s", error)
+    except (StreamError, AgentError) as error:
+        _log.error("%s: %s", arguments.source, error)
         return EXIT_KAFKA
     return 0
 

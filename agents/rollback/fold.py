@@ -24,6 +24,7 @@ from streams.formats.binlog.rows import (
     KINDS,
     NO_CHECK_CONSTRAINT_CHECKS,
     NO_FOREIGN_KEY_CHECKS,
+    STATEMENT_END,
     RowLayout,
     image_ends,
     layout_of,
@@ -41,7 +42,8 @@ _STATEMENT_EVENTS: Final = frozenset({
 })  # fmt: skip
 _MOST_FINDINGS: Final = 50
 
-_unpack = Struct("<IBIIIH").unpack_from
+# Type and length of an event, from its fifth byte on; there are 14 more bytes of header after that.
+_unpack = Struct("<B4xI").unpack_from
 
 SCRATCH: Final = "or restore the table on a scratch copy (planned, not built yet)"
 
@@ -61,8 +63,8 @@ class _Table:
     net: NetTable | None
     """None: rows of this table are left out (own schema, sequences) or cannot be undone (a finding says why)."""
     layout: RowLayout
-    full_head: bytes
-    """What follows the flags in a rows event that holds all columns (an update has one more bitmap)."""
+    heads: dict[int, bytes]
+    """By type of a plain event that holds all columns: what follows its flags, up to the first image."""
     bitmap: bytes
     spread_delete: bool
     spread_update: Slicer | None
@@ -81,6 +83,7 @@ class Folder:
         self.tables: dict[TableName, NetTable] = {}
         self.definitions: dict[TableName, Definition] = {}
         self.preamble = b""
+        self._described: ev.FormatDescription | None = None
         self.payload_bytes = 0
         self.steps = 0
         self.sequences: set[TableName] = set()
@@ -128,16 +131,18 @@ class Folder:
         if payload is None:
             self._account()
             return
-        fde = ev.parse_format_description(preamble)
-        self.preamble = preamble
+        if preamble is not self.preamble or self._described is None:
+            self.preamble = preamble
+            self._described = ev.parse_format_description(preamble)
+        fde = self._described
         trailer = ev.CHECKSUM_SIZE if fde.has_checksum else 0
         known, maps, tables = known_maps(fde.mariadb), self._maps, self._known
-        at, end = 0, len(payload)
+        at, end, least = 0, len(payload), ev.HEADER_SIZE + trailer
         self.payload_bytes += end
         while at < end:
-            _, kind, _, length, _, _ = _unpack(payload, at)
+            kind, length = _unpack(payload, at + 4)
             stop = at + length
-            if length < ev.HEADER_SIZE + trailer or stop > end:
+            if length < least or stop > end:
                 raise FormatError("truncated", f"an event of step {ordinal} is cut off", ev.WHOLE_EVENTS_HINT)
             if kind == ev.TABLE_MAP:
                 content = payload[at + 27 : stop - trailer]
@@ -160,17 +165,12 @@ class Folder:
 
     def _rows(self, table: _Table, kind: int, payload: bytes, at: int, end: int) -> None:
         net = table.net
-        if net is None:
+        if net is None or self.too_large:
             return
-        start = at + 27
-        head = table.full_head
-        flags = payload[at + 25]
-        update = kind == ev.UPDATE_ROWS_V1
-        plain = kind in (ev.WRITE_ROWS_V1, ev.DELETE_ROWS_V1) or update
-        size = len(head) + (len(table.bitmap) if update else 0)
-        if plain and payload[start : start + size] == (head + table.bitmap if update else head):
-            data, first, last = payload, start + size, end
-            what = KINDS[kind]
+        head = table.heads.get(kind)
+        if head is not None and payload.startswith(head, at + 27):
+            flags, what = payload[at + 25], KINDS[kind]
+            data, first, last = payload, at + 27 + len(head), end
         else:
             event = parse_rows(kind, payload[at + ev.HEADER_SIZE : end])
             bitmaps = [b for b in (event.before, event.after) if b is not None]
@@ -178,38 +178,46 @@ class Folder:
                 self._partial(net)
                 return
             data, first, last, what, flags = event.data, 0, len(event.data), event.kind, event.flags
-        ends = image_ends(table.layout, data, first, last)
-        if flags & NO_CHECK_CONSTRAINT_CHECKS:
-            net.unchecked = True
-        changes: list[tuple[bytes | None, bytes | None]]
-        if what == "update":
-            if len(ends) & 1:
-                raise table.layout.damaged()
-            images = _images(data, first, ends)
-            changes = list(zip(images[::2], images[1::2], strict=True))
-            spread = table.spread_update
-            if spread is not None and not flags & NO_FOREIGN_KEY_CHECKS:
-                same = map(spread, images[::2]), map(spread, images[1::2])
-                if any(a != b for a, b in zip(*same, strict=True)):
-                    self._cascade(net, "changes")
-        elif what == "insert":
-            changes = [(None, data[first:last])] if len(ends) == 1 else [(None, i) for i in _images(data, first, ends)]
-        else:
-            changes = [(data[first:last], None)] if len(ends) == 1 else [(i, None) for i in _images(data, first, ends)]
-            if table.spread_delete and not flags & NO_FOREIGN_KEY_CHECKS:
-                self._cascade(net, "deletes")
-        if self.too_large:
-            return
-        before = net.size
+        held = net.size
         try:
-            net.add(changes)
+            if last - first == table.layout.constant and what != "update":
+                image = data[first:last]
+                net.add(*((None, image) if what == "insert" else (image, None)))
+            else:
+                ends = image_ends(table.layout, data, first, last)
+                if what == "insert":
+                    for end in ends:
+                        net.add(None, data[first:end])
+                        first = end
+                elif what == "delete":
+                    for end in ends:
+                        net.add(data[first:end], None)
+                        first = end
+                else:
+                    self._updates(table, net, data, first, ends, flags)
         except FormatError as error:
             if error.code != "chain-broken":
                 raise
             self._broken(net, error)
-        self._most -= net.size - before
+        if flags & ~STATEMENT_END:
+            net.unchecked = net.unchecked or bool(flags & NO_CHECK_CONSTRAINT_CHECKS)
+        if table.spread_delete and what == "delete" and not flags & NO_FOREIGN_KEY_CHECKS:
+            self._cascade(net, "deletes")
+        self._most -= net.size - held
         if self._most < 0:
             self._give_up()
+
+    def _updates(self, table: _Table, net: NetTable, data: bytes, first: int, ends: list[int], flags: int) -> None:
+        if len(ends) & 1:
+            raise table.layout.damaged()
+        spread = None if flags & NO_FOREIGN_KEY_CHECKS else table.spread_update
+        for i in range(0, len(ends), 2):
+            middle, end = ends[i], ends[i + 1]
+            before, after = data[first:middle], data[middle:end]
+            net.add(before, after)
+            if spread is not None and spread(before) != spread(after):
+                self._cascade(net, "changes")
+            first = end
 
     def _table(self, table_map: TableMap) -> _Table:
         columns = len(table_map.columns)
@@ -222,7 +230,9 @@ class Folder:
             spread_delete = any(r.on_delete in _SPREADS for r in definition.referenced_by)
             if any(r.on_update in _SPREADS for r in definition.referenced_by):
                 spread_update = column_slicer(layout, net.referenced)
-        made = _Table(net, layout, rows_head(0, 1, columns, bitmap, None)[8:], bitmap, spread_delete, spread_update)
+        one, two = rows_head(0, 1, columns, bitmap, None)[8:], rows_head(0, 1, columns, bitmap, bitmap)[8:]
+        heads = {ev.WRITE_ROWS_V1: one, ev.DELETE_ROWS_V1: one, ev.UPDATE_ROWS_V1: two}
+        made = _Table(net, layout, heads, bitmap, spread_delete, spread_update)
         self._known[table_map] = made
         return made
 
@@ -367,14 +377,6 @@ _OWN: Final = re.compile(
 def own_definition(query: ev.Query) -> bool:
     """Whether this DDL is of Holdfast's own schema and nothing else: no barrier. (Ours always names the schema.)"""
     return _OWN.match(query.sql) is not None
-
-
-def _images(data: bytes, start: int, ends: list[int]) -> list[bytes]:
-    out = []
-    for end in ends:
-        out.append(data[start:end])
-        start = end
-    return out
 
 
 def _referenced(definition: Definition, look_up: Callable[[TableName], Definition | None]) -> tuple[int, ...]:

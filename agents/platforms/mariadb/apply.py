@@ -171,10 +171,17 @@ class MariaDBTarget:
         return [_grant(", ".join(needed), "`holdfast`.*", account)]
 
     def _settings_in_the_way(self, control: pymysql.Connection[Any], plan: Plan) -> list[Problem]:
-        ((log_bin, exec_mode, run_triggers),) = _ask(
-            control, "SELECT @@log_bin, @@slave_exec_mode, @@slave_run_triggers_for_rbr"
+        ((log_bin, exec_mode, run_triggers, packet),) = _ask(
+            control, "SELECT @@log_bin, @@slave_exec_mode, @@slave_run_triggers_for_rbr, @@max_allowed_packet"
         )
         out = []
+        largest, table = max(((t.changes.largest, t.definition.text) for t in plan.tables), default=(0, ""))
+        needed = (largest + 4096) * 2 // 3 + 1024  # of base64, in two halves: more pieces the server does not take
+        if needed > packet:
+            out.append(Problem(
+                "row-too-large", f"a row of {table} needs packets of {needed} bytes; the server takes {packet}",
+                f"SET GLOBAL max_allowed_packet = {min(1 << 30, 1 << needed.bit_length())}",
+            ))  # fmt: skip
         if not log_bin:
             out.append(Problem("log-off", "the target keeps no binary log", "start it with log_bin"))
         if exec_mode != "STRICT":
@@ -289,11 +296,6 @@ class MariaDBTarget:
             _run(work, b"BINLOG '" + text + b"'")
             return
         half = (len(text) + 1) // 2
-        if half > most:
-            raise AgentError(
-                "row-too-large", f"a row needs {len(text)} bytes; the server takes packets of {self._packet}",
-                f"SET GLOBAL max_allowed_packet = {min(1 << 30, 1 << half.bit_length())}",
-            )  # fmt: skip
         _run(work, b"SET @holdfast_1 = '" + text[:half] + b"'")
         _run(work, b"SET @holdfast_2 = '" + text[half:] + b"'")
         _run(work, b"BINLOG @holdfast_1, @holdfast_2")

@@ -19,7 +19,7 @@ lost event) is noticed here. Values are never decoded. Knows nothing of steps, p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +36,7 @@ from streams.formats.binlog.table_map import TableMap, packed_integer
 from streams.formats.errors import FormatError
 
 Slicer = Callable[[bytes], bytes]
+_UNSEEN: Final = b"\xff" * 8  # by identity
 
 
 def column_slicer(layout: RowLayout, columns: Sequence[int]) -> Slicer:
@@ -127,7 +128,6 @@ class NetTable:
     referenced: tuple[int, ...] = ()
     unchecked: bool = False
     """Whether some change was logged without its CHECK constraints having been looked at."""
-    changes: int = 0
     size: int = 0
     """Bytes of images held, roughly: what bounds the memory of a plan."""
     _first: dict[bytes, bytes | None] = field(default_factory=dict)
@@ -143,51 +143,55 @@ class NetTable:
     def keyed(self) -> bool:
         return self._key_of is not None
 
-    def add(self, changes: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-        """Fold (before, after) images in the order in which they happen.
+    def add(self, before: bytes | None, after: bytes | None) -> None:
+        """Fold the change of one row, in the order in which changes happen. One of the images may be None.
 
-        Raises `FormatError` (`chain-broken`) when a before image is not what the changes so far left.
+        Raises `FormatError` (`chain-broken`) when the before image is not what the changes so far left.
         """
         key_of = self._key_of
         if key_of is None:
-            self._count(changes)
+            self._count(before, after)
             return
-        first, now = self._first, self._now
-        count = size = 0
-        for before, after in changes:
-            count += 1
-            if before is not None:
-                key = key_of(before)
-                if key in now:
-                    if now[key] != before:
-                        raise self._broken()
-                else:
-                    first[key] = before
-                    size += len(before) + len(key)
+        now = self._now
+        if before is not None:
+            key = key_of(before)
+            was = now.get(key, _UNSEEN)
+            if was is _UNSEEN:
+                self._first[key] = before
+                self.size += len(before) + len(key)
+            elif was != before:
+                raise self._broken()
+            if after is None:
                 now[key] = None
-            if after is not None:
-                key = key_of(after)
-                if key in now:
-                    if now[key] is not None:
-                        raise self._broken()
-                else:
-                    first[key] = None
-                    size += len(key)
+                return
+            becomes = key_of(after)
+            if becomes == key:
                 now[key] = after
-                size += len(after)
-        self.changes += count
-        self.size += size
-
-    def _count(self, changes: Iterable[tuple[bytes | None, bytes | None]]) -> None:
-        copies = self._copies
-        for before, after in changes:
-            self.changes += 1
-            if before is not None:
-                copies[before] = copies.get(before, 0) - 1
-                self.size += len(before)
-            if after is not None:
-                copies[after] = copies.get(after, 0) + 1
                 self.size += len(after)
+                return
+            now[key] = None
+            key = becomes
+        elif after is None:
+            return
+        else:
+            key = key_of(after)
+        was = now.get(key, _UNSEEN)
+        if was is _UNSEEN:
+            self._first[key] = None
+            self.size += len(key)
+        elif was is not None:
+            raise self._broken()
+        now[key] = after
+        self.size += len(after)
+
+    def _count(self, before: bytes | None, after: bytes | None) -> None:
+        copies = self._copies
+        if before is not None:
+            copies[before] = copies.get(before, 0) - 1
+            self.size += len(before)
+        if after is not None:
+            copies[after] = copies.get(after, 0) + 1
+            self.size += len(after)
 
     def invert(self) -> None:
         """Turn round what was folded so far: from now on it is what leads back."""
@@ -275,6 +279,12 @@ class NetChanges:
     def size(self) -> int:
         """Bytes of images that the changes hold."""
         return sum(map(len, self.deletes)) + sum(map(len, self.inserts)) + sum(len(a) + len(b) for a, b in self.updates)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest change: one row's image, or both of an update."""
+        single = max(map(len, (*self.expected, *self.inserts, *self.deletes)), default=0)
+        return max(single, max((len(a) + len(b) for a, b in self.updates), default=0))
 
     def statements(self, most: int) -> Iterator[tuple[int, bytes]]:
         """The changes as (rows, native events): a table map and one rows event of about `most` bytes, ready to be

@@ -549,3 +549,59 @@ def test_settings_under_which_native_events_lie_are_refused(bench: RollbackBench
     assert setting in message
     bench.sql(bench.said[-1].problems[0].hint)
     bench.run(bench.back(1))
+
+
+# -- sizes ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_larger_than_a_packet_goes_in_two_halves_or_is_refused_before_anything(bench: RollbackBench) -> None:
+    ((packet,),) = bench.sql("select @@max_allowed_packet")
+    bench.sql("create table big (id int primary key, a longblob, b longblob)")
+    bench.schema = bench._read_schema()
+    half = packet * 9 // 16
+    bench.sql(f"insert into big values (1, repeat('x', {half}), repeat('y', {half}))")
+    before = bench.sql("checksum table big")
+    bench.sql("delete from big")
+    bench.run(bench.back(1))
+    assert bench.sql("checksum table big") == before
+    bench.sql("update big set id = 2")  # deleted and inserted, image by image
+    bench.run(bench.back(1))
+    assert bench.sql("checksum table big") == before
+    bench.sql("update big set a = concat(a, 'x')")  # both images in one event
+    ((code, message),) = stopped(bench, bench.back(1))
+    assert code == "row-too-large"
+    assert "app.big" in message
+    ((hint),) = (p.hint for p in bench.said[-1].problems)
+    bench.sql(hint)
+    bench.run(bench.back(1))
+    assert bench.sql("checksum table big") == before
+    bench.sql(f"set global max_allowed_packet = {packet}")
+
+
+def test_a_plan_of_many_rows_in_many_steps(bench: RollbackBench) -> None:
+    """Large enough for guards in Aria and events of more than one statement."""
+    bench.sql("insert into other select seq, seq from seq_1_to_30000")
+    before = content(bench)
+    bench.sql("update other set v = v + 1")
+    bench.sql("delete from other where id % 3 = 0")
+    bench.sql("insert into other select seq + 100000, 1 from seq_1_to_20000")
+    bench.sql("update other set id = -id where id % 5 = 0")
+    after, head = content(bench), bench.head()
+    progress: list[tuple[str, int, int]] = []
+    application = bench.application(bench.back(4))
+    application.progress = lambda *said: progress.append(said)
+    application.run()
+    assert content(bench) == before
+    assert {what for what, _, _ in progress} == {"loading the guard", "applying"}
+    assert all(done <= total for _, done, total in progress)
+    bench.run(bench.plan("forward", head))
+    assert content(bench) == after
+
+
+def test_a_conflict_among_many_rows_is_found(bench: RollbackBench) -> None:
+    bench.sql("insert into other select seq, seq from seq_1_to_30000")
+    plan = bench.back(1)
+    unlogged(bench, "update other set v = 0 where id = 29999")
+    assert stopped(bench, plan) == [
+        ("conflict", "app.other (id=29999) is not as the plan expects it: expected v=29999, found v=0")
+    ]

@@ -14,6 +14,7 @@ or by binary search, and proves what it found by the chain.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import queue
 import threading
@@ -28,6 +29,7 @@ from streams.capture_record import Sealer, read_unsettled, record_digest, step_s
 from streams.consume import Message
 from streams.errors import BrokenChain, DeliveryFailed, StreamError
 from streams.events import CommitsRecorded, EpochStarted, LineageStarted
+from streams.formats.binlog.events import is_format_description, whole_events
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
@@ -364,7 +366,8 @@ class CaptureLog:
             if step is not None:  # else reading began in the middle of it
                 step.add(message.offset, event)
                 if event.part.last:
-                    yield from self._pieces(step)
+                    pieces = self._pieces(step)
+                    yield from _whole_events(pieces) if is_format_description(event.preamble) else pieces
                     step = None
 
     def _whole(self, record: CommitsRecorded, offset: int) -> Iterator[StepFragment]:
@@ -423,6 +426,26 @@ class CaptureLog:
         if record.encryption is not None and self._secrets is None:
             return None
         return unseal_payload(record, self._secrets)
+
+
+def _whole_events(fragments: Iterable[StepFragment]) -> Iterator[StepFragment]:
+    """The fragments of one step with whole events in each: an event larger than a record was split over several."""
+    held: list[bytes] = []
+    size = wanted = number = 0
+    for fragment in fragments:
+        if fragment.payload is None:
+            yield fragment
+            continue
+        held.append(fragment.payload)
+        size += len(fragment.payload)
+        if not fragment.last and size < wanted:
+            continue
+        data = b"".join(held)
+        whole, wanted = (size, 0) if fragment.last else whole_events(data)
+        held, size, wanted = [data[whole:]], size - whole, wanted - whole
+        if whole or fragment.last:
+            yield dataclasses.replace(fragment, number=number, payload=data[:whole])
+            number += 1
 
 
 class _Parts:

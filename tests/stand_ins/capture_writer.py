@@ -10,7 +10,7 @@ from streams.capture_record import Sealer, lineage_digest, record_digest, seal_p
 from streams.events import CommitsRecorded, EpochStarted, LineageStarted, Part
 from streams.ids import now_us, uuid7
 
-PREAMBLE = b"\x00" * 4 + b"\x0f format description"
+PREAMBLE = b"preamble of a source whose payload nobody looks into"
 
 
 def payload_of(ordinal: int, number: int = 0, size: int = 40) -> bytes:

@@ -349,6 +349,27 @@ def iter_events(buffer: Buffer, checksum: bool, offset: int = 0) -> Iterator[Eve
         offset = stop
 
 
+def is_format_description(buffer: Buffer) -> bool:
+    """Whether `buffer` looks like a format-description event: what follows it is a binary log."""
+    return len(buffer) > HEADER_SIZE and buffer[4] == FORMAT_DESCRIPTION
+
+
+def whole_events(buffer: Buffer, offset: int = 0) -> tuple[int, int]:
+    """How far `buffer` holds whole events from `offset` on, and how long it must be to hold the next one as well.
+
+    Raises `FormatError` (`bad-length`).
+    """
+    end = len(buffer)
+    while end - offset >= HEADER_SIZE:
+        (length,) = _u32.unpack_from(buffer, offset + 9)
+        if length < HEADER_SIZE:
+            raise FormatError("bad-length", f"an event of {length} bytes at {offset}", WHOLE_EVENTS_HINT)
+        if length > end - offset:
+            return offset, offset + length
+        offset += length
+    return offset, offset + HEADER_SIZE
+
+
 def checksum_matches(event: Buffer) -> bool:
     """Whether the CRC32 at the end of one whole event is that of its bytes.
 

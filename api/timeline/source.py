@@ -15,6 +15,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from api.errors import ApiError
@@ -37,9 +38,11 @@ PAGE_S = 0.25
 TAIL_STEPS = 2_000_000
 # A granule closes with the step that takes it beyond 4 MB, so one of twice that ends with a step that is large itself.
 _LARGE_GRANULE = 8 << 20
+_AHEAD = 4
+_READERS = ThreadPoolExecutor(8, "timeline")
 _OWN = OWN_SCHEMA.encode()
 
-PathOf = Callable[[str], Planned | None]
+PlanOf = Callable[[str], Planned | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +113,13 @@ class _Looked:
 
 
 class Timeline:
-    """The timeline of `source`. `path_of` answers a plan and what stands after it, None when it is unknown."""
+    """The timeline of `source`. `plan_of` answers a plan and what stands after it, None when it is unknown."""
 
-    def __init__(self, kafka: KafkaSettings, source: str, secrets: Sealer | None, path_of: PathOf) -> None:
+    def __init__(self, kafka: KafkaSettings, source: str, secrets: Sealer | None, plan_of: PlanOf) -> None:
         self.source = source
         self.log = CaptureLog(kafka, source, secrets)
         self.preambles = Preambles()
-        self._path_of = path_of
+        self._plan_of = plan_of
         self._lock = threading.Lock()
         self._looked: _Looked | None = None
 
@@ -173,7 +176,7 @@ class Timeline:
         return History(self.source, lineage, head, turns, own)
 
     def _known_plan(self, ordinal: int, plan: str) -> Planned:
-        found = self._path_of(plan)
+        found = self._plan_of(plan)
         if found is None:
             raise ApiError(
                 503,
@@ -290,24 +293,43 @@ class Timeline:
                 until_us=wanted.until_us,
                 limit=32,
             )
-            for granule in granules:
-                last = min(granule.last_ordinal, before - 1)
-                if ends_large(granule) and last == granule.last_ordinal:
+            searches = self._searches(now.lineage, granules, before, wanted, limit)
+            for granule, some in zip(granules, searches, strict=True):
+                if ends_large(granule) and granule.last_ordinal < before:
                     step = self._large(conn, now.lineage, granule)
                     found += [step] if wanted.takes(step) else []
-                    last -= 1
-                    if len(found) >= limit:
-                        return Page(found, granule.last_ordinal)
-                some = self._search(now.lineage, granule.first_ordinal, last, [granule], wanted, limit - len(found))
-                found += some.steps
+                room = limit - len(found)
+                found += some.steps[:room]
                 read += some.size
-                if len(found) >= limit or some.floor > granule.first_ordinal:
-                    return Page(found, some.floor if some.floor > 1 else None)
+                if len(found) >= limit:
+                    return Page(found, found[-1].ordinal)
+                if some.floor > granule.first_ordinal:
+                    return Page(found, some.floor)
                 if (read > PAGE_BYTES or time.monotonic() > deadline) and granule.first_ordinal > 1:
                     return Page(found, granule.first_ordinal)
             if len(granules) < 32:
                 return Page(found, None)
             before = granules[-1].first_ordinal
+
+    def _searches(
+        self, lineage: str, granules: list[Granule], before: int, wanted: Filter, most: int
+    ) -> Iterator[_Some]:
+        """A search of each granule, in order. Mostly the first fills the page; when it does not, the next few are read at
+        the same time, since what takes time is waiting for Kafka."""
+
+        def search(granule: Granule) -> _Some:
+            last = min(granule.last_ordinal, before - 1)
+            last -= ends_large(granule) and last == granule.last_ordinal
+            return self._search(lineage, granule.first_ordinal, last, [granule], wanted, most)
+
+        ahead: deque[Future[_Some]] = deque()
+        for i, granule in enumerate(granules):
+            if i == 0:
+                yield search(granule)
+                continue
+            while len(ahead) < _AHEAD and i + len(ahead) < len(granules):
+                ahead.append(_READERS.submit(search, granules[i + len(ahead)]))
+            yield ahead.popleft().result()
 
     def _search(self, lineage: str, first: int, last: int, granules: list[Granule], wanted: Filter, most: int) -> _Some:
         """What of `first..last` is wanted, newest first, `most` at most. What a step does is worked out only for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from api.timeline.source import PathOf, Timeline
+from api.timeline.source import PlanOf, Timeline
 from streams.capture_record import Sealer
 from streams.settings import KafkaSettings
 
@@ -15,10 +15,10 @@ _KEPT = 32
 class Timelines:
     """Timelines by source; the ones used longest ago are let go of."""
 
-    def __init__(self, kafka: KafkaSettings, secrets: Sealer | None, path_of: PathOf) -> None:
+    def __init__(self, kafka: KafkaSettings, secrets: Sealer | None, plan_of: PlanOf) -> None:
         self._kafka = kafka
         self._secrets = secrets
-        self._path_of = path_of
+        self._plan_of = plan_of
         self._open: OrderedDict[str, Timeline] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -26,7 +26,7 @@ class Timelines:
         with self._lock:
             found = self._open.get(source)
             if found is None:
-                found = self._open[source] = Timeline(self._kafka, source, self._secrets, self._path_of)
+                found = self._open[source] = Timeline(self._kafka, source, self._secrets, self._plan_of)
             self._open.move_to_end(source)
             if len(self._open) > _KEPT:
                 _, oldest = self._open.popitem(last=False)

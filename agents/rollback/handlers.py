@@ -5,8 +5,9 @@ Each reads what the log says, hands it to `plan`, `apply` or `recover`, and publ
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from agents import registry
 from agents.errors import AgentError
@@ -22,6 +23,10 @@ from streams.ids import now_us
 
 if TYPE_CHECKING:
     from agents.commands import Command, Context, Services
+
+
+SCHEMA_WAIT_S: Final = 5.0
+_SCHEMA_BEHIND: Final = frozenset({"schema-unknown", "schema-differs"})
 
 
 def plan(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -148,15 +153,23 @@ def _make(ctx: Context, source: str, request: Request, known: past.History, log:
     if tail is None or tail.lineage != request.lineage:
         raise AgentError("lineage-ended", f"lineage {request.lineage} of {source} is not the current one", "plan again")
     past.check_paths(request, past.turns(known, log, request.lineage), tail.ordinal)
-    return make_plan(
-        request,
-        past.read_schema(ctx.services.settings.kafka, source, request.lineage, request.head_ordinal),
-        lambda first, last: log.steps(request.lineage, first, last),
-        source=source,
-        by=ctx.command.requester,
-        planned_us=now_us(),
-        progress=lambda done, total: ctx.progress("reading steps", done, total, "steps"),
-    )
+    deadline = time.monotonic() + SCHEMA_WAIT_S
+    while True:
+        schema = past.read_schema(ctx.services.settings.kafka, source, request.lineage, request.head_ordinal)
+        made = make_plan(
+            request,
+            schema,
+            lambda first, last: log.steps(request.lineage, first, last),
+            source=source,
+            by=ctx.command.requester,
+            planned_us=now_us(),
+            progress=lambda done, total: ctx.progress("reading steps", done, total, "steps"),
+        )
+        # Definitions are recorded a moment after their step is captured.
+        if time.monotonic() > deadline or not _SCHEMA_BEHIND & {p.code for p in made.event.obstacles}:
+            return made
+        ctx.check()
+        time.sleep(0.25)
 
 
 def _again(ctx: Context, source: str, request: Request, known: past.History, log: past.Log) -> Plan:

@@ -11,8 +11,9 @@ from typing import Protocol
 
 from agents.errors import AgentError
 from agents.rollback.plan import Fragment, Request
-from agents.rollback.schema import Schema, schema_at
+from agents.rollback.schema import Schema
 from agents.rollback.stages import FINAL, UNDECIDED
+from agents.schema.record import fold
 from streams.consume import read_topic
 from streams.events import CommitsRecorded, RollbackChanged, RollbackPlanned, SchemaRecorded
 from streams.formats.binlog.step import summarise
@@ -76,9 +77,9 @@ def read_history(kafka: KafkaSettings, source: str) -> History:
 
 def read_schema(kafka: KafkaSettings, source: str, lineage: str, ordinal: int) -> Schema:
     """The source's schema as it was recorded after step `ordinal`."""
-    topic = topic_name(kafka.prefix, "schema", source)
-    events = (m.event for m in read_topic(kafka, topic))
-    return schema_at((e for e in events if isinstance(e, SchemaRecorded) and e.lineage == lineage), ordinal)
+    events = (m.event for m in read_topic(kafka, topic_name(kafka.prefix, "schema", source)))
+    state = fold(e for e in events if isinstance(e, SchemaRecorded) and e.lineage == lineage and e.ordinal <= ordinal)
+    return Schema(state.tables, state.version)
 
 
 def turns(history: History, log: Log, lineage: str) -> list[Turn]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from streams.events import SchemaRecorded, TableDefinition
+from streams.events import TableDefinition
 
 TableName = tuple[str, str]
 
@@ -137,20 +137,3 @@ class Schema:
     def get(self, name: TableName) -> Definition | None:
         recorded = self.tables.get(name)
         return None if recorded is None else parse_definition(recorded)
-
-
-def schema_at(events: Iterable[SchemaRecorded], ordinal: int) -> Schema:
-    """The schema after step `ordinal`, from the events of one lineage in the order of the topic."""
-    tables: dict[TableName, TableDefinition] = {}
-    version = b""
-    for event in events:
-        if event.ordinal > ordinal:
-            continue
-        if event.full:
-            tables = {}
-        for name in event.dropped:
-            schema, _, table = name.partition(".")
-            tables.pop((schema, table), None)
-        tables.update({(t.schema, t.table): t for t in event.tables})
-        version = event.version
-    return Schema(tables, version)

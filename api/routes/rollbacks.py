@@ -226,9 +226,11 @@ def _runnable(found: Plan) -> None:
 
 
 def _still_now(found: Plan, now: Now) -> None:
-    """A plan leads from one state; when user steps have come since, it does not lead from here."""
-    before = found.path_before
-    if now.lineage != found.lineage or targets.counted(targets.leads(now.history, before).undo, now.history.own):
+    """A plan leads from one state: from another it does not. Where others may go on writing, what came since is no other
+    state; whether it touched the same rows is found by the agent."""
+    back = targets.leads(now.history, found.path_before)
+    newer = back.undone_steps if shapes.json_object(found.options).get("whole_source", True) else 0
+    if now.lineage != found.lineage or newer or back.redone_steps:
         raise ApiError(
             409,
             "plan-outdated",

@@ -20,7 +20,7 @@ from projections.database import connect
 from projections.views import timeline
 from streams.capture_log import CaptureLog
 from streams.settings import Settings, load
-from tests.bench import ground
+from tests.bench import generated, ground
 from tests.bench.ground import DATABASE
 
 SOURCE = "bench"
@@ -37,6 +37,13 @@ class BenchSite:
     @property
     def settings(self) -> Settings:
         return load(self.stage.data / SETTINGS, os.environ)
+
+    def down(self) -> None:
+        self.stage.holdfast("down", show=False)
+
+    def up(self, *services: str) -> None:
+        """All of it, or these services."""
+        self.stage.holdfast("up", "--detach", *(f"--service={s}" for s in services), show=False)
 
     def captured(self, limit: float = 600) -> int:
         """Wait until the log has everything that the source has committed; the newest step's ordinal."""
@@ -83,10 +90,10 @@ def bench_site() -> Iterator[BenchSite]:
             files[purpose] = folder / f"{purpose}.password"
             files[purpose].touch(0o600)
             files[purpose].write_text(password)
-        stage = Stage(folder / "site", quiet=True)
-        stage.holdfast("up", "--detach", show=False)
-        stack.callback(stage.holdfast, "down", show=False)
-        yield BenchSite(folder, stage, server)
+        site = BenchSite(folder, Stage(folder / "site", quiet=True), server)
+        stack.callback(site.down)
+        site.up()
+        yield site
 
 
 def protect(site: BenchSite) -> None:
@@ -97,3 +104,39 @@ def protect(site: BenchSite) -> None:
         *("--rollback-user", "hf_rollback", "--rollback-password-file", str(site.folder / "rollback.password")),
         show=False,
     )
+
+
+def long_log(site: BenchSite, table: str, real: int, total: int, rare: str = "") -> None:
+    """Steps of `table` up to about `total`, of which the first `real` are there and captured; the rest is generated.
+
+    `rare`: a table that one real step touched, whose step appears eight times more among them. Comes back once the site
+    is up, capture has found its place and the read model has all of it.
+    """
+    head = site.captured()
+    site.indexed(head)
+    at = ground.position(site.mariadb)
+    domain, server, sequence = (int(x) for x in at.split("-"))
+    last = sequence + total - real
+    rare_step = 0
+    if rare:
+        found = site.stage.json("timeline", "show", SOURCE, "--table", f"{DATABASE}.{rare}", "--limit", "1")
+        rare_step = int(found["steps"][0]["ordinal"])
+    site.down()
+    with contextlib.closing(site.mariadb.connect(database=DATABASE)) as connection, connection.cursor() as cursor:
+        cursor.execute(f"select max(id) from {table}")
+        (newest,) = cursor.fetchone() or (0,)
+        cursor.execute(f"set session gtid_domain_id = {domain}, server_id = {server}, gtid_seq_no = {last - 1}")
+        for i in (1, 2):
+            cursor.execute(f"insert into {table} values ({newest + i}, 'the last of them', {i}, now())")
+    if ground.position(site.mariadb) != f"{domain}-{server}-{last}":
+        raise RuntimeError(f"the source stands at {ground.position(site.mariadb)}, not at sequence {last}")
+    site.up("kafka")
+    made = generated.extend(site.settings, SOURCE, (last - 1, last), 2 * MAX_STEPS + 1, rare_step)
+    site.down()
+    site.up()
+    # Capture has read the log's end again at the source, or it would not take in what comes after it.
+    site.mariadb.execute(f"delete from {table} where id = {newest + 2}", database=DATABASE)
+    head = site.captured()
+    if head != made.head + 1:
+        raise RuntimeError(f"capture went on with step {head} after {made.head}")
+    site.indexed(head)

@@ -74,7 +74,8 @@ def test_a_paused_broker_acknowledges_nothing_and_goes_on_when_resumed(kafka: Ka
 def test_what_a_single_machine_acknowledges_is_on_its_disk(kafka: KafkaServer, postgres: PostgresServer) -> None:
     """A power cut cannot be had here, so what is proved is that the running servers are told to flush before they answer."""
     broker = ConfigResource(ResourceType.BROKER, "1")
-    flags = AdminClient(kafka.settings().client_config()).describe_configs([broker])[broker].result(30)
+    admin = AdminClient(kafka.settings().client_config())
+    flags = admin.describe_configs([broker])[broker].result(30)
     assert flags["log.flush.interval.messages"].value == "1"
     assert flags["log.retention.ms"].value == "-1"
     assert flags["unclean.leader.election.enable"].value == "false"

@@ -28,10 +28,10 @@ from deploy.demo.stage import NotProved, Stage
 SOURCE = "shop"
 
 
-def run(stage: Stage, server: MariaDB, transactions: int) -> None:
+def run(stage: Stage, server: MariaDB, transactions: int, port: Sequence[str] = ()) -> None:
     """The demonstration from an empty site to a rewound shop."""
     stage.title("a site: Kafka, PostgreSQL, processors, agent, API")
-    stage.holdfast("up", "--detach")
+    stage.holdfast("up", "--detach", *port)
 
     stage.title(f"a database to protect: MariaDB {server.version}, with a small shop in it")
     admin = server.connect(autocommit=False)
@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, default=Path(".demo"), help="where all of it lives (default: .demo)")
     parser.add_argument("--mariadb", default="any", choices=["any", "10.11", "11.4"], help="which server to protect")
     parser.add_argument("--transactions", type=int, default=400, help="how much the shop trades")
+    parser.add_argument("--port-api", type=int, help="port of the API (default: 8473, or a free one)")
     parser.add_argument("--stop", action="store_true", help="stop everything at the end instead of leaving it up")
     parser.add_argument("--json", action="store_true", help="print nothing but what was proved")
     options = parser.parse_args(argv)
@@ -148,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     code = 0
     try:
-        run(stage, server, options.transactions)
+        run(stage, server, options.transactions, ("--port-api", str(options.port_api)) if options.port_api else ())
     except (NotProved, pymysql.Error) as error:
         print(f"\nNOT PROVED: {error}\nLogs: {site / 'logs'}", file=sys.stderr)
         code = 1

@@ -55,11 +55,20 @@ def accepts(host: str, port: int, timeout: float = 1.0) -> bool:
         return False
 
 
-def _holder(port: int) -> str:
+def listener(port: int) -> psutil.Process | None:
+    """The process that listens on `port`; None when there is none, or it cannot be seen from here."""
     try:
         for c in psutil.net_connections("tcp"):
             if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port and c.pid:
-                return f"{psutil.Process(c.pid).name()} (pid {c.pid})"
+                return psutil.Process(c.pid)
     except psutil.Error:
         pass
-    return ""
+    return None
+
+
+def _holder(port: int) -> str:
+    found = listener(port)
+    try:
+        return f"{found.name()} (pid {found.pid})" if found is not None else ""
+    except psutil.Error:
+        return ""

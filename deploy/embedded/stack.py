@@ -18,10 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
+
 import deploy
 from deploy.embedded import kafka, postgres, site
 from deploy.embedded.packages import Progress
-from deploy.embedded.ports import free_ports, is_free, require_free
+from deploy.embedded.ports import free_ports, is_free, listener, require_free
 from deploy.embedded.process import Command
 from deploy.embedded.user import ServiceUser, service_user
 from deploy.errors import SiteError
@@ -138,7 +140,7 @@ def _api_answers(stack: Stack) -> str | None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:
         with opener.open(f"{local.url}/v1/health", timeout=5):
-            return None
+            return _somebody_else(stack)
     except urllib.error.HTTPError as e:
         try:
             parts = json.load(e).get("parts", {})
@@ -148,6 +150,17 @@ def _api_answers(stack: Stack) -> str | None:
         return away or f"it answers {e.code}"
     except OSError as e:
         return f"it does not answer on {local.url}: {e}"
+
+
+def _somebody_else(stack: Stack) -> str | None:
+    """Another site's API may have taken the port between our look at it and our API's start; it would answer as well."""
+    found = listener(stack.settings.api.port)
+    try:
+        if found is None or str(stack.config) in found.cmdline():
+            return None
+    except psutil.Error:
+        return None
+    return f"port {stack.settings.api.port} is taken by another process ({found.pid}): give one with --port-api"
 
 
 SERVICES: Sequence[Service] = (

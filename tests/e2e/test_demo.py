@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.embedded.ports import free_ports
 from tests.stack.servers import Scratch
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,7 @@ def test_the_demonstration_proves_every_claim_it_makes(site_directory: Path, ver
         [
             *(sys.executable, "-P", "-m", "deploy.demo"),
             *("--data-dir", str(site_directory), "--mariadb", version, "--transactions", "150", "--stop", "--json"),
+            *("--port-api", str(free_ports(1)[0])),
         ],
         cwd=ROOT,
         capture_output=True,

@@ -13,6 +13,7 @@ import argparse
 import json
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from deploy.demo import shop
 from deploy.demo.accounts import create_accounts
 from deploy.demo.mariadb import MariaDB, MariaDBError
 from deploy.demo.stage import NotProved, Stage
+from deploy.embedded.user import service_user
+from deploy.errors import SiteError
 
 SOURCE = "shop"
 
@@ -130,14 +133,16 @@ def _text(sums: dict[str, int]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="./dev demo", description="Holdfast on real components, end to end.")
-    parser.add_argument("--data-dir", type=Path, default=Path(".demo"), help="where all of it lives (default: .demo)")
+    parser.add_argument(
+        "--data-dir", type=Path, help="where all of it lives (default: .demo, or a temporary directory)"
+    )
     parser.add_argument("--mariadb", default="any", choices=["any", "10.11", "11.4"], help="which server to protect")
     parser.add_argument("--transactions", type=int, default=400, help="how much the shop trades")
     parser.add_argument("--port-api", type=int, help="port of the API (default: 8473, or a free one)")
     parser.add_argument("--stop", action="store_true", help="stop everything at the end instead of leaving it up")
     parser.add_argument("--json", action="store_true", help="print nothing but what was proved")
     options = parser.parse_args(argv)
-    data = options.data_dir.resolve()
+    data = (options.data_dir or _default_directory()).resolve()
     site, stage = data / "site", Stage(data / "site", options.json)
     started = time.monotonic()
     try:
@@ -161,6 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         _what_next(stage, server, time.monotonic() - started)
     return code
+
+
+def _default_directory() -> Path:
+    """`.demo` of the checkout, unless the user that servers run as cannot get there (root's checkout in root's home)."""
+    here = Path(".demo").resolve()
+    try:
+        service_user().require_reach(here)
+    except SiteError:
+        return Path(tempfile.gettempdir(), "holdfast-demo")
+    return here
 
 
 def _what_next(stage: Stage, server: MariaDB, seconds: float) -> None:

@@ -24,7 +24,7 @@ from blake3 import blake3
 
 from agents import registry
 from agents.capture.__main__ import defined_source
-from agents.capture.engine import LIMIT
+from agents.capture.engine import LIMIT, UNDER_WAY
 from agents.capture.granules import MAX_STEPS, Indexer
 from agents.capture.records import Recorder
 from agents.capture.takeover import claim, standing
@@ -207,8 +207,8 @@ class _Writer:
         captured_us = now_us()
         record = self._recorder.record(taken, captured_us)
         chain = self._publisher.chain
-        while self._stream.sent - self._stream.durable() > 16:
-            self._stream.wait(1.0, self._stream.sent - 8)
+        while self._stream.sent - self._stream.durable() >= UNDER_WAY:
+            self._stream.wait(1.0, self._stream.sent - UNDER_WAY + 1)
         with chain.lock:
             value = chain.encode(record)
             headers = chain.headers(record)

@@ -30,8 +30,9 @@ from deploy.embedded import kafka as kafka_server
 from deploy.embedded import postgres as postgres_server
 from deploy.embedded.ports import free_ports
 from deploy.embedded.process import RunningProcess
+from deploy.embedded.site import SETTINGS
 from deploy.embedded.user import service_user
-from streams.settings import KafkaSettings, PostgresSettings, Settings
+from streams.settings import KafkaSettings, PostgresSettings, Settings, load
 from tests.stack.servers import make_site
 
 DATABASE = "bench"
@@ -54,6 +55,10 @@ class Ground:
         return make_site(
             self.folder / name, kafka, postgres or PostgresSettings("127.0.0.1", 1, "nobody", "none"), name
         )
+
+    def settings(self, name: str) -> Settings:
+        """Of a site made before."""
+        return load(self.folder / name / SETTINGS, os.environ)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
+import shutil
 import sys
 import tempfile
 import time
@@ -23,12 +23,13 @@ import pymysql
 
 from deploy.demo import shop
 from deploy.demo.accounts import create_accounts
-from deploy.demo.mariadb import MariaDB, MariaDBError
+from deploy.demo.mariadb import MariaDB, MariaDBError, end
 from deploy.demo.stage import NotProved, Stage
 from deploy.embedded.user import service_user
 from deploy.errors import SiteError
 
 SOURCE = "shop"
+MARK = "demonstration.json"
 
 
 def run(stage: Stage, server: MariaDB, transactions: int, port: Sequence[str] = ()) -> None:
@@ -146,9 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     site, stage = data / "site", Stage(data / "site", options.json)
     started = time.monotonic()
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        server = MariaDB.prepare(data / f"mariadb-{secrets.token_hex(3)}", version=options.mariadb)
+        _clear(data, stage)
+        server = MariaDB.prepare(data / "mariadb", version=options.mariadb)
         server.start()
+        (data / MARK).write_text(json.dumps({"mariadb": server.pid}), "utf-8")
     except (MariaDBError, OSError) as error:
         print(f"the demonstration cannot start: {error}", file=sys.stderr)
         return 2
@@ -161,11 +163,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({"proved": stage.proved, "seconds": round(time.monotonic() - started, 1), "exit": code}))
     if options.stop or code:
-        stage.holdfast("down", show=False)
+        if (site / "holdfast.toml").exists():
+            stage.holdfast("down", show=False)
         server.stop()
     else:
         _what_next(stage, server, time.monotonic() - started)
     return code
+
+
+def _clear(data: Path, stage: Stage) -> None:
+    """End and remove an earlier demonstration in `data`; what is not one is left alone, and refused."""
+    if not data.exists() or not any(data.iterdir()):
+        data.mkdir(parents=True, exist_ok=True)
+        (data / MARK).write_text("{}", "utf-8")
+        return
+    if not (data / MARK).exists():
+        raise NotADirectoryError(f"{data} is not empty and holds no demonstration; name another --data-dir")
+    stage.say(f"  ending and removing the demonstration before this one, in {data}")
+    if (stage.data / "holdfast.toml").exists():
+        stage.holdfast("down", show=False)
+    pid = json.loads((data / MARK).read_text("utf-8")).get("mariadb", 0)
+    if pid and _is_mariadb(pid, data) and not end(pid):
+        raise TimeoutError(f"the MariaDB of the demonstration before this one does not end: pid {pid}")
+    for name in ("site", "mariadb"):
+        shutil.rmtree(data / name, ignore_errors=True)
+
+
+def _is_mariadb(pid: int, data: Path) -> bool:
+    """Whether `pid` is still the server of the demonstration in `data`, and not a number that was handed on."""
+    try:
+        return str(data) in Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
+    except OSError:
+        return False
 
 
 def _default_directory() -> Path:

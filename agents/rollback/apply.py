@@ -182,7 +182,6 @@ class Application:
 
     def _undo(self, error: BaseException) -> Outcome:
         """Nothing was committed: put everything back, say so, and raise what it was."""
-        self.target.abandon()
         try:
             self._put_back()
         except AgentError as trouble:
@@ -205,7 +204,9 @@ class Application:
                 if not applied:
                     self._put_back()
                 break
-            except SourceUnavailable:
+            except AgentError as trouble:
+                if not isinstance(trouble, SourceUnavailable) and trouble.code != "locked":
+                    raise
                 self._reconnect_later(deadline)
         if applied:
             return self._applied()
@@ -224,10 +225,12 @@ class Application:
         self.target.close()
 
     def _put_back(self) -> None:
-        """Drop the guard, and set `read_only` to what it was. The switch comes first: others wait for it."""
+        """Set `read_only` to what it was, let go of the transaction, drop the guard. The switch comes first: applications
+        wait for it, and what they write cannot meet a transaction that will not be committed any more."""
         if self._read_only_before is not None:
             self.target.unfence(self._read_only_before)
         failpoint("rollback-unfenced")
+        self.target.abandon()
         self.target.clean_up()
 
     def _say(self, state: str, **more: Any) -> None:

@@ -362,7 +362,7 @@ class Folder:
         self.too_large = True
         self._find("plan-too-large", "", lambda n, _: Problem(
             "plan-too-large", f"the rows to be changed need more memory than a plan may take (reached at step {n})",
-            "roll back in several plans, or raise agent.plan_memory_mb"))  # fmt: skip
+            "roll back in several plans, newest steps first"))  # fmt: skip
         for net in self.tables.values():
             net.clear()
 

@@ -11,9 +11,9 @@ CAPTURE_GRANTS: tuple[str, ...] = (
     "grant replication slave, binlog monitor, select, show view, trigger, event on *.* to {account}",
 )
 ROLLBACK_GRANTS: tuple[str, ...] = (
-    "grant select, insert, update, delete, trigger on *.* to {account}",
-    "grant binlog replay, binlog admin, binlog monitor, read_only admin on *.* to {account}",
-    "grant all privileges on holdfast.* to {account}",
+    "grant select, trigger on *.* to {account}",
+    "grant binlog replay, binlog admin, read_only admin on *.* to {account}",
+    "grant select, insert, create, alter, drop on holdfast.* to {account}",
 )
 
 

@@ -112,3 +112,35 @@ def test_an_abandoned_plan_does_not_run(agent: AgentProcess, rolling: Rolling) -
     rolling.run(wrong)
     done = await_job(rolling.settings, rolling.confirm(wrong))
     assert (done.state, [p.code for p in done.problems]) == ("failed", ["plan-applied"])
+
+
+def test_definitions_that_changed_since_the_baseline_are_known(agent: AgentProcess, rolling: Rolling) -> None:
+    """Not past a definition change, but after it: plans use what the schema topic says of the table since."""
+    server = rolling.server
+    server.execute("alter table app.t add column w int default 5, add unique key (w)")
+    after = rolling.head()
+    server.execute("insert into app.t values (7, 'x', 70), (8, 'y', 80)", "update app.t set w = w + 1 where id = 8")
+    server.execute("create table app.later (id int primary key)", "insert into app.later values (1)")
+    rolling.run(rolling.back(1))
+    assert server.execute("select count(*) from app.later") == [(0,)]
+    planned = rolling.plan("rollback", after)
+    assert [o.code for o in planned.obstacles] == ["ddl"]
+    assert "create table app.later" in planned.obstacles[0].message
+
+
+def test_a_transaction_of_many_records_is_undone(agent: AgentProcess, rolling: Rolling) -> None:
+    server = rolling.server
+    server.execute("create table app.big (id int primary key, v longblob)")
+    head = rolling.head()
+    with server.connect(database="app") as connection, connection.cursor() as cursor:
+        cursor.execute("begin")
+        for i in range(12):
+            cursor.execute("insert into big values (%s, repeat('x', 700000)), (%s, 'small')", (2 * i, 2 * i + 1))
+        cursor.execute("update big set v = concat(v, 'y')")
+        cursor.execute("commit")
+    sums = server.execute("checksum table app.big")
+    assert sum(1 for _ in rolling.log.steps(rolling.lineage, head + 1, rolling.head())) > 1, "it was not split"
+    rolling.run(rolling.back(1))
+    assert server.execute("select count(*) from app.big") == [(0,)]
+    rolling.run(rolling.plan("forward", head + 1))
+    assert server.execute("checksum table app.big") == sums

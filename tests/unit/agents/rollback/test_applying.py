@@ -501,6 +501,33 @@ def test_capture_that_lags_stops_it(bench: RollbackBench, monkeypatch: pytest.Mo
     assert bench.states(plan) == ["confirmed", "failed"]
 
 
+def test_an_agent_that_is_to_end_puts_everything_back(bench: RollbackBench) -> None:
+    class EndNow(Exception):
+        pass
+
+    plan = bench.back(3)
+    application = bench.application(plan)
+
+    def say(event: RollbackChanged) -> None:
+        bench.say(event)
+        if event.state == "applying":
+            bench.log.hold = bench.head() - 1  # so that it waits, and looks
+
+    def check() -> None:
+        if bench.log.hold is not None:
+            raise EndNow
+
+    application.say, application.check = say, check
+    before = content(bench)
+    with pytest.raises(EndNow):
+        application.run()
+    assert application.now == "settle"
+    bench.log.hold = None
+    assert content(bench) == before
+    assert bench.states(plan)[-1] == "failed"
+    assert (bench.read_only(), bench.leftovers()) == (0, [])
+
+
 # -- rights and settings --------------------------------------------------------------------------------------------
 
 

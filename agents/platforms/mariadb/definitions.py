@@ -95,6 +95,8 @@ class _Facts:
     def __init__(self, conn: pymysql.Connection[Any], wanted: frozenset[TableName] | None) -> None:
         self._conn = conn
         self._wanted = wanted
+        # A schema that is named is looked into; any other way the server opens all it has, its own views too.
+        self._schemas = self._all_schemas()
         self.tables = {
             (s, t): rest
             for s, t, *rest in self._rows(
@@ -133,14 +135,24 @@ class _Facts:
         )
         self._read_rules()
 
+    def _all_schemas(self) -> list[str]:
+        named = {schema for schema, _ in self._wanted or ()}
+        with self._conn.cursor(Cursor) as cursor:
+            cursor.execute("SELECT SCHEMA_NAME FROM information_schema.SCHEMATA")
+            return sorted(str(s) for (s,) in cursor.fetchall() if s not in SYSTEM_SCHEMAS or s in named)
+
     def _read_rules(self) -> None:
         """Rules of all foreign keys, which serve both ends: those of a child, and who references a parent."""
+        rows: list[tuple[Any, ...]] = []
         with self._conn.cursor(Cursor) as cursor:
-            cursor.execute(
-                "SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME, UNIQUE_CONSTRAINT_SCHEMA,"
-                " REFERENCED_TABLE_NAME, DELETE_RULE, UPDATE_RULE FROM information_schema.REFERENTIAL_CONSTRAINTS"
-            )
-            rows = cursor.fetchall()
+            for schema in self._schemas:
+                cursor.execute(
+                    "SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME, UNIQUE_CONSTRAINT_SCHEMA,"
+                    " REFERENCED_TABLE_NAME, DELETE_RULE, UPDATE_RULE FROM information_schema.REFERENTIAL_CONSTRAINTS"
+                    " WHERE CONSTRAINT_SCHEMA = %s",
+                    (schema,),
+                )
+                rows += cursor.fetchall()
         self.rules = {(s, t, c): (on_delete, on_update) for s, t, c, _, _, on_delete, on_update in rows}
         self.referenced: dict[TableName, list[list[str]]] = defaultdict(list)
         for child_schema, child, constraint, schema, table, on_delete, on_update in rows:
@@ -167,10 +179,9 @@ class _Facts:
                     cursor.execute(f"{ask}{schema} = %s AND {table} = %s{tail}", name)
                     rows += cursor.fetchall()
             else:
-                places = ", ".join(["%s"] * len(SYSTEM_SCHEMAS))
-                others = () if wanted is not None else SYSTEM_SCHEMAS
-                cursor.execute(ask + (f"{schema} NOT IN ({places})" if others else "TRUE") + tail, others)
-                rows += cursor.fetchall()
+                for one in self._schemas:
+                    cursor.execute(f"{ask}{schema} = %s{tail}", (one,))
+                    rows += cursor.fetchall()
         return rows if wanted is None else [r for r in rows if (r[0], r[1]) in wanted]
 
 

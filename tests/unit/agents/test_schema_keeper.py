@@ -181,9 +181,11 @@ def feed(keeper: Keeper, preamble: bytes, steps: list[bytes], first: int = 1) ->
     return done
 
 
+@pytest.mark.parametrize("mariadb", ["10.11", "11.4"], indirect=True)
 def test_every_version_is_the_schema_the_source_had(source: MariaDB, tmp_path: Path) -> None:
     preamble, steps, versions = steps_of(source, STATEMENTS.strip().splitlines())
-    log = Log(source, tmp_path)
+    program = source.installation.mariadbd
+    log = Log(source, tmp_path, server=lambda series: find_server(series, program))
     log.start([])
     with contextlib.closing(log.keeper()) as keeper:
         recorded = feed(keeper, preamble, steps)

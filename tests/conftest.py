@@ -35,6 +35,16 @@ def settings_of_this_shell_do_not_count() -> None:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def environment_is_put_back() -> Iterator[None]:
+    """The command line, called within a test's process, sets HOLDFAST_DATA for its children."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[KafkaServer]:
     scratch = Scratch("kafka")

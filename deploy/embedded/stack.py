@@ -9,6 +9,7 @@ lines, and there is no second place that could disagree with them.
 from __future__ import annotations
 
 import json
+import os
 import re
 import ssl
 import sys
@@ -22,7 +23,7 @@ import psutil
 
 import deploy
 from deploy.embedded import kafka, postgres, site
-from deploy.embedded.packages import Progress
+from deploy.embedded.packages import Progress, mariadb_11_4_place
 from deploy.embedded.ports import free_ports, is_free, listener, require_free
 from deploy.embedded.process import Command
 from deploy.embedded.user import ServiceUser, service_user
@@ -117,6 +118,13 @@ def _module(name: str, module: str, *arguments: str) -> Callable[[Stack, Progres
     return prepare
 
 
+def _agent(stack: Stack, progress: Progress) -> Command:
+    """The agent replays definitions on a scratch server: besides the system's, it may use the one we bring, once it is there."""
+    command = _module("agent", "agents")(stack, progress)
+    programs = [os.environ.get("HOLDFAST_MARIADBD", ""), str(mariadb_11_4_place() / "bin" / "mariadbd")]
+    return replace(command, environ={**command.environ, "HOLDFAST_MARIADBD": os.pathsep.join(filter(None, programs))})
+
+
 def process_user(user: ServiceUser) -> ServiceUser | None:
     """`user` where that user can reach our Python and code; None, "as we are", where not (root, in a private home)."""
     reachable = user.can_reach(Path(sys.executable)) and user.can_reach(Path(deploy.__file__).parent)
@@ -192,7 +200,7 @@ SERVICES: Sequence[Service] = (
         name="agent",
         says="captures and rolls back",
         check_name="the process runs",
-        prepare=_module("agent", "agents"),
+        prepare=_agent,
         check=lambda _: None,
     ),
     Service(

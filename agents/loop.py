@@ -17,11 +17,22 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from agents.commands import Command, Context, Handler, Interrupted, JobFailed, Services, command_of, handler, recoveries
+from agents.commands import (
+    Command,
+    Context,
+    Handler,
+    Interrupted,
+    JobFailed,
+    Recovery,
+    Services,
+    command_of,
+    handler,
+    recoveries,
+)
 from agents.errors import AgentError
 from agents.failpoints import failpoint
 from streams.consume import Message, follow, read_topic
@@ -44,6 +55,7 @@ class Loop:
         services: Services,
         *,
         handlers: Callable[[str], Handler] = handler,
+        recover: Sequence[Recovery] | None = None,
         on_inventory: Callable[[str, bool], None] = lambda *_: None,
     ) -> None:
         """`on_inventory(source, live)` is called in the loop's thread when an event about a source was taken in; `live`
@@ -51,6 +63,7 @@ class Loop:
         self.fatal: Exception | None = None
         self._services = services
         self._handlers = handlers
+        self._recoveries = recoveries() if recover is None else recover
         self._on_inventory = on_inventory
         self._live = False
         self._lock = threading.Lock()
@@ -186,7 +199,7 @@ class Loop:
         """Put back what a dead run left; False when the source is away and it must be tried again."""
         if source in self._services.sources.all():
             try:
-                for recover in recoveries():
+                for recover in self._recoveries:
                     recover(self._services, source)
             except DeliveryFailed:
                 raise

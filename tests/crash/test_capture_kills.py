@@ -213,6 +213,7 @@ def test_the_source_out_of_reach_for_a_while(fragile: Protected) -> None:
     fragile.capture()
     with Load(fragile.server, pause_s=0.001) as load:
         load.await_more(100)
+        eventually(lambda: any(h.state == "capturing" and h.ordinal for h in fragile.health()), 60, "capture at work")
         fragile.server.pause()
         eventually(lambda: "not even a heartbeat" in fragile.words(), 30, "the dead connection being noticed")
         eventually(lambda: fragile.health()[-1].state == "source-unreachable", 30, "a report of it")

@@ -244,7 +244,8 @@ class Folder:
                     "rollback-step", f"step {n} is itself a rollback's and cannot be undone by its rows",
                     "plan a way to a state on the timeline instead"))  # fmt: skip
             return None
-        if table_map.is_sequence:
+        definition = self._definition(name)
+        if table_map.is_sequence or (definition is not None and definition.is_sequence):
             self.sequences.add(name)
             return None
         had = self.tables.get(name)
@@ -255,7 +256,6 @@ class Folder:
                     "roll back no further than to this step"))  # fmt: skip
                 return None
             return had
-        definition = self._definition(name)
         problem = _unfit(name, text, definition, table_map)
         if problem is not None or definition is None:
             if problem is not None:

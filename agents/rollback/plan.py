@@ -314,7 +314,9 @@ def plan_digest(
         c = t.changes
         put(core_content(c.table.table_map, *t.definition.name))
         put(t.definition.fingerprint)
-        for images in (c.expected, c.deletes, [a + b for a, b in c.updates], c.inserts, c.removed):
+        for images in (c.expected, c.deletes, [i for pair in c.updates for i in pair], c.inserts, c.removed):
             digest.update(len(images).to_bytes(8, "little"))
-            put(b"".join(images))
+            digest.update(sum(map(len, images)).to_bytes(8, "little"))
+            for at in range(0, len(images), 10_000):
+                digest.update(b"".join(images[at : at + 10_000]))
     return digest.digest()

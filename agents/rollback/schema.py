@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streams.events import TableDefinition
+from streams.formats.binlog.table_map import SEQUENCE_COLUMNS
 
 TableName = tuple[str, str]
 
@@ -76,6 +77,11 @@ class Definition:
     @property
     def text(self) -> str:
         return f"{self.schema}.{self.table}"
+
+    @property
+    def is_sequence(self) -> bool:
+        """A sequence is a table of one row that is written over and never deleted."""
+        return tuple(c.name for c in self.columns) == SEQUENCE_COLUMNS
 
     def indexes(self, names: Iterable[str]) -> tuple[int, ...]:
         """Where columns stand in the table."""

@@ -112,7 +112,7 @@ _GEOMETRY_NAMES: Final = (
     "multipolygon",
     "geometrycollection",
 )
-_SEQUENCE_COLUMNS: Final = (
+SEQUENCE_COLUMNS: Final = (
     "next_not_cached_value",
     "minimum_value",
     "maximum_value",
@@ -201,7 +201,7 @@ class TableMap:
     @property
     def is_sequence(self) -> bool:
         """A MariaDB sequence: its one row is written, never deleted, and cannot be rolled back."""
-        return tuple(column.name for column in self.columns) == _SEQUENCE_COLUMNS
+        return tuple(column.name for column in self.columns) == SEQUENCE_COLUMNS
 
 
 def table_id(body: Buffer) -> int:

@@ -158,7 +158,7 @@ def test_rows_of_a_table_without_a_key_are_estimated_warned_of_refused(bench: Ro
 def test_a_plan_has_a_memory_limit(bench: RollbackBench) -> None:
     bench.sql("insert into t select seq, repeat('x', 20) from seq_1_to_2000")
     assert codes(bench.plan("rollback", 0, memory_bytes=50_000)) == ["plan-too-large"]
-    assert codes(bench.plan("rollback", 0, memory_bytes=500_000)) == []
+    assert codes(bench.plan("rollback", 0, memory_bytes=5_000_000)) == []
 
 
 def test_an_incident_is_in_the_way() -> None:

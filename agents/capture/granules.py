@@ -1,7 +1,8 @@
 """Granules: where they end, and what they say. Steps in order go in, closed granules come out.
 
-A granule closes with the step that makes it 4,096 steps or 4 MB of payload, whichever is first. That depends on the steps alone:
-whoever indexes the same lineage, however often it was stopped and whatever records the steps came in, closes the same granules.
+A granule closes with the step that makes it 4,096 steps or 4 MB of payload, whichever is first, or with the last step of its
+lineage when another one starts. That depends on the steps alone: whoever indexes the same lineage, however often it was stopped
+and whatever records the steps came in, closes the same granules.
 Pure: knows nothing of Kafka.
 """
 
@@ -34,6 +35,7 @@ class Indexer:
     _bytes: int
     _events: int
     _digest: blake3
+    _last: StepFragment
 
     def __init__(self, source: str, lineage: str, epoch: int, topic_id: str, first_ordinal: int = 1) -> None:
         self._source, self._lineage, self._epoch, self._topic_id = source, lineage, epoch, topic_id
@@ -78,6 +80,10 @@ class Indexer:
         """The ordinal of the step that comes next."""
         return self._expected
 
+    def rest(self) -> GranuleClosed | None:
+        """The granule of the steps that are in none yet. For the end of a lineage: it may not be closed at any other time."""
+        return None if self._steps == 0 else self._close(self._last)
+
     def _open(self) -> None:
         self._first = 0
         self._steps = 0
@@ -121,6 +127,7 @@ class Indexer:
         self._last_position = position
         self._steps += 1
         self._expected = ordinal + 1
+        self._last = fragment
         self._step = None
 
     def _close(self, fragment: StepFragment) -> GranuleClosed:

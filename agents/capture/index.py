@@ -41,7 +41,7 @@ from streams.admin import ensure_topics, topic_id
 from streams.capture_log import CaptureLog, StepFragment, Tail
 from streams.consume import batch, decoded, ends, open_consumer, partitions, read_topic
 from streams.errors import BrokenChain, StreamError
-from streams.events import GranuleClosed, HealthReported, SchemaRecorded
+from streams.events import GranuleClosed, HealthReported, SchemaRecorded, SourceChanged
 from streams.formats.binlog.events import parse_format_description
 from streams.formats.binlog.step import StepSummary
 from streams.formats.errors import FormatError
@@ -97,28 +97,64 @@ class Index:
     def run(self) -> None:
         """Index lineage after lineage. Raises `StreamError`, `AgentError` (`source-…`)."""
         kafka = self._settings.kafka
-        ensure_topics(kafka, [("commits", None), ("health", None), ("capture", self._source), ("schema", self._source)])
+        ensure_topics(
+            kafka,
+            [
+                ("commits", None),
+                ("health", None),
+                ("inventory", None),
+                ("capture", self._source),
+                ("schema", self._source),
+            ],
+        )
         identity = topic_id(kafka, self._topic)
-        ended = ""
+        newest = newest_granule(kafka, self._source)
+        done = 0  # lineages that have ended and are indexed to their end
         with contextlib.closing(self._publisher), CaptureLog(kafka, self._source, SecretStore(self._settings)) as log:
             while not self._stop.is_set():
                 tail = log.tail()
-                if tail is None or not tail.lineage or tail.lineage == ended:
+                known = self._lineages(tail) if tail is not None and tail.lineage else []
+                if newest is not None and newest.lineage in known[done:]:
+                    done = known.index(newest.lineage)
+                if tail is None or done == len(known):
                     self._stop.wait(_TURN_S)
                     continue
-                newest = newest_granule(kafka, self._source)
-                after = newest.last_ordinal if newest is not None and newest.lineage == tail.lineage else 0
-                _log.info("indexing %s/%s after step %d", self._source, tail.lineage, after)
-                with contextlib.closing(self._keeper(tail.lineage)) as keeper:
-                    self._lineage(
-                        log, tail, Indexer(self._source, tail.lineage, tail.epoch, identity, after + 1), keeper
-                    )
-                ended = tail.lineage
+                lineage = known[done]
+                after = newest.last_ordinal if newest is not None and newest.lineage == lineage else 0
+                _log.info("indexing %s/%s after step %d", self._source, lineage, after)
+                indexer = Indexer(self._source, lineage, tail.epoch, identity, after + 1)
+                with contextlib.closing(self._keeper(lineage)) as keeper:
+                    try:
+                        self._follow(log, tail, lineage, indexer, keeper)
+                    except StreamError as error:
+                        # Nothing comes after that step, and nothing will: the lineage has ended.
+                        if error.code != "step-unknown" or lineage == tail.lineage:
+                            raise
+                if not self._stop.is_set():
+                    self._close_rest(indexer)
+                    newest, done = None, done + 1
 
-    def _lineage(self, log: CaptureLog, tail: Tail, indexer: Indexer, keeper: Keeper) -> None:
-        after = indexer.expected - 1
+    def _lineages(self, tail: Tail) -> list[str]:
+        """All lineages of the source, oldest first."""
+        kafka = self._settings.kafka
+        found: dict[str, None] = {}
+        for message in read_topic(kafka, topic_name(kafka.prefix, "inventory")):
+            event = message.event
+            if isinstance(event, SourceChanged) and event.source == self._source and event.lineage:
+                found[event.lineage] = None
+        return [*(lineage for lineage in found if lineage < tail.lineage), tail.lineage]
+
+    def _close_rest(self, indexer: Indexer) -> None:
+        """The lineage has ended, and with it its last granule."""
+        granule = indexer.rest()
+        if granule is not None:
+            failpoint("index-rest-closed")
+            self._publisher.sent_and_durable(granule)
+
+    def _follow(self, log: CaptureLog, tail: Tail, lineage: str, indexer: Indexer, keeper: Keeper) -> None:
+        """Index `lineage` until it ends or we are to."""
         first: StepFragment | None = None
-        for fragments in log.follow(tail.lineage, after, self._stop):
+        for fragments in log.follow(lineage, indexer.expected - 1, self._stop):
             closed = 0
             for fragment in fragments:
                 if fragment.number == 0:
@@ -136,7 +172,7 @@ class Index:
                 failpoint("index-granule-durable")
             self._steps += len(fragments)
             self._granules += closed
-            self._report(tail, indexer.expected - 1, fragments[-1].captured_us)
+            self._report(lineage, tail.epoch, indexer.expected - 1, fragments[-1].captured_us)
 
     def _defines(
         self, keeper: Keeper, step: StepSummary | None, first: StepFragment | None, last: StepFragment, epoch: int
@@ -174,7 +210,7 @@ class Index:
     def _record(self, versions: list[SchemaRecorded]) -> None:
         self._publisher.sent_and_durable(*versions)
 
-    def _report(self, tail: Tail, ordinal: int, captured_us: int) -> None:
+    def _report(self, lineage: str, epoch: int, ordinal: int, captured_us: int) -> None:
         """Every few seconds while there is something to index: how far it is."""
         now = time.monotonic()
         if now - self._reported < REPORT_S:
@@ -183,8 +219,8 @@ class Index:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         self._publisher.publish(
             HealthReported(
-                lineage=tail.lineage,
-                epoch=tail.epoch,
+                lineage=lineage,
+                epoch=epoch,
                 agent=f"{self._settings.site}/index/{self._source}",
                 source=self._source,
                 state="indexing",

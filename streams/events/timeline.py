@@ -37,7 +37,8 @@ class Landmark:
 @event
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GranuleClosed(Event):
-    """Steps `first_ordinal..last_ordinal` of a lineage, indexed. Closed at 4,096 steps or 4 MB of payload, whichever first.
+    """Steps `first_ordinal..last_ordinal` of a lineage, indexed. Closed at 4,096 steps or 4 MB of payload, whichever first,
+    or with the last step of a lineage when the next one starts.
 
     Times are step times (µs, whole seconds where the source gives no more); `captured_us` is of the last step.
     `first_position` is the native position of the first step itself (its GTID), `last_position` of the last.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from agents.baseline.manifest import folder_of, read_manifest
 from deploy.demo.mariadb import MariaDB
 from streams.capture_log import CaptureLog
-from streams.events import HealthReported, SchemaRecorded, SourceDefined
+from streams.events import GranuleClosed, HealthReported, LineageStarted, SchemaRecorded, SourceDefined
 from streams.ids import now_us
 from streams.settings import Settings
 from tests.stack.agent import (
@@ -149,3 +149,34 @@ def test_only_one_agent_runs_and_it_says_that_it_lives(agent: AgentProcess) -> N
     second.start()
     assert second.wait() == 2
     assert "agent-running" in second.tail()
+
+
+def test_a_source_whose_log_was_reset_stops_and_goes_on_from_a_new_baseline(
+    agent: AgentProcess, make_mariadb: Callable[..., MariaDB]
+) -> None:
+    settings, server = agent.settings, make_mariadb()
+    grant_capture(server)
+    server.execute("CREATE DATABASE shop", "CREATE TABLE shop.item(id INT PRIMARY KEY AUTO_INCREMENT, name TEXT)")
+    agent.start()
+    first = json.loads(await_job(settings, send(settings, "source.add", **source_parameters(settings, server))).result)
+    server.execute(*(f"INSERT INTO shop.item(name) VALUES ('{n}')" for n in range(5)))
+    await_it(lambda: captured(settings) == 5, "five steps")
+
+    server.execute("RESET MASTER", "INSERT INTO shop.item(name) VALUES ('after the reset')")
+    stopped = await_state(settings, "stopped")
+    assert [p.code for p in stopped.problems] == ["capture-position-lost"] or stopped.problems
+    assert stopped.problems[0].hint
+    await_it(lambda: len(agent.children()) == 1, "the indexer alone")
+
+    again = await_job(settings, send(settings, "source.add", **source_parameters(settings, server)))
+    assert again.state == "finished", again.problems
+    second = json.loads(again.result)
+    assert second["lineage"] > first["lineage"]
+    server.execute("INSERT INTO shop.item(name) VALUES ('in the new lineage')")
+    await_it(lambda: captured(settings) == 1, "its first step")
+    # The old lineage's index is complete though its last granule was not full.
+    old = await_it(lambda: events(settings, "commits", GranuleClosed), "the old lineage's granule")
+    assert [(g.lineage, g.first_ordinal, g.last_ordinal) for g in old] == [(first["lineage"], 1, 5)]
+    reasons = [(e.reason, e.lineage) for e in events(settings, "capture", LineageStarted, "shop")]
+    assert reasons == [("protected", first["lineage"]), ("new-baseline", second["lineage"])]
+    assert {p.name for p in folder_of(settings.data_dir, "shop").iterdir()} == {first["baseline"], second["baseline"]}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
+from pymysqlreplication import BinLogStreamReader
+from pymysqlreplication.event import MariadbGtidEvent, XidEvent
+from pymysqlreplication.row_event import DeleteRowsEvent, UpdateRowsEvent, WriteRowsEvent
 
 from deploy.demo.mariadb import MariaDB
+from streams.formats.binlog.step import decode_step
 from streams.settings import Settings
 from tests.stack.capturing import Load, Protected, eventually, protect
 
@@ -107,6 +112,52 @@ def test_nothing_is_lost_between_two_runs(protected: Protected) -> None:
         load.await_more(200)
     protected.caught_up()
     protected.same()
+
+
+def test_another_reader_of_the_binlog_sees_the_same_rows(protected: Protected) -> None:
+    """python-mysql-replication reads the source's log beside us; both are decoded and compared row by row."""
+    protected.capture()
+    with Load(protected.server) as load:
+        load.await_more(400)
+    protected.caught_up()
+    ours = [
+        (step.gtid, change.kind, change.before and change.before[0::2], change.after and change.after[0::2])
+        for step in protected.same()
+        for change in decode_step(step.preamble, step.payload or b"")
+    ]
+    server = protected.server
+    reader = BinLogStreamReader(
+        connection_settings={
+            "host": server.host,
+            "port": server.port,
+            "user": "hf_capture",
+            "password": protected.passwords["capture"],
+        },
+        server_id=4711,
+        is_mariadb=True,
+        auto_position=protected.start,
+        only_events=[MariadbGtidEvent, WriteRowsEvent, UpdateRowsEvent, DeleteRowsEvent, XidEvent],
+        blocking=True,  # else the server resets the connection at the end, what was not read yet included
+    )
+    theirs = []
+    gtid = ""
+    with contextlib.closing(reader):
+        for event in reader:
+            if isinstance(event, MariadbGtidEvent):
+                gtid = event.gtid
+                continue
+            if isinstance(event, XidEvent):
+                if gtid == ours[-1][0]:
+                    break
+                continue
+            kind = {WriteRowsEvent: "insert", UpdateRowsEvent: "update", DeleteRowsEvent: "delete"}[type(event)]
+            for row in event.rows:
+                before = row.get("before_values") or (row["values"] if kind == "delete" else None)
+                after = row.get("after_values") or (row["values"] if kind == "insert" else None)
+                pair = [None if image is None else (image["id"], image["n"]) for image in (before, after)]
+                theirs.append((gtid, kind, *pair))
+    assert len(ours) >= 400
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("version", ["11.4"])

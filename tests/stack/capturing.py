@@ -87,6 +87,7 @@ class CapturedStep:
     gtid: str
     payload: bytes | None
     accounts: bool
+    preamble: bytes
 
 
 def captured_steps(site: Settings, source: str, *, keyed: bool = True) -> list[CapturedStep]:
@@ -101,7 +102,7 @@ def captured_steps(site: Settings, source: str, *, keyed: bool = True) -> list[C
                 parts.append(f.payload)
             if f.last:
                 payload = None if f.payload is None else b"".join(parts)
-                out.append(CapturedStep(f.ordinal, _gtid_of(payload), payload, f.accounts))
+                out.append(CapturedStep(f.ordinal, _gtid_of(payload), payload, f.accounts, f.preamble))
                 parts = []
         return out
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from agents import registry
+from agents.commands import JobFailed
 from agents.errors import AgentError
 from agents.rollback import history as past
 from agents.rollback.apply import Application
@@ -18,7 +19,7 @@ from agents.rollback.recover import settle_all
 from agents.rollback.stages import NEXT
 from agents.rollback.target import Stopped
 from streams.capture_log import CaptureLog
-from streams.events import RollbackChanged
+from streams.events import Problem, RollbackChanged
 from streams.ids import now_us
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ def plan(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 def run(command: Command, ctx: Context) -> Mapping[str, Any]:
     """Handler of `rollback.run`: carries out exactly the plan whose digest is given."""
-    from agents.commands import JobFailed
-
     services, source = ctx.services, command.asset
     name, digest = str(command.parameters.get("plan", "")), str(command.parameters.get("digest", ""))
     known = _decided(services, source)
@@ -61,7 +60,8 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         return _result(name, applied.ordinal, applied.position, applied.rows)
     if state == "failed" and command.resumed:
         failed = known.last(name, state)
-        raise JobFailed(failed.problems if failed is not None else ())
+        assert failed is not None
+        raise JobFailed(failed.problems or (Problem("plan-failed", f"plan {name} failed", "make a new plan"),))
     if "confirmed" not in NEXT[state]:
         raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be run (again)", "make a new plan")
     if planned.digest.hex() != digest.lower():

@@ -39,6 +39,7 @@ from streams.settings import Settings
 LIMIT = 900_000  # bytes of payload in a record
 UNDER_WAY = 8  # records sent and not acknowledged; beyond that steps gather at the source, and records get larger
 UNDER_WAY_BYTES = 12_000_000
+LIGHT_BYTES = 256_000  # under way; below that one record at a time is sent
 _TURN_S = 0.2
 _PROOF_PATIENCE_S = 20.0
 _LONGEST_PAUSE_S = 10.0
@@ -129,6 +130,14 @@ class _Epoch:
             failpoint("capture-record-durable")
 
     def full(self) -> bool:
+        """Whether the next record waits until one under way is durable.
+
+        Kafka flushes one record after the other, and a flush takes its time however little it is for. So small records
+        are not queued up: what the source commits while one is under way goes into the next one together, and is durable
+        after a flush and a half, where the last of a queue would wait for all of them. Large ones fill the time.
+        """
+        if self.under_way and self.under_way_bytes < LIGHT_BYTES:
+            return True
         return len(self.under_way) >= UNDER_WAY or self.under_way_bytes >= UNDER_WAY_BYTES
 
 

@@ -64,7 +64,7 @@ public final class Peer {
     k.setProperty("acks", "all");
     k.setProperty("enable.idempotence", "true");
     k.setProperty("linger.ms", latency ? "0" : "5");
-    k.setProperty("batch.size", latency ? "16384" : "900000");
+    k.setProperty("batch.size", "900000");
     k.setProperty("max.request.size", "4000000");
     k.setProperty("buffer.memory", "134217728");
     k.setProperty("compression.type", a.getOrDefault("compression", "none"));

@@ -114,6 +114,25 @@ def test_killed_while_adding_a_source(agent: AgentProcess, shop: MariaDB, where:
     assert [e.state for e in job(settings, command) if e.state in FINAL_STATES] == ["finished"]
 
 
+def test_killed_while_pausing_and_while_removing(agent: AgentProcess, shop: MariaDB) -> None:
+    settings = agent.settings
+    agent.start("pause.ended")
+    assert await_job(settings, send(settings, "source.add", **source_parameters(settings, shop))).state == "finished"
+    pausing = send(settings, "source.pause")
+    assert agent.wait() == SIGKILLED
+    shop.execute("INSERT INTO shop.item(name) VALUES ('meanwhile')")
+    agent.start("remove.said")
+    assert await_job(settings, pausing).state == "finished"
+    await_state(settings, "paused")
+    removing = send(settings, "source.remove", purge=True)
+    assert agent.wait() == SIGKILLED
+    assert folder_of(settings.data_dir, "shop").exists()
+    agent.start()
+    assert await_job(settings, removing).state == "finished"
+    assert not folder_of(settings.data_dir, "shop").exists()
+    assert agent.children() == []
+
+
 def test_children_die_with_a_killed_agent(agent: AgentProcess, shop: MariaDB) -> None:
     settings = agent.settings
     agent.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +26,7 @@ from tests.stack.agent import (
     send,
     source_parameters,
 )
+from tests.stack.servers import KafkaServer
 
 pytestmark = pytest.mark.crash
 
@@ -157,6 +159,27 @@ def test_a_killed_child_is_started_again_and_nothing_is_lost(agent: AgentProcess
             os.kill(child, 9)
         shop.execute(f"INSERT INTO shop.item(name) VALUES ('{n}')")
         await_it(lambda: captured(settings) == 2 * n + 2, "both steps")  # noqa: B023 - called at once
+
+
+def test_a_paused_and_a_killed_broker_only_delay(agent: AgentProcess, shop: MariaDB, kafka: KafkaServer) -> None:
+    settings = agent.settings
+    agent.start()
+    command = send(settings, "source.add", **source_parameters(settings, shop))
+    await_it(lambda: [e for e in job(settings, command) if e.state == "started"], "the start")
+    kafka.pause()
+    try:
+        time.sleep(6)  # longer than any request waits: what is under way is sent again
+    finally:
+        kafka.resume()
+    assert await_job(settings, command, 90).state == "finished"
+    children = await_it(lambda: agent.children() if len(agent.children()) == 2 else None, "both children")
+
+    kafka.kill()
+    shop.execute("INSERT INTO shop.item(name) VALUES ('while the log was away')")
+    kafka.restart()
+    await_it(lambda: captured(settings) == 1, "the step", 90)
+    assert await_job(settings, send(settings, "source.pause"), 90).state == "finished"
+    assert set(agent.children()) < set(children), "nobody had to be started again"
 
 
 def alive(pid: int) -> bool:

@@ -6,11 +6,14 @@ process of its own: nothing of it is part of Holdfast.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,7 @@ class Run:
     acknowledged: dict[int, int]
 
 
+@functools.cache
 def install() -> tuple[str, str]:
     """(java, classpath) of the compiled peer. Raises `Skip` where it cannot be had."""
     javac = shutil.which("javac")
@@ -46,15 +50,21 @@ def install() -> tuple[str, str]:
         raise Skip("Debezium as a peer needs a JDK with a compiler (javac) on PATH")
     home = cache_dir() / "bench"
     home.mkdir(parents=True, exist_ok=True)
-    environ = {**os.environ, "JGO_CACHE_DIR": str(home / "jgo")}
-    listing = [sys.executable, "-m", "jgo", "--resolver", "python", "info", "modulepath", "+".join(COORDINATES)]
-    done = subprocess.run(listing, env=environ, capture_output=True, text=True, timeout=600, check=False)
+    complete = home / f"debezium-{VERSION}"  # what is there is not resolved again: somebody may be running it
+    if not complete.exists():
+        environ = {**os.environ, "JGO_CACHE_DIR": str(home / "jgo")}
+        listing = [sys.executable, "-m", "jgo", "--resolver", "python", "info", "modulepath", "+".join(COORDINATES)]
+        done = subprocess.run(listing, env=environ, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode:
+            raise Skip(f"Debezium's jars cannot be had: {done.stderr.strip()[-300:]}")
+        complete.touch()
     jars = sorted((home / "jgo").glob("**/*.jar"))
     if not jars:
-        raise Skip(f"Debezium's jars cannot be had: {done.stderr.strip()[-300:]}")
+        complete.unlink()
+        raise Skip("Debezium's jars cannot be had")
     classpath = ":".join(map(str, jars))
-    classes = home / "classes"
-    classes.mkdir(exist_ok=True)
+    classes = Path(tempfile.mkdtemp(prefix="classes-", dir=home))
+    atexit.register(shutil.rmtree, classes, ignore_errors=True)
     subprocess.run([javac, "-d", str(classes), "-cp", classpath, str(SOURCE)], check=True, timeout=300)
     return java, f"{classes}:{classpath}"
 

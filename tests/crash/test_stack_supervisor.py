@@ -83,7 +83,7 @@ def test_a_service_that_dies_is_started_again(start: Callable[..., Run]) -> None
 
 def test_one_that_cannot_be_started_ends_the_start_with_its_last_words(start: Callable[..., Run]) -> None:
     run = start("steady", "clumsy")
-    assert run.popen.wait(30) == 1
+    assert run.popen.wait(120) == 1
     report = state.read(run.data_dir)
     assert report is not None
     assert report.phase == "failed"
@@ -135,7 +135,7 @@ def test_when_it_is_killed_its_services_end_by_themselves(start: Callable[..., R
 
     run.popen.kill()
 
-    assert process.wait_gone(10)
+    assert process.wait_gone(60)
     assert site.holder(run.data_dir) is None
 
 

@@ -136,7 +136,7 @@ def test_when_it_is_killed_its_services_end_by_themselves(start: Callable[..., R
     run.popen.kill()
 
     assert process.wait_gone(60)
-    assert site.holder(run.data_dir) is None
+    assert wait_until(lambda: site.holder(run.data_dir) is None, 60)
 
 
 def test_what_a_killed_one_left_behind_is_ended_before_the_next_start(start: Callable[..., Run]) -> None:

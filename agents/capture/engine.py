@@ -25,8 +25,8 @@ from typing import Literal
 from blake3 import blake3
 
 from agents.capture.records import Recorder, Standing, steps_of
-from agents.capture.takeover import Interrupted, claim, standing
-from agents.errors import AgentError, CaptureStopped, Fenced, SourceUnavailable
+from agents.capture.takeover import claim, standing
+from agents.errors import CaptureStopped, Fenced, SourceUnavailable
 from agents.failpoints import failpoint
 from agents.protocol import Piece, Source, Stream, Taken
 from streams.capture_log import CaptureLog
@@ -43,6 +43,7 @@ LIGHT_BYTES = 256_000  # under way; below that one record at a time is sent
 _TURN_S = 0.2
 _PROOF_PATIENCE_S = 20.0
 _LONGEST_PAUSE_S = 10.0
+_TICK_US = 1_000_000  # a step's time by the source is no more exact
 _log = logging.getLogger("holdfast.capture")
 
 State = Literal["starting", "capturing", "source-unreachable", "stopped"]
@@ -53,7 +54,7 @@ class Progress:
     """How far capture is: written by its thread, read by whoever reports. Counts are of this run.
 
     `ordinal`, `position`: last step that is durable in the log. `step_time_us`: its time by the source's clock.
-    `caught_up_us`: when the source had nothing more last; 0: not yet.
+    `caught_up_us`: when the source had nothing more last; to begin with, when this run began.
     """
 
     state: State = "starting"
@@ -65,15 +66,13 @@ class Progress:
     payload_bytes: int = 0
     records: int = 0
     step_time_us: int = 0
-    caught_up_us: int = 0
+    caught_up_us: int = field(default_factory=now_us)
     trouble: str = ""
 
     def lag_ms(self, now: int) -> float:
-        """How far the log is behind the source; an estimate, since steps' times are whole seconds by another clock."""
-        if now - self.caught_up_us < 1_500_000:
-            return 0.0
-        behind_us = now - self.step_time_us if self.step_time_us else now - self.caught_up_us
-        return max(0.0, behind_us / 1000)
+        """How far the log is behind the source at most; an estimate, since steps' times are whole seconds of its clock."""
+        behind_us = now - max(self.caught_up_us, self.step_time_us)
+        return behind_us / 1000 if behind_us > _TICK_US else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +269,3 @@ def prove(reader: Stream, at: Standing, stop: threading.Event) -> bool:
             )
         return True
     return False
-
-
-__all__ = ["AgentError", "Interrupted", "Progress", "prove", "run_epochs"]

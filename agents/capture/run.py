@@ -46,7 +46,7 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
         while not stop.is_set():
             progress = Progress()
             publisher = Publisher(settings, f"capture-{defined.source}")
-            reporter = Reporter(publisher, source, progress, agent)
+            reporter = Reporter(settings, publisher, source, progress, agent)
             try:
                 with reporter:
                     run_epochs(settings, source, log, publisher, sealer, progress, stop, agent)
@@ -67,6 +67,7 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
                     raise
                 stop.wait(min(0.2 * 2**failures, 10.0))
             finally:
+                reporter.close()
                 publisher.abandon()
                 with contextlib.suppress(DeliveryFailed):
                     publisher.close(0)
@@ -98,8 +99,12 @@ class Reporter:
     Nothing is queued while Kafka takes nothing: a health report is worth something when it is new.
     """
 
-    def __init__(self, publisher: Publisher, source: Source, progress: Progress, agent: str) -> None:
+    def __init__(
+        self, settings: Settings, publisher: Publisher, source: Source, progress: Progress, agent: str
+    ) -> None:
+        self._settings = settings
         self._publisher = publisher
+        self._own: Publisher | None = None  # when a report could not be delivered with the one that capture uses
         self._source = source
         self._progress = progress
         self._agent = agent
@@ -121,13 +126,26 @@ class Reporter:
         self._end.set()
         self._thread.join(5.0)
 
+    def close(self) -> None:
+        """Let go of what is not delivered."""
+        if self._own is not None:
+            self._own.abandon()
+
     def _run(self) -> None:
         while not self._end.wait(REPORT_S):
             try:
                 if self._progress.epoch:
                     self._report()
-            except StreamError as error:
-                _log.debug("no report: %s", error)
+            except DeliveryFailed as error:
+                if error.code != "delivery-unconfirmed" and not self._end.is_set():
+                    _log.warning("a report was not delivered: %s", error)
+                    self._replace_publisher()
+
+    def _replace_publisher(self) -> None:
+        """A failed publisher stays failed. Capture finds out by itself whether that concerns it."""
+        if self._own is not None:
+            self._own.abandon()
+        self._own = self._publisher = Publisher(self._settings, f"report-{self._source.settings.source}")
 
     def _ask(self) -> None:
         while not self._end.is_set():

@@ -118,7 +118,8 @@ def _ours(g: Ground, load: _Load, name: str, sizes: list[int]) -> list[float]:
     for at, value in records:
         event, _ = decode(value)
         if isinstance(event, CommitsRecorded):
-            sizes.append(len(value))
+            if event.first_ordinal == event.last_ordinal:
+                sizes.append(len(value))
             for payload in step_slices(event):
                 for change in decode_step(event.preamble, payload):
                     if change.after is not None:

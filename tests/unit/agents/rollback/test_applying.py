@@ -603,6 +603,8 @@ def test_a_row_larger_than_a_packet_goes_in_two_halves_or_is_refused_before_anyt
     bench.run(bench.back(1))
     assert bench.sql("checksum table big") == before
     bench.sql(f"set global max_allowed_packet = {packet}")
+    # BINLOG_GTID_POS, which baselines ask, cannot read past an event larger than a packet: leave that file behind.
+    bench.sql("flush binary logs")
 
 
 def test_a_plan_of_many_rows_in_many_steps(bench: RollbackBench) -> None:

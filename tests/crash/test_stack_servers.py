@@ -15,6 +15,7 @@ from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.settings import Settings, load
 from tests.stack.servers import KafkaServer, PostgresServer, config_file
 
@@ -116,22 +117,32 @@ def test_postgresql_wants_its_password(postgres: PostgresServer) -> None:
         psycopg.connect(conninfo)
 
 
-@pytest.mark.parametrize("version", ["10.11", "11.4"])
-def test_committed_transactions_and_their_binary_log_are_there_after_mariadb_is_killed(
-    make_mariadb: Callable[..., MariaDB], version: str
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        ("mariadb-10.11", "SELECT @@gtid_binlog_pos"),
+        ("mariadb-11.4", "SELECT @@gtid_binlog_pos"),
+        ("mysql-9", "SELECT @@gtid_executed"),
+        ("mysql-5.5", "SELECT 1"),
+    ],
+)
+def test_committed_transactions_and_their_binary_log_are_there_after_a_database_is_killed(
+    make_database: Callable[..., DatabaseServer], name: str, position: str
 ) -> None:
-    mariadb = make_mariadb(version=version)
-    assert mariadb.version.startswith(version + ".")
-    mariadb.execute("CREATE DATABASE d", "CREATE TABLE d.t (n int PRIMARY KEY) ENGINE=InnoDB")
+    database = make_database(name)
+    assert database.version.startswith(name.partition("-")[2] + ".")
+    database.execute("CREATE DATABASE d", "CREATE TABLE d.t (n int PRIMARY KEY) ENGINE=InnoDB")
     for n in range(20):
-        mariadb.execute(f"INSERT INTO d.t VALUES ({n})")
-    before = mariadb.execute("SELECT @@gtid_binlog_pos")
+        database.execute(f"INSERT INTO d.t VALUES ({n})")
+    before = database.execute(position)
+    (log,) = database.execute("SHOW BINARY LOGS")
 
-    mariadb.kill()
-    mariadb.start()
+    database.kill()
+    database.start()
 
-    assert mariadb.execute("SELECT COUNT(*) FROM d.t") == [(20,)]
-    assert mariadb.execute("SELECT @@gtid_binlog_pos") == before
+    assert database.execute("SELECT COUNT(*) FROM d.t") == [(20,)]
+    assert database.execute(position) == before
+    assert log[:2] in [row[:2] for row in database.execute("SHOW BINARY LOGS")]
 
 
 def test_a_source_is_set_up_as_capture_asks_for(mariadb: MariaDB) -> None:
@@ -151,13 +162,26 @@ def test_what_sets_a_source_up_is_not_in_its_binary_log(make_mariadb: Callable[.
     assert mariadb.execute("SELECT @@gtid_binlog_pos, @@max_binlog_size") == [("", 4096)]
 
 
-def test_a_source_with_tls_is_verified_against_its_authority(make_mariadb: Callable[..., MariaDB]) -> None:
-    mariadb = make_mariadb(tls=True, options={"require_secure_transport": "ON"})
-    with contextlib.closing(mariadb.connect(ssl={"ca": str(mariadb.tls_ca)})) as connection, connection.cursor() as c:
+@pytest.mark.parametrize("name", ["mariadb-10.11", "mysql-9"])
+def test_a_source_with_tls_is_verified_against_its_authority(
+    make_database: Callable[..., DatabaseServer], name: str
+) -> None:
+    database = make_database(name, tls=True, options={"require_secure_transport": "ON"})
+    with contextlib.closing(database.connect(ssl={"ca": str(database.tls_ca)})) as connection, connection.cursor() as c:
         c.execute("SHOW STATUS LIKE 'Ssl_version'")
         assert c.fetchone()[1].startswith("TLSv1.")
     with pytest.raises(pymysql.err.OperationalError):
-        mariadb.connect(ssl_disabled=True)
+        database.connect(ssl_disabled=True)
+
+
+@pytest.mark.parametrize("database", ["mysql-9", "mysql-5.5"], indirect=True)
+def test_a_mysql_source_is_set_up_as_capture_asks_for(database: DatabaseServer) -> None:
+    set_up = dict(database.execute("SHOW GLOBAL VARIABLES"))
+    wanted = {"log_bin": "ON", "binlog_format": "ROW", "sync_binlog": "1"}
+    if database.version.startswith("9."):
+        wanted |= {"gtid_mode": "ON", "binlog_row_image": "FULL", "binlog_row_metadata": "FULL"}
+        assert database.execute("SELECT @@gtid_executed") == [("",)]
+    assert wanted.items() <= set_up.items()
 
 
 def test_a_fresh_site_is_one_of_its_own(fresh_site: Settings, kafka: KafkaServer) -> None:

@@ -1,24 +1,30 @@
-"""The servers behind the fixtures: Kafka and PostgreSQL as `holdfast up` runs them, MariaDB as the demo does."""
+"""The servers behind the fixtures: Kafka and PostgreSQL as `holdfast up` runs them, MariaDB and MySQL as the demo does."""
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psycopg
+import pytest
 from psycopg import sql
 
-from deploy.demo.mariadb import MariaDB, Options
+from deploy.demo.mariadb import MariaDB
+from deploy.demo.mysql import MySQL
+from deploy.demo.server import DatabaseServer, Options
 from deploy.embedded import kafka as embedded_kafka
 from deploy.embedded import postgres as embedded_postgres
 from deploy.embedded import site
 from deploy.embedded.ports import free_ports
 from deploy.embedded.process import RunningProcess
 from deploy.embedded.user import service_user
+from deploy.errors import PackageError
 from streams.settings import ApiSettings, KafkaSettings, PostgresSettings, Settings
 
 START_TIMEOUT = 90.0
@@ -156,6 +162,33 @@ def start_mariadb(
 ) -> MariaDB:
     """A running MariaDB that dies with the tests; `stop` it all the same."""
     server = MariaDB.prepare(directory, version=version, options=options, tls=tls, death_signal=signal.SIGKILL)
+    server.start()
+    return server
+
+
+# Every server that Holdfast is tested with, by the name that parametrised tests use; its kind is what stands before the dash.
+DATABASES: Mapping[str, Callable[..., DatabaseServer]] = {
+    "mariadb-10.11": functools.partial(MariaDB.prepare, version="10.11"),
+    "mariadb-11.4": functools.partial(MariaDB.prepare, version="11.4"),
+    "mysql-9": functools.partial(MySQL.prepare, version="9"),
+    "mysql-5.5": functools.partial(MySQL.prepare, version="5.5"),
+}
+
+
+def kind_of(name: str) -> str:
+    """Of a name in `DATABASES`: the platform that protects it, such as `mysql`."""
+    return name.partition("-")[0]
+
+
+def start_database(
+    directory: Path, name: str, options: Options | None = None, tls: bool = False, server_id: int = 1
+) -> DatabaseServer:
+    """A running server of `DATABASES` that dies with the tests; `stop` it all the same. A test that needs one that cannot
+    be had on this machine is skipped."""
+    try:
+        server = DATABASES[name](directory, options=options, tls=tls, server_id=server_id, death_signal=signal.SIGKILL)
+    except PackageError as error:
+        pytest.skip(f"no {name} here: {error}")
     server.start()
     return server
 

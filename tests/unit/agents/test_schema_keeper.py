@@ -184,7 +184,7 @@ def feed(keeper: Keeper, preamble: bytes, steps: list[bytes], first: int = 1) ->
 @pytest.mark.parametrize("mariadb", ["10.11", "11.4"], indirect=True)
 def test_every_version_is_the_schema_the_source_had(source: MariaDB, tmp_path: Path) -> None:
     preamble, steps, versions = steps_of(source, STATEMENTS.strip().splitlines())
-    program = source.installation.mariadbd
+    program = source.installation.server[0]
     log = Log(source, tmp_path, server=lambda series: find_server(series, program))
     log.start([])
     with contextlib.closing(log.keeper()) as keeper:

@@ -30,16 +30,16 @@ def source(settings: SourceSettings) -> Source:
 
 def target(settings: SourceSettings) -> Target:
     """The same database as the target of a rollback. Raises as `source`."""
-    return cast("Target", _module(settings.kind, ".apply").target(settings))
+    return cast("Target", _module(settings.kind).target(settings))
 
 
-def _module(kind: str, part: str = "") -> Any:
+def _module(kind: str) -> Any:
     module = PLATFORMS.get(kind)
     if module is None:
         known = ", ".join(sorted(PLATFORMS))
         raise AgentError("kind-unknown", f"there is no platform {kind!r}", f"known are: {known}")
     try:
-        return importlib.import_module(module + part)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("agents", "streams", "schemas"):
             raise

@@ -18,7 +18,7 @@ from pymysql.cursors import Cursor
 from agents.baseline.manifest import CreateObject, Manifest, TableFile, objects, read_manifest
 from agents.baseline.rows import read_rows, values
 from agents.errors import AgentError
-from agents.platforms.mariadb.definitions import quoted
+from agents.mysql.definitions import quoted
 
 _STATEMENT_BYTES = 1 << 20
 _SPECIAL = re.compile(rb"[\x00\n\r\x1a\\']")

@@ -11,7 +11,7 @@ from pymysql.cursors import Cursor
 
 from agents.baseline.manifest import CreateObject
 from agents.errors import AgentError
-from agents.platforms.mariadb.definitions import SYSTEM_SCHEMAS, quoted
+from agents.mysql.definitions import SYSTEM_SCHEMAS, quoted
 from streams.events import TableDefinition
 
 # Errors that say that a table, column or database is not what it was: among them, that a snapshot is older than it.

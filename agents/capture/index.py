@@ -35,7 +35,7 @@ from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
 from agents.protocol import SourceSettings
 from agents.schema.keeper import Keeper
-from agents.schema.mariadb import MariaDBOrigin
+from agents.schema.origin import SourceOrigin
 from agents.schema.replay import definitions_in
 from streams.admin import ensure_topics, topic_id
 from streams.capture_log import CaptureLog, StepFragment, Tail
@@ -195,7 +195,7 @@ class Index:
             source,
             lineage,
             (event for event in recorded if isinstance(event, SchemaRecorded)),
-            MariaDBOrigin(settings.data_dir, source, lineage, self._source_settings),
+            SourceOrigin(settings.data_dir, source, lineage, self._source_settings),
             self._record,
             settings.data_dir / "scratch" / source,
             self._stop,

@@ -1,1 +1,2 @@
-"""One package or file for each kind of protected system. A platform never sees another."""
+"""One file for each kind of protected system: its registration and its data. A platform never sees another; what several
+share is of a family beside them (`agents.mysql`)."""

@@ -25,7 +25,7 @@ import pymysql
 
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
-from agents.platforms.mariadb.definitions import TableName, read_definitions, schema_version
+from agents.mysql.definitions import TableName, read_definitions, schema_version
 from agents.schema.record import State, fold, split
 from agents.schema.replay import concerns_tables, fill, replay
 from agents.schema.scratch import Scratch, find_server, series
@@ -41,7 +41,7 @@ _log = logging.getLogger("holdfast.schema")
 class Origin:
     """What the keeper asks of the source: what kind of server it is, and its live schema when nothing else helps.
 
-    Subclassed per platform (`agents.schema.mariadb`) and by tests. Every method may raise `SourceUnavailable`.
+    Subclassed per platform (`agents.schema.origin`) and by tests. Every method may raise `SourceUnavailable`.
     """
 
     def variables(self) -> Mapping[str, str]:

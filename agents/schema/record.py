@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from agents.platforms.mariadb.definitions import TableName, schema_version
+from agents.mysql.definitions import TableName, schema_version
 from streams.events import SchemaRecorded, TableDefinition
 
 # Well below what the topic takes (8 MiB).

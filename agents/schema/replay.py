@@ -15,7 +15,7 @@ import pymysql
 from pymysql.constants import CR, ER
 from pymysql.cursors import Cursor
 
-from agents.platforms.mariadb.definitions import TableName, quoted, read_definitions
+from agents.mysql.definitions import TableName, quoted, read_definitions
 from streams.events import TableDefinition
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.charsets import charset_of

@@ -18,7 +18,7 @@ import pytest
 
 from agents.capture.granules import MAX_STEPS, Indexer
 from agents.capture.index import newest_granule
-from agents.platforms.mariadb.definitions import read_definitions, schema_version
+from agents.mysql.definitions import read_definitions, schema_version
 from agents.schema.record import fold
 from deploy.demo.mariadb import MariaDB
 from streams.admin import ensure_topics, topic_id

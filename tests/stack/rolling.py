@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from agents.platforms.mariadb import positions
+from agents.mysql import positions
 from agents.rollback.history import History, read_history, turns
 from deploy.demo.mariadb import MariaDB
 from streams.capture_log import CaptureLog

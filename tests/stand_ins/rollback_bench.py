@@ -10,8 +10,8 @@ from typing import Any
 
 import pymysql
 
-from agents.platforms.mariadb.apply import MariaDBTarget
-from agents.platforms.mariadb.definitions import read_definitions, schema_version
+from agents.mysql.apply import NativeTarget
+from agents.mysql.definitions import read_definitions, schema_version
 from agents.protocol import SourceSettings
 from agents.rollback.apply import Application, Outcome
 from agents.rollback.history import History, check_paths, turns
@@ -110,10 +110,10 @@ class RollbackBench:
             passwords={"rollback": PASSWORD},
         )
 
-    def target(self, port: int = 0) -> MariaDBTarget:
-        return MariaDBTarget(self.settings(port))
+    def target(self, port: int = 0) -> NativeTarget:
+        return NativeTarget(self.settings(port))
 
-    def application(self, plan: Plan, target: MariaDBTarget | None = None) -> Application:
+    def application(self, plan: Plan, target: NativeTarget | None = None) -> Application:
         return Application(plan, target or self.target(), self.log, "agent-1", say=self.say)
 
     def run(self, plan: Plan) -> Outcome:

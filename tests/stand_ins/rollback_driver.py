@@ -15,8 +15,8 @@ from typing import Any
 
 import pymysql
 
-from agents.platforms.mariadb.apply import target
-from agents.platforms.mariadb.definitions import read_definitions, schema_version
+from agents.mysql.apply import target
+from agents.mysql.definitions import read_definitions, schema_version
 from agents.protocol import SourceSettings
 from agents.rollback.apply import Application
 from agents.rollback.history import History

@@ -14,10 +14,10 @@ from pathlib import Path
 import pymysql
 import pytest
 
-from agents.baseline import load, mariadb, rows
+from agents.baseline import load, making, rows
 from agents.baseline.manifest import MANIFEST, clean, definitions, find, folder_of, read_manifest, verify
 from agents.errors import AgentError
-from agents.platforms.mariadb.definitions import SYSTEM_SCHEMAS, quoted, read_definitions, schema_version
+from agents.mysql.definitions import SYSTEM_SCHEMAS, quoted, read_definitions, schema_version
 from agents.protocol import SourceSettings
 from deploy.demo.mariadb import MariaDB
 
@@ -67,7 +67,7 @@ def settings_of(server: MariaDB) -> SourceSettings:
 
 
 def make(settings: SourceSettings, data: Path, name: str = "b1", **more: Callable[..., None]) -> Path:
-    return mariadb.make(settings, data, baseline=name, lineage="l1", job="j1", **more)[0]
+    return making.make(settings, data, baseline=name, lineage="l1", job="j1", **more)[0]
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.errors import AgentError, CaptureStopped, SourceUnavailable
-from agents.platforms.mariadb import cutting
-from agents.platforms.mariadb.cutting import Cutter
+from agents.mysql import cutting
+from agents.mysql.cutting import Cutter
 from agents.protocol import Piece, Steps, Taken
 from tests.stand_ins import binlog_source as bl
 from tests.stand_ins.binlog_source import Writer, packets

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from agents import registry
-from agents.platforms.mariadb import preflight
+from agents.mysql import preflight
 from agents.protocol import Preflight, SourceSettings
 from deploy.demo.mariadb import MariaDB
 

@@ -11,7 +11,7 @@ import pymysql
 import pytest
 
 from agents.errors import SourceUnavailable
-from agents.platforms.mariadb.definitions import SYSTEM_SCHEMAS, quoted, read_definitions, schema_version
+from agents.mysql.definitions import SYSTEM_SCHEMAS, quoted, read_definitions, schema_version
 from agents.schema.keeper import Keeper, Origin
 from agents.schema.record import EVENT_BYTES, fold, split
 from agents.schema.replay import concerns_tables, definitions_in

@@ -13,7 +13,7 @@ import pymysql
 import pytest
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.platforms.mariadb.apply import MariaDBTarget
+from agents.mysql.apply import NativeTarget
 from agents.rollback import apply as applying
 from agents.rollback.plan import Plan
 from agents.rollback.stages import STAGES
@@ -277,7 +277,7 @@ def test_what_read_only_was_is_said_before_it_is_set(bench: RollbackBench) -> No
 def test_a_row_that_somebody_holds_is_waited_for_and_then_given_up(
     bench: RollbackBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agents.platforms.mariadb.apply._SESSION", _impatient())
+    monkeypatch.setattr("agents.mysql.apply._SESSION", _impatient())
     plan = bench.back(3)
     with closing(bench.server.connect(database="app")) as user, user.cursor() as cursor:
         cursor.execute("begin")
@@ -291,7 +291,7 @@ def test_a_row_that_somebody_holds_is_waited_for_and_then_given_up(
 
 
 def _impatient() -> str:
-    from agents.platforms.mariadb import apply
+    from agents.mysql import apply
 
     return apply._SESSION.replace("innodb_lock_wait_timeout = 10", "innodb_lock_wait_timeout = 1")
 
@@ -323,7 +323,7 @@ def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench) -> None:
 
         thread = threading.Thread(target=cross)
 
-        class Target(MariaDBTarget):
+        class Target(NativeTarget):
             def apply(self, progress: Any) -> int:
                 thread.start()
                 waiting.wait(10)
@@ -352,7 +352,7 @@ def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench) -> None:
 def test_definitions_cannot_change_while_a_plan_is_applied(bench: RollbackBench) -> None:
     refused: list[int] = []
 
-    class Target(MariaDBTarget):
+    class Target(NativeTarget):
         def compare(self) -> list[Any]:
             with closing(bench.server.connect(database="app")) as user, user.cursor() as cursor:
                 cursor.execute("set lock_wait_timeout = 1")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
-from agents.platforms.mariadb.definitions import quoted
+from agents.mysql.definitions import quoted
 from agents.rollback.schema import ColumnDefinition, Definition, ForeignKey
 
 OWN_SCHEMA: Final = "holdfast"

@@ -15,7 +15,7 @@ from typing import Any
 import pymysql
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.platforms.mariadb.connection import connect, error_of
+from agents.mysql.connection import connect, error_of
 from agents.protocol import Preflight, SourceSettings
 from streams.events import Problem
 

@@ -25,10 +25,10 @@ import pymysql
 from pymysql.cursors import Cursor
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.platforms.mariadb import guard, positions
-from agents.platforms.mariadb.connection import connect, error_of
-from agents.platforms.mariadb.definitions import quoted, read_definitions
-from agents.platforms.mariadb.guard import OWN_SCHEMA, Role
+from agents.mysql import guard, positions
+from agents.mysql.connection import connect, error_of
+from agents.mysql.definitions import quoted, read_definitions
+from agents.mysql.guard import OWN_SCHEMA, Role
 from agents.protocol import SourceSettings
 from agents.rollback.plan import Plan, TablePlan
 from agents.rollback.schema import Definition
@@ -64,7 +64,7 @@ _NOT_FOUND: Final = 1032
 _LOCKED: Final = frozenset({1205, 1213, 3572})
 
 
-class MariaDBTarget:
+class NativeTarget:
     """Implements `agents.rollback.target.Target`. `work` holds the transaction, `control` everything beside it."""
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -548,9 +548,9 @@ class MariaDBTarget:
         return self._plan.tables
 
 
-def target(settings: SourceSettings) -> MariaDBTarget:
+def target(settings: SourceSettings) -> NativeTarget:
     """The server of these settings. Connects when first asked something."""
-    return MariaDBTarget(settings)
+    return NativeTarget(settings)
 
 
 def _guarded(t: TablePlan) -> Iterator[tuple[Role, Sequence[bytes]]]:

@@ -47,8 +47,8 @@ from agents.baseline.objects import MOVED, SchemaMovedError, read_objects, rows_
 from agents.baseline.rows import HashedFile, RowsWriter
 from agents.errors import AgentError
 from agents.failpoints import failpoint
-from agents.platforms.mariadb.connection import connect, error_of
-from agents.platforms.mariadb.definitions import quoted, read_definitions, schema_version
+from agents.mysql.connection import connect, error_of
+from agents.mysql.definitions import quoted, read_definitions, schema_version
 from agents.protocol import SourceSettings
 from streams.events import Problem, TableDefinition
 from streams.ids import now_us

@@ -10,14 +10,14 @@ import pymysql
 
 from agents.baseline.manifest import Manifest, folder_of, objects, read_manifest
 from agents.errors import AgentError, SourceUnavailable
-from agents.platforms.mariadb.connection import connect, error_of
-from agents.platforms.mariadb.definitions import SYSTEM_SCHEMAS, quoted, read_definitions
+from agents.mysql.connection import connect, error_of
+from agents.mysql.definitions import SYSTEM_SCHEMAS, quoted, read_definitions
 from agents.protocol import SourceSettings
 from agents.schema.keeper import Origin
 from streams.events import TableDefinition
 
 
-class MariaDBOrigin(Origin):
+class SourceOrigin(Origin):
     """`settings` is asked when the server itself must be, for it takes reading the log and opening a secret."""
 
     def __init__(self, data_dir: Path, source: str, lineage: str, settings: Callable[[], SourceSettings]) -> None:

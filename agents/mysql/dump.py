@@ -23,9 +23,9 @@ from typing import Any
 import pymysql
 
 from agents.errors import AgentError, CaptureStopped, SourceUnavailable
-from agents.platforms.mariadb.connection import connect, error_of
-from agents.platforms.mariadb.cutting import TORN, Cutter, position_lost
-from agents.platforms.mariadb.positions import parse, reaches
+from agents.mysql.connection import connect, error_of
+from agents.mysql.cutting import TORN, Cutter, position_lost
+from agents.mysql.positions import parse, reaches
 from agents.protocol import SourceSettings, Taken
 
 HEARTBEAT_S = 1.0

@@ -25,7 +25,7 @@ from operator import itemgetter, lt
 from struct import Struct
 
 from agents.errors import AgentError, CaptureStopped, SourceUnavailable
-from agents.platforms.mariadb.positions import Gtid, parse, show, show_gtid
+from agents.mysql.positions import Gtid, parse, show, show_gtid
 from agents.protocol import Piece, Steps, Taken
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev

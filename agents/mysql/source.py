@@ -9,16 +9,16 @@ from typing import Any
 
 import pymysql
 
-from agents.platforms.mariadb import preflight
-from agents.platforms.mariadb.connection import connect, error_of
-from agents.platforms.mariadb.dump import Dump
+from agents.mysql import preflight
+from agents.mysql.connection import connect, error_of
+from agents.mysql.dump import Dump
 from agents.protocol import Facts, Preflight, SourceSettings, Stream
 
 _FACTS = ("version", "server_id", "gtid_binlog_pos", "binlog_expire_logs_seconds", "expire_logs_days")
 
 
 @dataclass(frozen=True)
-class MariaDBSource:
+class BinlogSource:
     """Holds no connection between calls."""
 
     settings: SourceSettings

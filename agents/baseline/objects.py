@@ -24,7 +24,7 @@ class SchemaMovedError(Exception):
 
 def rows_of(conn: pymysql.Connection[Any], query: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
     with conn.cursor(Cursor) as cursor:
-        cursor.execute(query, args)
+        cursor.execute(query, args or None)  # without values PyMySQL leaves a % in a name alone
         return list(cursor.fetchall())
 
 

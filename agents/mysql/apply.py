@@ -623,7 +623,7 @@ def _run(connection: pymysql.Connection[Any], sql: str | bytes, *args: Any) -> N
 
 def _ask(connection: pymysql.Connection[Any], sql: str, *args: Any) -> Sequence[tuple[Any, ...]]:
     with connection.cursor(Cursor) as cursor:
-        cursor.execute(sql, args)
+        cursor.execute(sql, args or None)  # without values PyMySQL leaves a % in a name alone
         return cursor.fetchall()
 
 

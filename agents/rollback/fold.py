@@ -411,9 +411,11 @@ def _unfit(name: TableName, text: str, definition: Definition | None, table_map:
             "system-versioned", f"{{step}} changes {text}, which keeps its own history (system versioning)",
             "read the earlier rows with FOR SYSTEM_TIME AS OF",
         )  # fmt: skip
-    # A unique key over a long column is kept by a hidden last column, which the log shows and the schema does not.
-    names = tuple(c.name for c in table_map.columns if not (c.name or "").startswith("DB_ROW_HASH_"))
+    # A unique key over a long column is kept by a hidden last column, which the log shows and the schema does not. (One
+    # of the user's may have such a name too.)
     recorded = tuple(c.name for c in definition.columns)
+    hidden = [c.index for c in table_map.columns[len(recorded) :] if (c.name or "").startswith("DB_ROW_HASH_")]
+    names = tuple(c.name for c in table_map.columns if c.index not in hidden)
     if len(names) != len(recorded) or (table_map.named and names != recorded):
         return Problem(
             "schema-differs", f"{{step}} wrote {text} with other columns than are recorded for it",

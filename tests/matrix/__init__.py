@@ -1,0 +1,1 @@
+"""What every server of the matrix is put through, as data: see `types`."""

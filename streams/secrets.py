@@ -137,6 +137,22 @@ class SecretStore:
                 "secret-damaged", f"something sealed for {purpose!r} is damaged or not where it belongs"
             ) from None
 
+    def derived(self, purpose: str, key_id: str = "") -> tuple[str, bytes]:
+        """`(key_id, 32 bytes)`: the key for `purpose` under the current site key, or the one named. For what is not sealed but
+        hashed. Raises `SecretError` (`site-key-unknown`)."""
+        key = self._keys.get(key_id or self._current)
+        if key is None:
+            raise SecretError(
+                "site-key-unknown",
+                f"this was made with site key {key_id}, which is not in the site key file",
+                "add the earlier key to the site key file, before the current one",
+            )
+        return key_id or self._current, _derive(key, b"purpose " + purpose.encode(), KEY_BYTES)
+
+    def key_ids(self) -> tuple[str, ...]:
+        """The site keys there are, the current one last."""
+        return tuple(self._keys)
+
     def _cipher(self, purpose: str, key_id: str) -> AESGCM:
         cipher = self._ciphers.get((purpose, key_id))
         if cipher is None:

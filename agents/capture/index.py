@@ -2,12 +2,13 @@
 
 Reads what capture wrote, closes granules (`agents.capture.granules`) and publishes each to `commits`, whose sole writer for
 this source it is. On the way it has the schema keeper record what each step defines: always before the granule with that
-step is published, so a granule that is there says that the schema topic is complete up to its end.
+step is published, so a granule that is there says that the schema topic is complete up to its end. Before the granule, in
+the same partition, goes its key run (`agents.capture.keys`): a granule that is there says that its keys are, too.
 
 It keeps nothing of its own: where to go on is the last granule in the topic. And if we die here? Between closing a granule
 and its acknowledgement: the next run closes the same one again and publishes it, unless it is there by then. Should Kafka
 take a record of ours after our death and after the next run has looked, the granule stands there twice, byte for byte the
-same but for its stamp; readers count it once.
+same but for its stamp; readers count it once, and so its keys, which may also be there without it.
 
 Exit status: 0 stopped as asked; 3 the log cannot be read (broken chain, unreadable step): somebody must look; 4 Kafka
 refused, or the source did (its schema had to be read): try again later.
@@ -24,12 +25,14 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from agents.capture.__main__ import defined_source
 from agents.capture.granules import Indexer
+from agents.capture.keys import KeyCollector, Recorded
 from agents.capture.takeover import Interrupted
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
@@ -46,6 +49,7 @@ from streams.formats.binlog.events import parse_format_description
 from streams.formats.binlog.step import StepSummary
 from streams.formats.errors import FormatError
 from streams.ids import now_us
+from streams.key_runs import PURPOSE
 from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import KafkaSettings, Settings, load
@@ -55,33 +59,46 @@ EXIT_UNREADABLE = 3
 EXIT_KAFKA = 4
 REPORT_S = 5.0
 _TURN_S = 0.2
+_WINDOW = 256
 _log = logging.getLogger("holdfast.index")
 
 
 def newest_granule(kafka: KafkaSettings, source: str) -> GranuleClosed | None:
     """The last granule of `source` in `commits`, of whatever lineage; None when there is none yet.
 
-    Keys are looked at, and one record decoded: a million granules of other sources take seconds.
+    Looked for from the end backwards, in growing windows: key runs make the topic large. Only a source without any granule
+    has all of it looked through.
     """
     topic, key = topic_name(kafka.prefix, "commits"), source.encode()
-    newest = None
     with contextlib.closing(open_consumer(kafka)) as consumer:
-        for partition in partitions(consumer, topic):
-            low, high = ends(consumer, topic, partition)
-            if low == high:
-                continue
-            consumer.assign([TopicPartition(topic, partition, low)])
-            at, found = low, None
-            while at < high:
-                for message in batch(consumer, 1.0):
-                    at = max(at, (message.offset() or 0) + (message.error() is None))
-                    if message.error() is None and message.key() == key:
-                        found = message
-            if found is not None:
-                event = decoded(found).event
-                if isinstance(event, GranuleClosed) and event.source == source:
-                    newest = event
-    return newest
+        left = {partition: ends(consumer, topic, partition) for partition in partitions(consumer, topic)}
+        window = _WINDOW
+        while any(low < high for low, high in left.values()):
+            for partition, (low, high) in left.items():
+                first = max(low, high - window)
+                found = _newest_in(consumer, topic, partition, first, high, key)
+                if found is not None:
+                    return found
+                left[partition] = (low, first)
+            window *= 8
+    return None
+
+
+def _newest_in(
+    consumer: Consumer, topic: str, partition: int, first: int, end: int, key: bytes
+) -> GranuleClosed | None:
+    if first >= end:
+        return None
+    consumer.assign([TopicPartition(topic, partition, first)])
+    at, found = first, None
+    while at < end:
+        for message in batch(consumer, 1.0):
+            offset = message.offset() or 0
+            at = max(at, offset + (message.error() is None))
+            if message.error() is None and offset < end and message.key() == key:
+                event = decoded(message).event
+                found = event if isinstance(event, GranuleClosed) else found
+    return found
 
 
 class Index:
@@ -91,6 +108,7 @@ class Index:
         self._settings, self._source, self._stop = settings, source, stop
         self._topic = topic_name(settings.kafka.prefix, "capture", source)
         self._publisher = Publisher(settings, f"index-{source}")
+        self._secrets = SecretStore(settings)
         self._steps = self._granules = self._versions = 0
         self._reported = 0.0
 
@@ -110,7 +128,7 @@ class Index:
         identity = topic_id(kafka, self._topic)
         newest = newest_granule(kafka, self._source)
         done = 0  # lineages that have ended and are indexed to their end
-        with contextlib.closing(self._publisher), CaptureLog(kafka, self._source, SecretStore(self._settings)) as log:
+        with contextlib.closing(self._publisher), CaptureLog(kafka, self._source, self._secrets) as log:
             while not self._stop.is_set():
                 tail = log.tail()
                 known = self._lineages(tail) if tail is not None and tail.lineage else []
@@ -123,15 +141,19 @@ class Index:
                 after = newest.last_ordinal if newest is not None and newest.lineage == lineage else 0
                 _log.info("indexing %s/%s after step %d", self._source, lineage, after)
                 indexer = Indexer(self._source, lineage, tail.epoch, identity, after + 1)
-                with contextlib.closing(self._keeper(lineage)) as keeper:
+                recorded = self._recorded(lineage)
+                keys = KeyCollector(
+                    self._source, lineage, tail.epoch, *self._secrets.derived(PURPOSE), Recorded(lineage, recorded)
+                )
+                with contextlib.closing(self._keeper(lineage, recorded, keys)) as keeper:
                     try:
-                        self._follow(log, tail, lineage, indexer, keeper)
+                        self._follow(log, tail, lineage, indexer, keys, keeper)
                     except StreamError as error:
                         # Nothing comes after that step, and nothing will: the lineage has ended.
                         if error.code != "step-unknown" or lineage == tail.lineage:
                             raise
                 if not self._stop.is_set():
-                    self._close_rest(indexer)
+                    self._close_rest(indexer, keys)
                     newest, done = None, done + 1
 
     def _lineages(self, tail: Tail) -> list[str]:
@@ -144,14 +166,16 @@ class Index:
                 found[event.lineage] = None
         return [*(lineage for lineage in found if lineage < tail.lineage), tail.lineage]
 
-    def _close_rest(self, indexer: Indexer) -> None:
+    def _close_rest(self, indexer: Indexer, keys: KeyCollector) -> None:
         """The lineage has ended, and with it its last granule."""
         granule = indexer.rest()
         if granule is not None:
             failpoint("index-rest-closed")
-            self._publisher.sent_and_durable(granule)
+            self._publisher.sent_and_durable(keys.close(granule), granule)
 
-    def _follow(self, log: CaptureLog, tail: Tail, lineage: str, indexer: Indexer, keeper: Keeper) -> None:
+    def _follow(
+        self, log: CaptureLog, tail: Tail, lineage: str, indexer: Indexer, keys: KeyCollector, keeper: Keeper
+    ) -> None:
         """Index `lineage` until it ends or we are to."""
         first: StepFragment | None = None
         for fragments in log.follow(lineage, indexer.expected - 1, self._stop):
@@ -160,10 +184,12 @@ class Index:
                 if fragment.number == 0:
                     first = fragment
                 granule = indexer.add(fragment)
+                keys.add(fragment)
                 if not self._defines(keeper, indexer.closed, first, fragment, tail.epoch):
                     return
                 if granule is not None:
                     failpoint("index-granule-closed")
+                    self._publisher.publish(keys.close(granule))
                     self._publisher.publish(granule)
                     closed += 1
             if closed:
@@ -187,16 +213,25 @@ class Index:
         self._versions += keeper.take(first.ordinal, queries, position, last.captured_us, epoch)
         return keeper.state.ordinal >= first.ordinal
 
-    def _keeper(self, lineage: str) -> Keeper:
+    def _recorded(self, lineage: str) -> list[SchemaRecorded]:
+        """What the schema topic says of a lineage so far."""
+        topic = topic_name(self._settings.kafka.prefix, "schema", self._source)
+        events = (m.event for m in read_topic(self._settings.kafka, topic))
+        return [e for e in events if isinstance(e, SchemaRecorded) and e.lineage == lineage]
+
+    def _keeper(self, lineage: str, recorded: Sequence[SchemaRecorded], keys: KeyCollector) -> Keeper:
         settings, source = self._settings, self._source
-        topic = topic_name(settings.kafka.prefix, "schema", source)
-        recorded = (m.event for m in read_topic(settings.kafka, topic))
+
+        def record(versions: list[SchemaRecorded]) -> None:
+            self._publisher.sent_and_durable(*versions)
+            keys.recorded.add(versions)
+
         return Keeper(
             source,
             lineage,
-            (event for event in recorded if isinstance(event, SchemaRecorded)),
+            recorded,
             SourceOrigin(settings.data_dir, source, lineage, self._source_settings),
-            self._record,
+            record,
             settings.data_dir / "scratch" / source,
             self._stop,
         )
@@ -206,9 +241,6 @@ class Index:
             return defined_source(self._settings, self._source, self._stop)
         except Interrupted:
             raise SourceUnavailable("agent-ending", "the indexer is to end") from None
-
-    def _record(self, versions: list[SchemaRecorded]) -> None:
-        self._publisher.sent_and_durable(*versions)
 
     def _report(self, lineage: str, epoch: int, ordinal: int, captured_us: int) -> None:
         """Every few seconds while there is something to index: how far it is."""

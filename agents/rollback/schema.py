@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from streams.events import TableDefinition
+from streams.formats.binlog.keys import declared_key
 from streams.formats.binlog.table_map import SEQUENCE_COLUMNS
 
 TableName = tuple[str, str]
@@ -119,18 +120,8 @@ def parse_definition(recorded: TableDefinition) -> Definition:
         triggers=tuple(sorted(raw["triggers"])),
         system_versioned=raw["system_versioned"],
         fingerprint=recorded.fingerprint,
-        key=_key(tuple(raw["primary_key"]), unique, columns),
+        key=declared_key(raw),
     )
-
-
-def _key(
-    primary: tuple[str, ...], unique: Mapping[str, tuple[str, ...]], columns: tuple[ColumnDefinition, ...]
-) -> tuple[str, tuple[str, ...]] | None:
-    if primary:
-        return ("PRIMARY", primary)
-    # A virtual column has no place of its own in the row, so nothing is looked up by it.
-    usable = {c.name for c in columns if not c.nullable and c.generated != "virtual"}
-    return next(((name, names) for name, names in unique.items() if usable.issuperset(names)), None)
 
 
 @dataclass(frozen=True, slots=True)

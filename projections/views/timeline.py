@@ -1,4 +1,4 @@
-"""Timelines: granules with their tables, steps worth knowing of, totals, and the rollback plans that bend the path.
+"""Timelines: granules with their tables and keys, steps worth knowing of, totals, and the rollback plans that bend the path.
 
 One row a granule (at most 4,096 steps), so ten million steps are some 2,500 rows and every question here is an index
 scan. What is not in a closed granule yet is in the tail of `capture.<source>`; this view knows nothing of it, nor of
@@ -21,14 +21,16 @@ from psycopg.rows import class_row, kwargs_row
 
 from projections.errors import ProjectionError
 from projections.views.base import Connection, Cursor, canonical, load_ranges, text, where
+from projections.views.key_runs import Covered, apply_keys, covered, dense_ranges, key_shapes, key_steps
 from projections.views.plans import Plan, PlanEvent, apply_plans, plan, plan_events, plans
-from streams.events import GranuleClosed, RollbackChanged, RollbackPlanned, TableCount
+from streams.events import GranuleClosed, GranuleKeys, RollbackChanged, RollbackPlanned, TableCount
 from streams.paths import Path, Turn, turn
 
 if TYPE_CHECKING:
     from streams.consume import Message
 
 __all__ = [
+    "Covered",
     "Granule",
     "Landmark",
     "Plan",
@@ -36,7 +38,10 @@ __all__ = [
     "TableTotal",
     "Totals",
     "apply",
+    "apply_keys",
     "conflicts",
+    "covered",
+    "dense_ranges",
     "granule_at_time",
     "granule_of",
     "granules",
@@ -45,6 +50,8 @@ __all__ = [
     "granules_touching",
     "granules_with_gtid",
     "head",
+    "key_shapes",
+    "key_steps",
     "landmarks",
     "lineages",
     "own_ordinals",
@@ -57,7 +64,7 @@ __all__ = [
 ]
 
 NAME = "timeline"
-VERSION = 1
+VERSION = 2
 _GRANULE_KEY = ("source", "lineage", "first_ordinal")
 TABLES: Mapping[str, tuple[str, ...]] = {
     "granule": _GRANULE_KEY,
@@ -66,6 +73,9 @@ TABLES: Mapping[str, tuple[str, ...]] = {
     "table_total": ("source", "lineage", "schema_name", "table_name"),
     "lineage_total": ("source", "lineage"),
     "landmark": ("source", "lineage", "ordinal", "number"),
+    "key_run": _GRANULE_KEY,
+    "key_shape": ("source", "lineage", "schema_name", "table_name", "key_columns"),
+    "key_dense": ("source", "lineage", "schema_name", "table_name", "first_ordinal"),
     "plan": ("plan",),
     "plan_event": ("plan", "event"),
 }
@@ -147,9 +157,10 @@ class Totals:
 
 
 def apply(cursor: Cursor, messages: Sequence[Message]) -> None:
-    """Granules seen for the first time, then plans. A granule seen again is left; one that differs is noted as a
+    """Granules seen for the first time, their keys, then plans. A granule seen again is left; one that differs is noted as a
     conflict."""
     _apply_granules(cursor, [m.event for m in messages if isinstance(m.event, GranuleClosed)])
+    apply_keys(cursor, [m.event for m in messages if isinstance(m.event, GranuleKeys)])
     apply_plans(cursor, [m for m in messages if isinstance(m.event, RollbackPlanned | RollbackChanged)])
 
 

@@ -89,6 +89,42 @@ CREATE TABLE landmark (
 );
 CREATE INDEX landmark_marker ON landmark (source, lineage, ordinal) WHERE kind IN ('marker', 'own');
 
+-- Key runs (streams.key_runs): one a granule, merged by sixteens. A key's entries are one slice, found by the fan; EXTERNAL, so
+-- that a slice is read without the rest.
+CREATE TABLE key_run (
+    source          text COLLATE "C" NOT NULL,
+    lineage         text COLLATE "C" NOT NULL,
+    first_ordinal   bigint NOT NULL,
+    last_ordinal    bigint NOT NULL,
+    level           bigint NOT NULL,
+    granules        bigint NOT NULL,
+    fan             bytea NOT NULL,
+    entries         bytea NOT NULL,
+    PRIMARY KEY (source, lineage, first_ordinal)
+);
+ALTER TABLE key_run ALTER COLUMN entries SET STORAGE EXTERNAL;
+
+-- By which columns a table's rows are known, in which steps; `dense`: in granules of which nobody noted the table's keys.
+CREATE TABLE key_shape (
+    source          text COLLATE "C" NOT NULL,
+    lineage         text COLLATE "C" NOT NULL,
+    schema_name     text COLLATE "C" NOT NULL,
+    table_name      text COLLATE "C" NOT NULL,
+    key_columns     text COLLATE "C" NOT NULL,
+    first_ordinal   bigint NOT NULL,
+    last_ordinal    bigint NOT NULL,
+    PRIMARY KEY (source, lineage, schema_name, table_name, key_columns)
+);
+CREATE TABLE key_dense (
+    source          text COLLATE "C" NOT NULL,
+    lineage         text COLLATE "C" NOT NULL,
+    schema_name     text COLLATE "C" NOT NULL,
+    table_name      text COLLATE "C" NOT NULL,
+    first_ordinal   bigint NOT NULL,
+    last_ordinal    bigint NOT NULL,
+    PRIMARY KEY (source, lineage, schema_name, table_name, first_ordinal)
+);
+
 CREATE TABLE plan (
     plan            text COLLATE "C" PRIMARY KEY,
     source          text COLLATE "C" NOT NULL,

@@ -9,7 +9,7 @@ from streams.events.inventory import SourceChanged, SourceDefined, TokenIssued, 
 from streams.events.jobs import FINAL_STATES, JobChanged
 from streams.events.rollbacks import OrdinalRange, RollbackChanged, RollbackPlanned, TableEffect
 from streams.events.schema import SchemaRecorded, TableDefinition
-from streams.events.timeline import GranuleClosed, Landmark, TableCount
+from streams.events.timeline import GranuleClosed, GranuleKeys, KeyedTable, Landmark, TableCount
 
 __all__ = [
     "FINAL_STATES",
@@ -21,8 +21,10 @@ __all__ = [
     "EpochStarted",
     "Event",
     "GranuleClosed",
+    "GranuleKeys",
     "HealthReported",
     "JobChanged",
+    "KeyedTable",
     "Landmark",
     "LineageStarted",
     "OrdinalRange",

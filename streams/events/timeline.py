@@ -24,8 +24,9 @@ class TableCount:
 class Landmark:
     """A step that more than its counts must be known of.
 
-    `kind`: `ddl`, `statement`, `account`, `xa`, `incident` (barriers), `own` (touches nothing but schema `holdfast`) or
-    `marker` (the step of a rollback; `plan` is the plan's id). `text` is the DDL, shortened; empty for account statements.
+    `kind`: `ddl`, `statement`, `account`, `xa`, `incident` (barriers), `own` (touches nothing but schema `holdfast`),
+    `marker` (the step of a rollback; `plan` is the plan's id) or `undo` (the step of a selective undo: no turn of the path,
+    it stands like a user's). `text` is the DDL, shortened; empty for account statements.
     """
 
     ordinal: int
@@ -64,6 +65,44 @@ class GranuleClosed(Event):
     first_offset: int
     last_offset: int
     digest: bytes
+
+    @property
+    def key(self) -> str:
+        return self.source
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedTable:
+    """A table of which rows were written in a granule, and how they are known in its key run.
+
+    `columns`: names of its key columns, none where a row is known by its whole image. `dense`: its keys were too many, or
+    could not be told (no definition that fits was recorded then): any of its keys may be in the granule.
+    """
+
+    schema: str
+    table: str
+    columns: tuple[str, ...]
+    dense: bool
+
+
+@event
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GranuleKeys(Event):
+    """Which keys the steps of a granule wrote: before- and after-keys of every row. Published before the granule itself.
+
+    `entries` is a run (`streams.key_runs`): sorted, each 12 bytes, HMAC64 of a key and the step counted from
+    `first_ordinal`. `key_id` names the site key that the hashes come from.
+    """
+
+    TYPE: ClassVar[str] = "granule.keys"
+    TOPIC: ClassVar[str] = "commits"
+
+    source: str
+    first_ordinal: int
+    last_ordinal: int
+    key_id: str
+    tables: tuple[KeyedTable, ...] = ()
+    entries: bytes
 
     @property
     def key(self) -> str:

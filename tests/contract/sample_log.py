@@ -17,8 +17,10 @@ from streams.events import (
     CommandRequested,
     Event,
     GranuleClosed,
+    GranuleKeys,
     HealthReported,
     JobChanged,
+    KeyedTable,
     Landmark,
     OrdinalRange,
     Problem,
@@ -32,6 +34,7 @@ from streams.events import (
     TokenIssued,
     TokenRevoked,
 )
+from streams.key_runs import run_of
 from streams.topics import BY_NAME, topic_name
 
 PREFIX = "holdfast."
@@ -182,6 +185,7 @@ class History:
             marks += [Landmark(last, "own"), Landmark(last, "account")]
         if self._plans and self.rng.random() < 0.2:
             marks.append(Landmark(first, "marker", "", self.rng.choice(self._plans)[0]))
+        self.keys(source, first, last, tables)
         began = self.now()
         event = GranuleClosed(
             lineage=self.lineage(source),
@@ -207,6 +211,28 @@ class History:
         )
         self.write(event)
         return event
+
+    def keys(self, source: str, first: int, last: int, tables: list[str]) -> None:
+        """The key run that goes before a granule; sometimes it is said twice."""
+        entries = {
+            self.rng.randbytes(8) + self.rng.randrange(last - first + 1).to_bytes(4, "big")
+            for _ in range(self.rng.randrange(20))
+        }
+        event = GranuleKeys(
+            lineage=self.lineage(source),
+            epoch=self._epochs.get(source, 1),
+            source=source,
+            first_ordinal=first,
+            last_ordinal=last,
+            key_id="0123456789abcdef",
+            tables=tuple(
+                KeyedTable("shop", t, self.rng.choice([("id",), ()]), self.rng.random() < 0.2) for t in sorted(tables)
+            ),
+            entries=run_of(entries),
+        )
+        self.write(event)
+        if self.rng.random() < 0.1:
+            self.write(event)
 
     def plan(self) -> None:
         source = self.source()

@@ -18,12 +18,14 @@ import pytest
 
 from agents.capture.granules import MAX_STEPS, Indexer
 from agents.capture.index import newest_granule
+from agents.capture.keys import KeyCollector, Recorded
 from agents.mysql.definitions import read_definitions, schema_version
 from agents.schema.record import fold
 from deploy.demo.mariadb import MariaDB
 from streams.admin import ensure_topics, topic_id
 from streams.capture_log import CaptureLog
-from streams.events import GranuleClosed, SchemaRecorded
+from streams.events import GranuleClosed, GranuleKeys, SchemaRecorded
+from streams.key_runs import PURPOSE
 from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
@@ -119,6 +121,30 @@ def expected(made: Protected) -> list[GranuleClosed]:
         return [granule for fragment in steps if (granule := indexer.add(fragment)) is not None]
 
 
+def keys(made: Protected) -> list[GranuleKeys]:
+    """The key runs in the topic, each once: one may be there again, and ahead of its granule."""
+    said = [k for k in events(made.site, "commits", GranuleKeys) if k.source == made.source]
+    return [k for i, k in enumerate(said) if k not in said[:i]]
+
+
+def keys_of(made: Protected, wanted: list[GranuleClosed]) -> list[GranuleKeys]:
+    """The key runs that the steps and the schema topic make, whoever looks."""
+    site = made.site
+    key_id, secret = SecretStore(site).derived(PURPOSE)
+    out = []
+    with CaptureLog(site.kafka, made.source, SecretStore(site)) as log:
+        tail = log.tail()
+        assert tail is not None
+        collector = KeyCollector(
+            made.source, tail.lineage, tail.epoch, key_id, secret, Recorded(tail.lineage, versions(made))
+        )
+        for granule in wanted:
+            for fragment in log.steps(tail.lineage, granule.first_ordinal, granule.last_ordinal):
+                collector.add(fragment)
+            out.append(collector.close(granule))
+    return out
+
+
 def granules(made: Protected) -> list[GranuleClosed]:
     return [g for g in events(made.site, "commits", GranuleClosed) if g.source == made.source]
 
@@ -139,6 +165,9 @@ def finish(made: Protected, wanted: list[GranuleClosed]) -> None:
         # It may be done before it has learned what SIGTERM is to mean.
         assert process.wait(30) in (0, -signal.SIGTERM), (made.site.data_dir / "index.log").read_text()
     assert granules(made) == wanted
+    assert keys(made) == keys_of(made, wanted)
+    assert {t.columns for k in keys(made) for t in k.tables} == {("id",)}
+    assert sum(len(k.entries) for k in keys(made)) >= 12 * 3000 * PARTS
     assert newest_granule(made.site.kafka, made.source) == wanted[-1]
     assert newest_granule(made.site.kafka, "another") is None
 

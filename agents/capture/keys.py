@@ -245,8 +245,11 @@ def _shape(table_map: TableMap, definition: Definition | None, secret: bytes) ->
 def fitted(table_map: TableMap, definition: Definition) -> TableMap | None:
     """The map with what the definition knows of its columns; None when they are not the same columns."""
     # A unique key over a long column is kept by a hidden last column, which the log shows and the schema does not.
-    names = [c.name for c in table_map.columns if not (c.name or "").startswith("DB_ROW_HASH_")]
+    # (One of the user's may be called so, too: only what comes after the recorded columns is hidden.)
     recorded = [c.name for c in definition.columns]
+    names = [
+        c.name for c in table_map.columns if c.index < len(recorded) or not (c.name or "").startswith("DB_ROW_HASH_")
+    ]
     if len(names) != len(recorded) or (table_map.named and names != recorded):
         return None
     if len(names) != len(table_map.columns):

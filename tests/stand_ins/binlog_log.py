@@ -28,6 +28,9 @@ class FileStep:
     number: int = 0
     last: bool = True
     accounts: bool = False
+    captured_us: int = 0
+    position_after: str = ""
+    offset: int = 0
 
 
 @dataclass(frozen=True)

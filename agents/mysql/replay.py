@@ -1,0 +1,171 @@
+"""A private server brought to a step: a baseline loaded, then the captured log replayed by the server's own replication.
+
+The log is served as by a primary (`agents.replay`), and the server is told to stop exactly where the last step ends
+(`START SLAVE UNTIL master_gtid_pos`). What is not replayed: account statements (a copy has accounts of its own), rows of
+`mysql` and of `holdfast`. Views and routines that belong to accounts of the source are given locked ones of that name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import pymysql
+from pymysql.cursors import Cursor
+
+from agents.errors import AgentError
+from agents.mysql.positions import parse, reaches, show
+from agents.mysql.private import PrivateServer
+from agents.replay.feed import Served
+from agents.replay.server import USER, LogServer
+
+_TURN_S: Final = 0.1
+_OWNED: Final = (
+    ("VIEWS", "DEFINER"),
+    ("ROUTINES", "DEFINER"),
+    ("TRIGGERS", "DEFINER"),
+    ("EVENTS", "DEFINER"),
+)
+Progress = Callable[[int, int], None]
+"""Steps applied, steps in all."""
+
+
+def replay_options() -> tuple[str, ...]:
+    """What a server is started with to be a replica of the captured log."""
+    workers = max(2, min(8, os.cpu_count() or 2))
+    return (
+        "--server-id=4294967295",
+        "--relay-log=relay",
+        "--relay-log-space-limit=512M",
+        "--relay-log-purge=ON",
+        "--sync-relay-log=0",
+        "--sync-master-info=0",
+        "--sync-relay-log-info=0",
+        f"--slave-parallel-threads={workers}",
+        "--slave-parallel-mode=optimistic",
+        "--slave-parallel-max-queued=8M",
+        "--slave-max-allowed-packet=1G",
+        "--slave-net-timeout=60",
+        "--slave-exec-mode=STRICT",
+        "--replicate-wild-ignore-table=mysql.%",
+        "--replicate-wild-ignore-table=holdfast.%",
+    )
+
+
+def replay(
+    server: PrivateServer,
+    served: Served,
+    *,
+    progress: Progress = lambda *_: None,
+    check: Callable[[], None] = lambda: None,
+) -> str:
+    """Apply `served` to `server`, which runs with `replay_options` and is at its start, or further by an earlier call.
+
+    Returns the GTID position reached, which is the one after the last step. `check` may raise to give up: the replica is
+    stopped then. Raises `AgentError` (`replay-failed`, `disk-full`), and what reading the log raises.
+    """
+    wanted = served.position()
+    with contextlib.closing(server.connect()) as conn, LogServer(served) as log:
+        here = str(_one(conn, "SELECT @@gtid_slave_pos") or "")
+        if not reaches(parse(here), parse(served.start)):
+            _run(conn, [f"SET GLOBAL gtid_slave_pos = '{served.start}'"])
+            here = served.start
+        if served.last < served.first or show(parse(here)) == wanted:
+            return here
+        with conn.cursor() as cursor:
+            cursor.execute(
+                "CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = %s, MASTER_USER = %s, MASTER_PASSWORD = %s,"
+                " MASTER_USE_GTID = slave_pos, MASTER_CONNECT_RETRY = 1, MASTER_SSL = 0",
+                (log.port, USER, log.password),
+            )
+            cursor.execute("START SLAVE UNTIL master_gtid_pos = %s", (wanted,))
+        try:
+            _await(conn, server, log, served, wanted, progress, check)
+        finally:
+            with contextlib.suppress(pymysql.err.MySQLError, OSError):
+                _run(conn, ["STOP SLAVE"])
+        _run(conn, ["RESET SLAVE ALL"])
+        return show(parse(str(_one(conn, "SELECT @@gtid_slave_pos") or "")))
+
+
+def _await(
+    conn: pymysql.Connection[Any],
+    server: PrivateServer,
+    log: LogServer,
+    served: Served,
+    wanted: str,
+    progress: Progress,
+    check: Callable[[], None],
+) -> None:
+    total = served.last - served.first + 1
+    while True:
+        check()
+        try:
+            status = _status(conn)
+            at = str(_one(conn, "SELECT @@gtid_slave_pos") or "")
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise AgentError("replay-failed", f"the server that replays is gone: {server.said() or error}") from error
+        applied = log.applied(at)
+        if show(parse(at)) == wanted:
+            if status["Slave_SQL_Running"] == "No":
+                progress(total, total)
+                return
+        elif log.failure is not None:
+            raise log.failure
+        elif status["Slave_SQL_Running"] == "No":
+            said = str(status["Last_SQL_Error"] or status["Last_IO_Error"] or server.said())
+            full = "No space left" in said or "is full" in said or "ENOSPC" in said
+            raise AgentError(
+                "disk-full" if full else "replay-failed",
+                f"replay stopped after step {max(applied, served.first - 1)} at {at or 'the beginning'}: {said}",
+                "make room for it" if full else "the step after it cannot be applied to a copy",
+            )
+        elif status["Slave_IO_Running"] == "No" and status["Last_IO_Error"]:
+            raise AgentError("replay-failed", f"the log cannot be served to the copy: {status['Last_IO_Error']}")
+        progress(max(0, applied - served.first + 1), total)
+        time.sleep(_TURN_S)
+
+
+def give_owners(conn: pymysql.Connection[Any]) -> list[str]:
+    """Create, locked, every account that a view, routine, trigger or event belongs to and that is not there: without it
+    they could not be used. Returns whom."""
+    wanted: set[tuple[str, str]] = set()
+    with conn.cursor(Cursor) as cursor:
+        for view, column in _OWNED:
+            cursor.execute(f"SELECT DISTINCT {column} FROM information_schema.{view}")
+            for (definer,) in cursor.fetchall():
+                user, at, host = str(definer or "").rpartition("@")
+                if at:
+                    wanted.add((user, host))
+        made = []
+        for user, host in sorted(wanted):
+            cursor.execute("SELECT 1 FROM mysql.global_priv WHERE User = %s AND Host = %s", (user, host))
+            if cursor.fetchone() is None and host:
+                cursor.execute("CREATE USER IF NOT EXISTS %s@%s ACCOUNT LOCK", (user, host))
+                cursor.execute("GRANT ALL ON *.* TO %s@%s", (user, host))
+                made.append(f"{user}@{host}")
+        return made
+
+
+def _status(conn: pymysql.Connection[Any]) -> dict[str, Any]:
+    with conn.cursor(pymysql.cursors.DictCursor) as cursor:
+        cursor.execute("SHOW SLAVE STATUS")
+        row = cursor.fetchone()
+        assert row is not None
+        return dict(row)
+
+
+def _one(conn: pymysql.Connection[Any], query: str) -> Any:
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute(query)
+        row = cursor.fetchone()
+        return None if row is None else row[0]
+
+
+def _run(conn: pymysql.Connection[Any], statements: Iterable[str]) -> None:
+    with conn.cursor(Cursor) as cursor:
+        for statement in statements:
+            cursor.execute(statement)

@@ -1,0 +1,64 @@
+"""Events that a primary makes up while it serves a log: they stand in no log. Pure.
+
+All end in a CRC32 where the log that they are put between has one.
+https://mariadb.com/kb/en/fake-rotate_event/, …/gtid_list_event/
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from struct import Struct
+from typing import Final
+
+from streams.formats.binlog import events as ev
+from streams.formats.errors import damaged
+
+UNTIL_REACHED: Final = 1 << 28
+_header = Struct("<IBIIIH").pack
+_CREATED = slice(ev.HEADER_SIZE + 52, ev.HEADER_SIZE + 56)
+
+
+def made(
+    kind: int, body: bytes, *, server_id: int, checksum: bool, position: int = 0, artificial: bool = True
+) -> bytes:
+    """One event with header and checksum."""
+    length = ev.HEADER_SIZE + len(body) + (ev.CHECKSUM_SIZE if checksum else 0)
+    flags = ev.FLAG_ARTIFICIAL if artificial else 0
+    event = _header(0, kind, server_id, length, position & 0xFFFFFFFF, flags) + body
+    return event + zlib.crc32(event).to_bytes(4, "little") if checksum else event
+
+
+def rotate(file: str, *, server_id: int, checksum: bool) -> bytes:
+    """What follows stands in `file`, from its beginning."""
+    return made(ev.ROTATE, (4).to_bytes(8, "little") + file.encode(), server_id=server_id, checksum=checksum)
+
+
+def until_reached(position: Iterable[tuple[int, int, int]], *, server_id: int, checksum: bool) -> bytes:
+    """A GTID list that tells the replica that it has all it asked for. `position`: domain, server id, sequence."""
+    entries = [Struct("<IIQ").pack(*entry) for entry in position]
+    body = (len(entries) | UNTIL_REACHED).to_bytes(4, "little") + b"".join(entries)
+    return made(ev.GTID_LIST, body, server_id=server_id, checksum=checksum)
+
+
+def description(preamble: bytes, *, resumed: bool) -> bytes:
+    """The format description to begin a file with. `resumed`: the replica has the beginning of this log already, so it must
+    not take this for a start of the source, which would cost it its temporary tables."""
+    if len(preamble) < ev.HEADER_SIZE + 61:
+        raise damaged("the format-description event")
+    event = bytearray(preamble)
+    event[13:17] = bytes(4)  # where the next event stands: nowhere
+    event[17] &= ~ev.FLAG_IN_USE & 0xFF
+    if resumed:
+        event[_CREATED] = bytes(4)
+    if ev.parse_format_description(preamble).has_checksum:
+        event[-4:] = zlib.crc32(event[:-4]).to_bytes(4, "little")
+    return bytes(event)
+
+
+def empty_step(domain: int, server_id: int, sequence: int, why: str, *, checksum: bool) -> bytes:
+    """A step that changes nothing, in the place of one that is not to be applied: its GTID, and a comment."""
+    gtid = Struct("<QIB").pack(sequence, domain, ev.GTID_STANDALONE) + bytes(6)
+    query = Struct("<IIBHH").pack(0, 0, 0, 0, 0) + b"\0# " + why.encode()
+    common = {"server_id": server_id, "checksum": checksum, "artificial": False}
+    return made(ev.GTID, gtid, **common) + made(ev.QUERY, query, **common)  # type: ignore[arg-type]

@@ -1,0 +1,192 @@
+"""Steps of the captured log, beginning after a replica's position, as packets of a dump.
+
+A step of account statements is left out, for a copy has accounts of its own: an empty step with its GTID stands in its
+place, so that positions go on without a gap and no password is unsealed. Knows the log, no socket.
+
+    rotate, description, step, step, …            the first file
+    rotate, description, step, …                  after `FILE_BYTES`, or when the source described its log anew
+    GTID list "until reached"                     after the last step, when there is one
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final, Protocol
+
+from agents.mysql.positions import GtidSet, parse, show
+from agents.replay import events as made
+from agents.replay.wire import framed
+from streams.capture_log import StepFragment
+from streams.formats.binlog import events as ev
+from streams.formats.errors import FormatError
+
+# A position within a file has 32 bits; well before that another file begins.
+FILE_BYTES: Final = 1 << 30
+_BATCH_BYTES: Final = 1 << 18
+_SAMPLE: Final = 64
+_SKIPPED: Final = "account statements are not applied to copies"
+_gtid = Struct("<I10xQIB").unpack_from  # from byte 5 of a GTID event: server id, sequence, domain, flags
+_FIRST_GTID = ev.HEADER_SIZE + 13
+
+
+class Log(Protocol):
+    """What is needed of `streams.capture_log.CaptureLog`."""
+
+    def steps(self, lineage: str, first: int, last: int) -> Iterable[StepFragment]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What a replica may have: steps `first..last` of a lineage, where `start` is the position before `first`."""
+
+    log: Log
+    lineage: str
+    start: str
+    last: int
+    first: int = 1
+    version: str = ""
+    server_id: int = 1
+
+    def position(self) -> str:
+        """The native position after `last`. Raises `StreamError` (`step-unknown`)."""
+        return position_after(self.log, self.lineage, self.start, self.last, self.first)
+
+
+def position_after(log: Log, lineage: str, start: str, ordinal: int, first: int = 1) -> str:
+    """The GTID set after step `ordinal`; `start` is the one before step `first`.
+
+    A record says the whole set after its last step only, so the nearest such place is gone on from.
+    """
+    if ordinal < first:
+        return start
+    back = 64
+    while True:
+        begin = max(first, ordinal - back)
+        whole = begin == first
+        position = dict(parse(start))
+        for fragment in log.steps(lineage, begin, ordinal):
+            if fragment.number == 0 and not fragment.accounts and fragment.payload is not None:
+                gtid = gtid_of(fragment.payload)
+                position[gtid[2]] = gtid
+            if fragment.last and fragment.position_after:
+                position, whole = parse(fragment.position_after), True
+        if whole:
+            return show(position)
+        back *= 8
+
+
+def gtid_of(payload: bytes) -> tuple[int, int, int, int]:
+    """Server id, sequence, domain and flags of a step's first event. Raises `FormatError`."""
+    if len(payload) < _FIRST_GTID or payload[4] != ev.GTID:
+        raise FormatError("malformed", "a step does not begin with a GTID event")
+    server_id, sequence, domain, flags = _gtid(payload, 5)
+    return server_id, sequence, domain, flags
+
+
+class Feed:
+    """One replica's stream. `packets()` is used by one thread; `ordinal_at` may be asked by another."""
+
+    def __init__(self, served: Served, state: str, *, sequence: int = 1) -> None:
+        """`state`: the GTID set that the replica has. Raises `AgentError` (`position-invalid`)."""
+        self._served = served
+        self._state = parse(state)
+        self._resumed = show(self._state) != show(parse(served.start))
+        self._sequence = sequence
+        self._described = b""
+        self._checksum = True
+        self._file_number = 0
+        self._lock = threading.Lock()
+        self._samples: list[tuple[int, int, int]] = []  # ordinal, domain, sequence
+        self.position = 4
+        self.file = ""
+        self.sent = served.first - 1
+
+    def packets(self) -> Iterator[list[bytes]]:
+        """Lists of bytes to send, in order. Ends after the last step, having said so."""
+        served, state = self._served, self._state
+        covered: bool = False
+        at: dict[int, tuple[int, int, int, int]] = dict(parse(served.start))
+        batch: list[bytes] = []
+        size = 0
+        for fragment in served.log.steps(served.lineage, served.first, served.last):
+            payload = fragment.payload
+            if fragment.number == 0:
+                gtid = self._gtid(fragment, at)
+                at[gtid[2]] = gtid
+                has = state.get(gtid[2])
+                covered = has is not None and gtid[1] <= has[1]
+                if fragment.accounts:
+                    payload = b""
+                if not covered:
+                    if fragment.preamble != self._described or self.position > FILE_BYTES:
+                        batch += self._file(fragment.preamble)
+                    if fragment.accounts:
+                        payload = made.empty_step(gtid[2], gtid[0], gtid[1], _SKIPPED, checksum=self._checksum)
+                    if fragment.ordinal % _SAMPLE == 0 or fragment.ordinal == served.last:
+                        with self._lock:
+                            self._samples.append((fragment.ordinal, gtid[2], gtid[1]))
+                    self.sent = fragment.ordinal
+            if covered or payload is None or (fragment.accounts and fragment.number):
+                continue
+            out, self._sequence = framed(payload, self._sequence)
+            self.position += len(payload)
+            batch += out
+            size += len(payload)
+            if size >= _BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+        if not self._described:
+            batch += self._file(None)
+        batch += self._one(made.until_reached(
+            [(g[2], g[0], g[1]) for _, g in sorted(at.items())], server_id=served.server_id, checksum=self._checksum
+        ))  # fmt: skip
+        yield batch
+
+    def ordinal_at(self, position: GtidSet) -> int:
+        """About how far a replica at `position` is: a step that it has applied (0: none yet that is known)."""
+        reached = 0
+        with self._lock:
+            while self._samples:
+                ordinal, domain, sequence = self._samples[0]
+                has = position.get(domain)
+                if has is None or has[1] < sequence:
+                    break
+                reached = ordinal
+                if len(self._samples) == 1:
+                    break
+                del self._samples[0]
+        return reached
+
+    def _gtid(self, fragment: StepFragment, at: GtidSet) -> tuple[int, int, int, int]:
+        """A step's GTID. One that is sealed stands alone in its record, which says the position after it."""
+        if not fragment.accounts and fragment.payload is not None:
+            return gtid_of(fragment.payload)
+        if fragment.position_after:
+            after = parse(fragment.position_after)
+            new = [g for domain, g in after.items() if at.get(domain, (0, 0))[:2] != g[:2]]
+            if len(new) == 1:
+                return new[0]
+        if fragment.payload is not None:
+            return gtid_of(fragment.payload)
+        raise FormatError("malformed", f"the position of step {fragment.ordinal}, which is sealed, does not follow")
+
+    def _file(self, preamble: bytes | None) -> list[bytes]:
+        """Begin another file, described by `preamble` (None: there is none, because there are no steps)."""
+        self._file_number += 1
+        self.file = f"holdfast.{self._file_number:06d}"
+        out = self._one(made.rotate(self.file, server_id=self._served.server_id, checksum=self._checksum))
+        self.position = 4
+        if preamble is not None:
+            event = made.description(preamble, resumed=self._resumed and not self._described)
+            self._described = preamble
+            self._checksum = ev.parse_format_description(preamble).has_checksum
+            out += self._one(event)
+        return out
+
+    def _one(self, event: bytes) -> list[bytes]:
+        out, self._sequence = framed(event, self._sequence)
+        self.position += len(event)
+        return out

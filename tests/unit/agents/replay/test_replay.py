@@ -1,0 +1,144 @@
+"""A private server replays the captured log by its own replication, up to any step: every table is what it was then."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.baseline import load
+from agents.baseline import mariadb as baseline
+from agents.baseline.manifest import read_manifest
+from agents.mysql.private import PrivateServer, free_port
+from agents.mysql.replay import give_owners, replay, replay_options
+from agents.protocol import SourceSettings
+from agents.replay.feed import Served
+from agents.schema.scratch import find_server, series
+from deploy.demo.mariadb import MariaDB
+from streams.formats.binlog.statements import is_account_statement
+from tests.stack.contents import everything
+from tests.stand_ins import walk_load
+from tests.stand_ins.binlog_log import BinlogLog, FileStep
+
+GRANTS = "SELECT, SHOW VIEW, TRIGGER, EVENT, REPLICATION SLAVE, BINLOG MONITOR"
+DEFINITIONS = (
+    "CREATE TABLE IF NOT EXISTS walk.made_{n} (id INT PRIMARY KEY, v VARCHAR(20)) ENGINE=InnoDB",
+    "INSERT INTO walk.made_{n} SELECT id, a FROM walk.plain LIMIT 5",
+    "ALTER TABLE walk.plain ADD COLUMN extra_{n} INT DEFAULT {n} FIRST",
+    "ALTER TABLE walk.plain DROP COLUMN extra_{n}",
+    "CREATE OR REPLACE VIEW walk.seen AS SELECT id, n + {n} AS n FROM walk.plain",
+    "CREATE OR REPLACE PROCEDURE walk.act() BEGIN SELECT {n}; END",
+    "CREATE OR REPLACE FUNCTION walk.calc(a INT) RETURNS INT DETERMINISTIC RETURN a + {n}",
+    "CREATE OR REPLACE EVENT walk.later ON SCHEDULE EVERY 1 DAY STARTS '2037-01-01' DO DELETE FROM walk.bare WHERE a = {n}",
+    "CREATE OR REPLACE TRIGGER walk.bare_i BEFORE INSERT ON walk.bare FOR EACH ROW SET NEW.a = NEW.a + {n}",
+    "TRUNCATE TABLE walk.made_{n}",
+    "RENAME TABLE walk.made_{n} TO walk.called_{n}",
+    "DROP TABLE walk.called_{n}",
+    "CREATE TABLE walk.copied_{n} AS SELECT * FROM walk.pair",
+    "CREATE USER IF NOT EXISTS somebody_{n} IDENTIFIED BY 'secret {n}'",
+    "DROP USER IF EXISTS somebody_{n}",
+)
+
+
+@dataclass
+class Source:
+    """A server with a baseline, and what was in it after which step."""
+
+    server: MariaDB
+    folder: Path
+    log: BinlogLog
+    start: str
+    states: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def remember(self) -> None:
+        with contextlib.closing(self.server.connect()) as conn:
+            self.states[self.log.tail().ordinal] = everything(conn, "walk")
+
+
+class Sealed(BinlogLog):
+    """The log as a reader without the site key has it: account statements alone in their record, sealed."""
+
+    def steps(self, lineage: str, first: int, last: int) -> Iterator[FileStep]:
+        for step in super().steps(lineage, first, last):
+            assert step.payload is not None
+            accounts = b"USER" in step.payload and is_account_statement(_statement(step.payload))
+            if accounts:
+                position = dict(self._base)
+                for earlier in self.recorded[: step.ordinal]:
+                    position[int(earlier.gtid.split("-")[0])] = earlier.gtid
+                after = ",".join(position[d] for d in sorted(position))
+                step = dataclasses.replace(step, payload=None, accounts=True, position_after=after)
+            yield step
+
+
+def _statement(payload: bytes) -> bytes:
+    at = payload.find(b"CREATE USER")
+    at = payload.find(b"DROP USER") if at < 0 else at
+    return payload[at:-4] if at >= 0 else b""
+
+
+@pytest.fixture(scope="module")
+def source(mariadb: MariaDB, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    folder = tmp_path_factory.mktemp("source")
+    mariadb.execute(*walk_load.STATEMENTS, "CREATE TABLE walk.apart (n INT)")
+    seed = int(os.environ.get("WALK_SEED", random.randrange(1 << 30)))
+    print(f"WALK_SEED={seed}")
+    rng = random.Random(seed)
+    work = walk_load.Load(mariadb.connect(), rng)
+    for _ in range(30):
+        work.transaction()
+    mariadb.execute(f"GRANT {GRANTS} ON *.* TO capture@'127.0.0.1' IDENTIFIED BY 'secret'")
+    settings = SourceSettings("shop", "mariadb", "127.0.0.1", mariadb.port, accounts={"capture": "capture"},
+                              passwords={"capture": "secret"})  # fmt: skip
+    log = Sealed(mariadb.connect(), mariadb.datadir)
+    made, manifest = baseline.make(settings, folder, baseline="b1", lineage=log.lineage, job="j1")
+    found = Source(mariadb, made, log, manifest.position)
+    found.remember()
+    for n in range(1, 7):
+        for statement in DEFINITIONS:
+            for _ in range(rng.randrange(4)):
+                work.transaction()
+            mariadb.execute(statement.format(n=n))
+            if rng.random() < 0.3:
+                found.remember()
+            if rng.random() < 0.2:
+                mariadb.execute("SET SESSION gtid_domain_id = 3", f"INSERT INTO walk.apart VALUES ({n})")
+    found.remember()
+    return found
+
+
+def built(source: Source, folder: Path) -> PrivateServer:
+    """A private server with the source's baseline, running as a replica would."""
+    manifest = read_manifest(source.folder)
+    program = find_server(series(manifest.server_version))
+    assert program is not None
+    server = PrivateServer(program, folder, manifest.variables, port=free_port())
+    server.create()
+    server.start(fast=True, more=replay_options())
+    with contextlib.closing(server.connect()) as conn:
+        load.load(conn, source.folder)
+        give_owners(conn)
+    return server
+
+
+def served(source: Source, last: int) -> Served:
+    return Served(source.log, source.log.lineage, source.start, last, version=source.server.version)  # type: ignore[arg-type]
+
+
+def test_a_copy_is_the_source_at_every_step_that_was_remembered(source: Source, tmp_path: Path) -> None:
+    server = built(source, tmp_path / "copy")
+    try:
+        for ordinal in sorted(source.states):
+            reached = replay(server, served(source, ordinal))
+            assert reached == served(source, ordinal).position()
+            with contextlib.closing(server.connect()) as conn:
+                assert everything(conn, "walk") == source.states[ordinal], f"step {ordinal}"
+    finally:
+        server.stop()

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from agents.baseline import load
-from agents.baseline import mariadb as baseline
+from agents.baseline import load, making
 from agents.baseline.manifest import read_manifest
 from agents.mysql.private import PrivateServer, free_port
 from agents.mysql.replay import give_owners, replay, replay_options
@@ -98,7 +97,7 @@ def source(mariadb: MariaDB, tmp_path_factory: pytest.TempPathFactory) -> Source
     settings = SourceSettings("shop", "mariadb", "127.0.0.1", mariadb.port, accounts={"capture": "capture"},
                               passwords={"capture": "secret"})  # fmt: skip
     log = Sealed(mariadb.connect(), mariadb.datadir)
-    made, manifest = baseline.make(settings, folder, baseline="b1", lineage=log.lineage, job="j1")
+    made, manifest = making.make(settings, folder, baseline="b1", lineage=log.lineage, job="j1")
     found = Source(mariadb, made, log, manifest.position)
     found.remember()
     for n in range(1, 7):

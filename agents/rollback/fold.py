@@ -171,6 +171,9 @@ class Folder:
         if head is not None and payload.startswith(head, at + 27):
             flags, what = payload[at + 25], KINDS[kind]
             data, first, last = payload, at + 27 + len(head), end
+        elif kind == ev.PARTIAL_UPDATE_ROWS:
+            self._partial_json(net)
+            return
         else:
             event = parse_rows(kind, payload[at + ev.HEADER_SIZE : end])
             bitmaps = [b for b in (event.before, event.after) if b is not None]
@@ -341,6 +344,12 @@ class Folder:
         self._find("partial-image", text, lambda n, _: Problem(
             "partial-image", f"step {n} logged rows of {text} without all of their columns",
             f"roll back to just after it (step {n}); set binlog_row_image=FULL on the source"))  # fmt: skip
+
+    def _partial_json(self, net: NetTable) -> None:
+        text = f"{net.table_map.schema}.{net.table_map.table}"
+        self._find("partial-image", text, lambda n, _: Problem(
+            "partial-image", f"step {n} logged of JSON documents in {text} only what changed in them",
+            f"roll back to just after it (step {n}); set binlog_row_value_options='' on the source"))  # fmt: skip
 
     def _cascade(self, net: NetTable, verb: str) -> None:
         text = f"{net.table_map.schema}.{net.table_map.table}"

@@ -54,7 +54,7 @@ def value(v: Value, column: Column) -> Any:
             shown = display(v, column)
             return _bytes(v.raw) if shown.startswith("0x") else _text(shown)
         case JsonBinary():
-            return _bytes(v.raw)
+            return _text(display(v, column))
         case EnumValue() | SetValue():
             return display(v, column)
         case _:

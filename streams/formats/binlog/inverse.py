@@ -225,6 +225,12 @@ class _Reader:
         first = layout_of(table_map, before if before is not None else after or b"")
         second = layout_of(table_map, after or b"") if before is not None and after is not None else None
         out_kind = (_INVERSE if self.undo else KINDS)[kind]
+        if kind == ev.PARTIAL_UPDATE_ROWS:
+            raise FormatError(
+                "partial-image",
+                f"of JSON documents in {table_map.schema}.{table_map.table} only what changed is logged",
+                "set binlog_row_value_options='' on the source; steps written before cannot be inverted",
+            )
         if self.undo:
             if not first.full or (second is not None and not second.full):
                 raise FormatError(

@@ -107,7 +107,7 @@ def _piece(value: Value, column: Column) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, Undecoded | JsonBinary):
-        return value.raw
+        return value.raw or b""
     if isinstance(value, Decimal):
         return _decimal(value)
     return fold_text(display(value, column)).encode("utf-8", "surrogatepass")

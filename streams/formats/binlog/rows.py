@@ -1,6 +1,7 @@
 """Rows events: which row images an event holds, how many, and their values.
 
-A row image is the bytes of one row: a bitmap of NULLs over the columns present (unused bits set), then the values.
+A row image is the bytes of one row: a bitmap of NULLs over the columns present (its unused bits all set, from MySQL 8 on all
+clear), then the values.
 Walking over images needs only sizes, so a table map is compiled into a *layout*, once a column bitmap, and the layout
 keeps a little program for each NULL bitmap it meets: (distance to the next length prefix, its width) …, tail. Tables
 without variable and nullable columns take no walk at all.
@@ -15,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from streams.formats.binlog import events as ev
+from streams.formats.binlog import jsonb
+from streams.formats.binlog import table_map as t
 from streams.formats.binlog.events import Buffer, decompress, event_name
 from streams.formats.binlog.table_map import TableMap, packed_integer
-from streams.formats.binlog.values import ABSENT, Decoder, Value, decoder_of, size_of
+from streams.formats.binlog.values import ABSENT, Decoder, JsonBinary, Value, decoder_of, size_of
 from streams.formats.errors import FormatError, damaged, only_format_errors
 
 Kind = Literal["insert", "update", "delete"]
@@ -42,6 +45,7 @@ KINDS: Final[dict[int, Kind]] = {
     ev.WRITE_ROWS_COMPRESSED: "insert",
     ev.UPDATE_ROWS_COMPRESSED: "update",
     ev.DELETE_ROWS_COMPRESSED: "delete",
+    ev.PARTIAL_UPDATE_ROWS: "update",
 }
 COMPRESSED: Final = frozenset(range(ev.WRITE_ROWS_COMPRESSED_V1, ev.DELETE_ROWS_COMPRESSED + 1))
 VERSION_2: Final = frozenset(
@@ -52,6 +56,7 @@ VERSION_2: Final = frozenset(
         ev.WRITE_ROWS_COMPRESSED,
         ev.UPDATE_ROWS_COMPRESSED,
         ev.DELETE_ROWS_COMPRESSED,
+        ev.PARTIAL_UPDATE_ROWS,
     }
 )
 UPDATES: Final = frozenset(kind for kind, name in KINDS.items() if name == "update")
@@ -92,6 +97,11 @@ class RowsEvent:
     before: bytes | None
     after: bytes | None
     data: bytes = field(repr=False)
+
+    @property
+    def partial(self) -> bool:
+        """MySQL: of JSON documents an after image may hold only what changed (see `decode_partial`)."""
+        return self.type == ev.PARTIAL_UPDATE_ROWS
 
 
 def parse_rows_head(event_type: int, buffer: bytes, at: int, end: int) -> RowsHead:
@@ -143,7 +153,7 @@ def unsupported_rows(event_type: int) -> FormatError:
     return FormatError(
         "unsupported-event",
         f"{event_name(event_type)} events are not read by this version",
-        "on MySQL set binlog_transaction_compression=OFF and binlog_row_value_options=''",
+        "exclude the table, or upgrade",
     )
 
 
@@ -158,6 +168,7 @@ class RowLayout:
     constant: int | None
     """Size of every image, NULL bitmap included, when no column present is nullable or of variable size."""
     no_nulls: bytes
+    """The bitmap of a row without NULLs, as servers write it that set unused bits."""
     programs: dict[bytes, Program] = field(default_factory=dict)
     decoders: tuple[Decoder, ...] | None = None
 
@@ -173,9 +184,8 @@ class RowLayout:
             return known
         columns = self.table_map.columns
         bits = int.from_bytes(nulls, "little")
-        if len(nulls) != self.null_bytes or bits >> len(self.present) != (1 << 8 * self.null_bytes) - 1 >> len(
-            self.present
-        ):
+        unused = bits >> len(self.present)
+        if len(nulls) != self.null_bytes or (unused and unused != (1 << 8 * self.null_bytes) - 1 >> len(self.present)):
             raise self.damaged()
         steps, distance = [], self.null_bytes
         for place, index in enumerate(self.present):
@@ -272,7 +282,8 @@ def _check_constant(layout: RowLayout, buffer: bytes, at: int, end: int) -> None
         return
     if at >= end or (end - at) % size:
         raise layout.damaged()
-    for place, expected in enumerate(layout.no_nulls):
+    no_nulls = layout.no_nulls if buffer.startswith(layout.no_nulls, at) else bytes(layout.null_bytes)
+    for place, expected in enumerate(no_nulls):
         column = buffer[at + place : end : size]
         if column.count(expected) != len(column):
             raise layout.damaged()
@@ -317,6 +328,42 @@ def _image_end(layout: RowLayout, buffer: bytes, at: int) -> int:
     return at + tail
 
 
+# An after image of a partial update begins with options (a packed integer); with this one, a bit for each JSON column of
+# the table follows, in the image or not: whether the image holds the differences in place of the document.
+_PARTIAL_JSON: Final = 1
+
+
+def _json_columns(table_map: TableMap) -> list[int]:
+    return [column.index for column in table_map.columns if column.type == t.JSON]
+
+
+def _partial_head(table_map: TableMap, buffer: bytes, at: int) -> tuple[frozenset[int], int]:
+    """The columns of which an after image at `at` holds differences, and where its usual part begins."""
+    options, at = packed_integer(buffer, at)
+    if not options & _PARTIAL_JSON:
+        return frozenset(), at
+    documents = _json_columns(table_map)
+    end = at + (len(documents) + 7 >> 3)
+    bits = int.from_bytes(buffer[at:end], "little")
+    return frozenset(index for place, index in enumerate(documents) if bits >> place & 1), end
+
+
+def partial_ends(before: RowLayout, after: RowLayout, buffer: bytes, at: int, end: int) -> list[int]:
+    """As `update_ends`, of a partial update."""
+    ends: list[int] = []
+    try:
+        while at < end:
+            at = _image_end(before, buffer, at)
+            ends.append(at)
+            at = _image_end(after, buffer, _partial_head(after.table_map, buffer, at)[1])
+            ends.append(at)
+    except IndexError:
+        raise before.damaged() from None
+    if at != end:
+        raise before.damaged()
+    return ends
+
+
 def count_rows(event: RowsEvent, table_map: TableMap) -> int:
     """How many rows the event writes, updates or deletes."""
     if event.before is None or event.after is None:
@@ -327,7 +374,8 @@ def count_rows(event: RowsEvent, table_map: TableMap) -> int:
 def _ends(event: RowsEvent, table_map: TableMap) -> list[int]:
     if event.before is None or event.after is None:
         return image_ends(layout_of(table_map, event.after or event.before or b""), event.data, 0, len(event.data))
-    return update_ends(
+    ends_of = partial_ends if event.partial else update_ends
+    return ends_of(
         layout_of(table_map, event.before), layout_of(table_map, event.after), event.data, 0, len(event.data)
     )
 
@@ -386,4 +434,20 @@ def _decode(image: bytes, layout: RowLayout) -> tuple[Value, ...]:
             values[layout.present[place]] = value
     if at != len(image):
         raise layout.damaged()
+    return tuple(values)
+
+
+@only_format_errors("a row image")
+def decode_partial(image: bytes, table_map: TableMap, bitmap: bytes, before: tuple[Value, ...]) -> tuple[Value, ...]:
+    """As `decode_row`, of an after image of a partial update, given the values of its before image."""
+    partial, at = _partial_head(table_map, image, 0)
+    values = list(_decode(image[at:], layout_of(table_map, bitmap)))
+    for index in partial:
+        value, old = values[index], before[index]
+        if not isinstance(value, JsonBinary) or value.raw is None:
+            continue
+        diffs = jsonb.parse_diffs(value.raw)
+        values[index] = (
+            JsonBinary(old.raw, old.diffs + diffs) if isinstance(old, JsonBinary) else JsonBinary(None, diffs)
+        )
     return tuple(values)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from decimal import Decimal
 from typing import Final
 
+from streams.formats.binlog import jsonb
 from streams.formats.binlog import table_map as t
 from streams.formats.binlog.charsets import SAME_AS_SERVER, UTF8, WIDE, encode_text
 from streams.formats.binlog.rows import Kind
@@ -143,11 +144,14 @@ def literal(value: Value, column: Column) -> str:
     if isinstance(value, Undecoded):
         return f"_{value.charset} {_hex(value.raw)}" if value.charset is not None else _hex(value.raw)
     if isinstance(value, JsonBinary):
-        raise FormatError(
-            "unknown-type",
-            f"column {column.label} holds MySQL's binary JSON, which this version does not write as SQL",
-            "apply the change natively",
-        )
+        document = value.document()
+        if not jsonb.pure(document):
+            raise FormatError(
+                "unknown-type",
+                f"column {column.label} holds JSON with decimals, times or bytes in it, which no JSON text can say",
+                "apply the change natively",
+            )
+        return f"CAST({_text(jsonb.text(document))} AS JSON)"
     raise FormatError("partial-image", f"column {column.label} is not in the row image")
 
 

@@ -36,11 +36,13 @@ from streams.formats.binlog.rows import (
     KINDS,
     Kind,
     count_images,
+    decode_partial,
     decode_row,
     iter_rows,
     layout_of,
     parse_rows,
     parse_rows_head,
+    partial_ends,
     unsupported_rows,
     update_ends,
 )
@@ -69,7 +71,7 @@ _STATEMENT_PARTS: Final = frozenset(
         ev.EXECUTE_LOAD_QUERY,
     }
 )
-_UNSUPPORTED: Final = frozenset({ev.PARTIAL_UPDATE_ROWS, ev.TRANSACTION_PAYLOAD})
+_UNSUPPORTED: Final = frozenset({ev.TRANSACTION_PAYLOAD})
 # The server closes a statement whose last table was filtered away with a rows event for no table.
 NO_TABLE: Final = frozenset({b"\xff\xff\xff\0\0\0", b"\xff" * 6})
 _WORST_FIRST: Final[tuple[StepKind, ...]] = ("incident", "xa", "rolled_back", "account", "ddl", "statement", "rows")
@@ -96,7 +98,8 @@ class StepSummary:
     - `commit_time`: timestamp of the closing event, seconds since 1970.
     - `changes`: by (schema, table), in order of first appearance.
     - `statements`: DDL and other statements as text, shortened; account statements as a marker.
-    - `partial`: some row image lacks columns (binlog_row_image is not FULL): not invertible.
+    - `partial`: some row image lacks columns (binlog_row_image is not FULL), or holds only what changed in a JSON document
+      (binlog_row_value_options): not invertible.
     - `transactional`: the server says that all tables touched can roll back.
     - `secret`: holds a statement that must not be kept in clear.
     - `complete`: the closing event is there.
@@ -244,8 +247,10 @@ class Summariser:
             self._partial = self._partial or not layout.full
         else:
             before, after = layout_of(table_map, head.before), layout_of(table_map, head.after)
-            count[1] += len(update_ends(before, after, buffer, data, end)) // 2
-            self._partial = self._partial or not (before.full and after.full)
+            differences = kind == ev.PARTIAL_UPDATE_ROWS
+            ends_of = partial_ends if differences else update_ends
+            count[1] += len(ends_of(before, after, buffer, data, end)) // 2
+            self._partial = self._partial or differences or not (before.full and after.full)
         if table_map.schema == OWN_SCHEMA and head.before is None and table_map.key == MARKER_TABLE:
             event = parse_rows(kind, buffer[at:end]) if kind not in COMPRESSED else None
             for _, image in iter_rows(event, table_map) if event is not None else ():
@@ -423,15 +428,14 @@ def iter_changes(
                 if left == 0:
                     break
                 left -= 1
-            yield Change(
-                schema,
-                table,
-                rows.kind,
-                decode_row(before, table_map, rows.before) if before is not None else None,
-                decode_row(after, table_map, rows.after) if after is not None else None,
-                columns,
-                key,
-            )
+            old = decode_row(before, table_map, rows.before) if before is not None else None
+            if after is None:
+                new = None
+            elif rows.partial and old is not None:
+                new = decode_partial(after, table_map, rows.after or b"", old)
+            else:
+                new = decode_row(after, table_map, rows.after)
+            yield Change(schema, table, rows.kind, old, new, columns, key)
 
 
 _ENDING = re.compile(rb"\s*(?:COMMIT|ROLLBACK)\s*$", re.IGNORECASE)

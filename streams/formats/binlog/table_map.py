@@ -4,8 +4,8 @@ Knows the event and the optional metadata (`binlog_row_metadata=MINIMAL|FULL`), 
 signedness and character sets are then None until `with_declared` supplies them from elsewhere. Does not know rows.
 
 Sources: MariaDB Knowledge Base "TABLE_MAP_EVENT"; MySQL source documentation, `Table_map_event`.
-Observed on MariaDB 10.11: its character-set lists also count geometry and compressed columns, MySQL's do not; UUID and
-INET columns look like BINARY(n).
+Observed on MariaDB 10.11: its character-set lists also count geometry and compressed columns, MySQL's do not, but on MySQL 9
+those of VECTOR; UUID and INET columns look like BINARY(n).
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ _METADATA_SIZE: Final[dict[int, int]] = {
 }
 _NUMERIC: Final = frozenset({TINY, SHORT, INT24, LONG, LONGLONG, FLOAT, DOUBLE, DECIMAL, NEWDECIMAL, YEAR})
 _INTEGER_BYTES: Final = {TINY: 1, SHORT: 2, INT24: 3, LONG: 4, LONGLONG: 8}
-_CHARACTER: Final = _BLOBS | {VARCHAR, VAR_STRING, STRING}
+_CHARACTER: Final = _BLOBS | {VARCHAR, VAR_STRING, STRING, VECTOR}
 _CHARACTER_MARIADB: Final = _CHARACTER | {VARCHAR_COMPRESSED, BLOB_COMPRESSED, GEOMETRY}
 
 # Codes of the optional metadata.

@@ -4,7 +4,7 @@ What a value becomes: integers, YEAR and BIT `int`; DECIMAL `Decimal`; FLOAT and
 as the server writes them, with the column's fraction digits, TIMESTAMP in UTC (no `datetime` holds `0000-00-00` or
 `-838:59:59`); character columns `str`; binary, geometry and vector columns `bytes`; ENUM and SET `EnumValue` and
 `SetValue`; text that cannot be decoded exactly, or whose character set the log does not say, `Undecoded`; MySQL's JSON
-`JsonBinary`; SQL NULL `None`; a column the row image leaves out `ABSENT`.
+`JsonBinary`, which `jsonb` reads; SQL NULL `None`; a column the row image leaves out `ABSENT`.
 
 Sources: MariaDB Knowledge Base "Rows_event_v1"; MySQL source documentation, `Rows_event`, and the storage formats of
 temporal and decimal types; compressed columns as observed on MariaDB 10.11.
@@ -22,8 +22,10 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
+from streams.formats.binlog import jsonb
 from streams.formats.binlog import table_map as t
 from streams.formats.binlog.charsets import decode_text
+from streams.formats.binlog.decimals import decimal_size, decode_decimal
 from streams.formats.binlog.table_map import Column
 from streams.formats.errors import FormatError, damaged
 
@@ -66,9 +68,20 @@ class Undecoded:
 
 @dataclass(frozen=True, slots=True)
 class JsonBinary:
-    """A document in MySQL's binary JSON form, undecoded."""
+    """A document in MySQL's binary form, and what a partial update changes of it. `raw` None: only the changes are known."""
 
-    raw: bytes
+    raw: bytes | None
+    diffs: tuple[jsonb.Diff, ...] = ()
+
+    def document(self) -> jsonb.Json:
+        """Raises `FormatError`; so for a document of which only the changes are known."""
+        if self.raw is None:
+            raise FormatError("partial-image", "only what changed in a JSON document is in the row image")
+        return jsonb.apply(jsonb.decode(self.raw), self.diffs)
+
+    def text(self) -> str:
+        """As the server writes it. Raises `FormatError`."""
+        return jsonb.text(self.document())
 
 
 Value = int | float | Decimal | str | bytes | EnumValue | SetValue | Undecoded | JsonBinary | Absent | None
@@ -91,7 +104,6 @@ _FIXED: Final[dict[int, int]] = {
     t.TIMESTAMP: 4,
 }
 _TEMPORAL2: Final[dict[int, int]] = {t.TIMESTAMP2: 4, t.DATETIME2: 5, t.TIME2: 3}
-_DIGIT_BYTES: Final = (0, 1, 1, 2, 2, 3, 3, 4, 4, 4)
 _MAX_PRECISION: Final = 65
 _MAX_DECOMPRESSED: Final = 1 << 32
 
@@ -126,12 +138,6 @@ def size_of(column: Column) -> tuple[int, int]:
         f"column {column.label} has type {kind}, which this version does not read",
         "exclude the table, or upgrade",
     )
-
-
-def decimal_size(precision: int, scale: int) -> int:
-    """Bytes of DECIMAL(precision, scale): nine digits in four bytes, on each side of the point."""
-    whole = precision - scale
-    return whole // 9 * 4 + _DIGIT_BYTES[whole % 9] + scale // 9 * 4 + _DIGIT_BYTES[scale % 9]
 
 
 def decoder_of(column: Column) -> Decoder:
@@ -210,29 +216,6 @@ def _set(bits: int, members: tuple[str, ...] | None) -> SetValue:
     if members is None or bits >> len(members):
         return SetValue(bits, None)
     return SetValue(bits, tuple(member for i, member in enumerate(members) if bits >> i & 1))
-
-
-def decode_decimal(raw: bytes, precision: int, scale: int) -> Decimal:
-    """DECIMAL's storage: groups of nine digits, big-endian; the top bit is the sign inverted, and all of it is inverted
-    for negative numbers."""
-    negative = not raw[0] & 0x80
-    flipped = bytearray(raw)
-    flipped[0] ^= 0x80
-    if negative:
-        flipped = bytearray(byte ^ 0xFF for byte in flipped)
-    whole = precision - scale
-    sizes = [whole % 9] + [9] * (whole // 9) + [9] * (scale // 9) + [scale % 9]
-    digits, at = "", 0
-    for count in sizes:
-        size = _DIGIT_BYTES[count]
-        if size:
-            group = f"{int.from_bytes(flipped[at : at + size], 'big'):0{count}d}"
-            if len(group) > count:
-                raise damaged("a DECIMAL value")
-            digits += group
-            at += size
-    text = (digits[: len(digits) - scale] or "0") + ("." + digits[len(digits) - scale :] if scale else "")
-    return Decimal("-" + text if negative else text)
 
 
 def _date(raw: bytes) -> str:
@@ -365,8 +348,22 @@ def display(value: Value, column: Column) -> str:
         text = decode_text(value.raw, "utf8mb4") if value.charset is None else None
         return text if text is not None else "0x" + value.raw.hex()
     if isinstance(value, JsonBinary):
-        return f"(binary JSON) 0x{value.raw.hex()}"
+        return _display_json(value)
     return _display_bytes(value, column.declared or "")
+
+
+def _display_json(value: JsonBinary) -> str:
+    try:
+        if value.raw is not None:
+            return value.text()
+        changes = [
+            f"{jsonb.OPERATIONS[d.operation]} {d.path}"
+            + (f" {jsonb.text(jsonb.decode(d.value))}" if d.value is not None else "")
+            for d in value.diffs
+        ]
+    except FormatError:
+        return f"(damaged JSON) 0x{(value.raw or b'').hex()}"
+    return f"(changed: {'; '.join(changes)})"
 
 
 def _display_bytes(raw: bytes, declared: str) -> str:

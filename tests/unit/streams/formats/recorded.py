@@ -14,7 +14,7 @@ from typing import Any
 
 from pymysql.connections import Connection
 
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.formats.binlog import table_map as t
 from streams.formats.binlog.events import FormatDescription, parse_format_description, parse_header
 from streams.formats.binlog.sql import quote_name
@@ -65,7 +65,7 @@ class Recording:
 
 
 @contextmanager
-def recording(server: MariaDB) -> Iterator[Recording]:
+def recording(server: DatabaseServer) -> Iterator[Recording]:
     """The log of what happens in the block; the log must not be rotated meanwhile."""
     result = Recording()
     file, start = server.execute("SHOW MASTER STATUS")[0][:2]
@@ -77,7 +77,7 @@ def recording(server: MariaDB) -> Iterator[Recording]:
 
 
 @contextmanager
-def session(server: MariaDB, database: str) -> Iterator[Connection[Any]]:
+def session(server: DatabaseServer, database: str) -> Iterator[Connection[Any]]:
     """A session in UTC that takes any date, in `database`, which is made if need be."""
     server.execute(f"CREATE DATABASE IF NOT EXISTS `{database}`")
     with closing(server.connect(database=database)) as connection:
@@ -102,6 +102,8 @@ _BINARY = (
     "point",
     "linestring",
     "geometrycollection",
+    "geomcollection",
+    "vector",
 )
 
 
@@ -114,9 +116,11 @@ def expression(name: str, declared: str) -> str:
     if kind == "bit":
         return f"CAST(CAST({quoted} AS UNSIGNED) AS CHAR)"
     if kind in ("float", "double"):
-        return f"CAST({quoted} AS DOUBLE)"
+        return f"{quoted} * 1e0"
+    if "zerofill" in declared:
+        return f"CAST({quoted} + 0 AS CHAR)"
     if kind in ("enum", "set"):
-        return f"CONCAT(CAST({quoted} AS UNSIGNED), ':', {quoted})"
+        return f"CONCAT(CAST({quoted} AS UNSIGNED), ':', CONVERT({quoted} USING utf8mb4))"
     return f"CAST({quoted} AS CHAR CHARACTER SET utf8mb4)"
 
 

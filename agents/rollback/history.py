@@ -16,7 +16,7 @@ from agents.rollback.stages import FINAL, UNDECIDED
 from agents.schema.record import fold
 from streams.consume import read_topic
 from streams.events import CommitsRecorded, RollbackChanged, RollbackPlanned, SchemaRecorded
-from streams.formats.binlog.step import summarise
+from streams.formats.binlog.step import MARKER_TABLE, summarise
 from streams.paths import Turn, path_at, turn
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
@@ -106,7 +106,8 @@ def find_marker(log: Log, lineage: str, plan: str, after: int) -> int | None:
     tail = log.tail()
     if tail is None or tail.lineage != lineage or tail.ordinal <= after:
         return None
-    name = plan.encode()
+    # As a table map names it; the row itself may be compressed.
+    name = b"".join(bytes((len(n),)) + n.encode() + b"\0" for n in MARKER_TABLE)
     for fragment in log.steps(lineage, after + 1, tail.ordinal):
         # The marker is the first row that the transaction writes, so it is in the step's first fragment.
         payload = fragment.payload

@@ -1,1 +1,1 @@
-"""What every server of the matrix is put through, as data: see `types`."""
+"""The rewind matrix as data: servers (`servers`), the type zoo (`types`), traps (`traps`), and the walk they are put through."""

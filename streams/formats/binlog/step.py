@@ -237,7 +237,8 @@ class Summariser:
 
     def _count(self, kind: int, table_map: TableMap, count: list[int], buffer: bytes, at: int, end: int) -> None:
         head = parse_rows_head(kind, buffer, at, end)
-        data = head.data
+        data, body = head.data, slice(at, end)
+        whole = buffer
         if kind in COMPRESSED:
             buffer = ev.decompress(buffer[data:end])
             data, end = 0, len(buffer)
@@ -252,8 +253,7 @@ class Summariser:
             count[1] += len(ends_of(before, after, buffer, data, end)) // 2
             self._partial = self._partial or differences or not (before.full and after.full)
         if table_map.schema == OWN_SCHEMA and head.before is None and table_map.key == MARKER_TABLE:
-            event = parse_rows(kind, buffer[at:end]) if kind not in COMPRESSED else None
-            for _, image in iter_rows(event, table_map) if event is not None else ():
+            for _, image in iter_rows(parse_rows(kind, whole[body]), table_map):
                 plan = decode_row(image, table_map, head.after)[0] if image is not None else None
                 if isinstance(plan, str):
                     self._markers.append(plan)

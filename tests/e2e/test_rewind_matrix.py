@@ -1,0 +1,94 @@
+"""The rewind matrix: every server, every type and every trap. A random walk ends at the recorded checksums, or the plan is
+refused beforehand and says why, or capture stops and says why.
+
+One server of each kind, one source and one agent for all of its cases. docs/rewind-matrix.md is made from the same data.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from streams.settings import PostgresSettings
+from tests.matrix import walking
+from tests.matrix.cases import Case
+from tests.matrix.elsewhere import ELSEWHERE
+from tests.matrix.servers import SERVERS, ServerKind
+from tests.matrix.table import PAGE, page
+from tests.matrix.traps import STOPS, TRAPS
+from tests.stack.agent import AgentProcess, await_state
+from tests.stack.rolling import Rolling
+from tests.stack.servers import KafkaServer, Scratch, make_site
+
+pytestmark = pytest.mark.e2e
+
+SEED = int(os.environ.get("HOLDFAST_WALK_SEEDS", "1").split(",")[0])
+
+
+class Column:
+    """One kind of server with its source, protected; `rolling` again once capture has stopped for good."""
+
+    def __init__(self, kind: ServerKind, rolling: Rolling) -> None:
+        self.kind = kind
+        self.rolling = rolling
+
+    def again(self) -> None:
+        """A new baseline, a new lineage."""
+        self.rolling.log.close()
+        self.rolling = Rolling.protect(self.rolling.settings, self.rolling.server)
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids=lambda kind: kind.name.replace(" ", "-"))
+def column(request: pytest.FixtureRequest, kafka: KafkaServer) -> Iterator[Column]:
+    kind: ServerKind = request.param
+    scratch = Scratch("matrix")
+    nowhere = PostgresSettings("127.0.0.1", 1, "nobody", "nothing")  # nothing here reads a projection
+    site = make_site(scratch.path / "site", kafka.settings(f"m{secrets.token_hex(4)}."), nowhere)
+    agent = AgentProcess(site)
+    server = kind.start(scratch.path / "server")
+    try:
+        agent.start()
+        yield Column(kind, Rolling.protect(site, server))
+    finally:
+        agent.end()
+        print(agent.tail())
+        server.stop()
+        scratch.remove()
+
+
+def rng_of(case: Case) -> random.Random:
+    return random.Random(SEED * 1_000_003 + zlib.crc32(case.name.encode()))
+
+
+@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
+def test_walk(column: Column, case: Case) -> None:
+    if case.only and column.kind.name not in case.only:
+        pytest.skip(case.why)
+    refused = walking.Walk(case, column.rolling, rng_of(case)).run()
+    assert bool(refused) == bool(case.refused)
+
+
+@pytest.mark.parametrize("case", STOPS, ids=lambda case: case.name)
+def test_stop(column: Column, case: Case) -> None:
+    walking.stop(case, column.rolling, rng_of(case))
+    changed = await_state(column.rolling.settings, "stopped")
+    (problem,) = changed.problems
+    assert problem.code in case.stops
+    assert problem.hint
+    column.again()
+
+
+def test_the_page_says_what_is_run_here() -> None:
+    assert PAGE.read_text() == page(), "python -P -m tests.matrix.table"
+
+
+@pytest.mark.parametrize("test", [t for _, _, tests in ELSEWHERE for t in tests])
+def test_tests_that_the_page_names_are_there(test: str) -> None:
+    path, _, name = test.partition("::")
+    assert f"\ndef {name}(" in (Path(__file__).parents[2] / path).read_text()

@@ -1,0 +1,43 @@
+"""Servers of the rewind matrix, as data. A column of docs/rewind-matrix.md each."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.demo.mariadb import MariaDB
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKind:
+    """`options`: of the server program. `encrypted`: its binary log is, with a key of its own."""
+
+    name: str
+    version: str
+    encrypted: bool = False
+    options: Mapping[str, str | None] = field(default_factory=dict)
+
+    def start(self, directory: Path) -> MariaDB:
+        """A running server in `directory`; it dies with the tests, `stop` it all the same."""
+        options = dict(self.options)
+        if self.encrypted:
+            keys = directory.parent / "binlog.keys"
+            keys.write_text(f"1;{secrets.token_hex(32)}\n")
+            keys.chmod(0o644)
+            options |= {
+                "plugin_load_add": "file_key_management",
+                "file_key_management_filename": str(keys),
+                "encrypt_binlog": "ON",
+            }
+        server = MariaDB.prepare(directory, version=self.version, options=options, death_signal=signal.SIGKILL)
+        server.start()
+        return server
+
+
+SERVERS = (
+    ServerKind("MariaDB 10.11", "10.11"),
+    ServerKind("MariaDB 11.4", "11.4", encrypted=True),
+)

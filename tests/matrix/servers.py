@@ -38,6 +38,6 @@ class ServerKind:
 
 
 SERVERS = (
-    ServerKind("MariaDB 10.11", "10.11"),
-    ServerKind("MariaDB 11.4", "11.4", encrypted=True),
+    ServerKind("MariaDB 10.11", "10.11", encrypted=True),
+    ServerKind("MariaDB 11.4", "11.4"),
 )

@@ -22,7 +22,7 @@ then to states before it and after it in random order, back and forward, with wr
 - **refused**: the plan that crosses the trap says so beforehand, with this code; to either side of it the walk goes on.
 - **capture stops**: with this code; a new baseline begins a new lineage.
 
-The log of MariaDB 11.4 is encrypted (`encrypt_binlog`, `file_key_management`) for all of its column.
+The log of MariaDB 10.11 is encrypted (`encrypt_binlog`, `file_key_management`) for all of its column.
 """
 
 

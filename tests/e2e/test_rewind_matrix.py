@@ -11,11 +11,13 @@ import random
 import secrets
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from streams.settings import PostgresSettings
+from tests.matrix import types as zoo
 from tests.matrix import walking
 from tests.matrix.cases import Case
 from tests.matrix.elsewhere import ELSEWHERE
@@ -72,6 +74,32 @@ def test_walk(column: Column, case: Case) -> None:
         pytest.skip(case.why)
     refused = walking.Walk(case, column.rolling, rng_of(case)).run()
     assert bool(refused) == bool(case.refused)
+
+
+def test_types(column: Column) -> None:
+    """Every value of every type in, all out again, in again; then a walk with writes in between."""
+    rolling, rng = column.rolling, random.Random(SEED)
+    server = rolling.server
+    tables = zoo.zoo(zoo.Server.of(server.execute("select version()")[0][0]))
+    with closing(server.connect()) as admin, closing(server.connect()) as user:
+        for statement in zoo.statements(tables):
+            zoo.run(admin, statement)
+        states = {rolling.head(): zoo.digests(admin, tables)}
+        load = zoo.Load(user, rng, tables)
+        for _ in load.fill():
+            pass
+        states[rolling.head()] = zoo.digests(admin, tables)
+        empty, full = states
+        for target in (empty, full, None, None):
+            planned = rolling.plan("rollback", rng.choice(list(states)) if target is None else target)
+            if {o.code for o in planned.obstacles} != {"nothing-to-do"}:
+                assert planned.obstacles == ()
+                rolling.run(planned)
+                assert zoo.digests(admin, tables) == states[planned.target_ordinal]
+                states[rolling.head()] = states[planned.target_ordinal]
+            for _ in range(8):
+                load.transaction()
+            states[rolling.head()] = zoo.digests(admin, tables)
 
 
 @pytest.mark.parametrize("case", STOPS, ids=lambda case: case.name)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pymysql
 
-from agents.platforms.mariadb import positions
+from agents.mysql import positions
 from deploy.demo.mariadb import MariaDB
 from streams.events import RollbackPlanned
 from streams.formats.binlog.step import Summariser

@@ -37,13 +37,9 @@ def _row(*cells: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    lines = [
-        _HEAD,
-        "## Traps",
-        "",
-        _row("case", "what it is", *(k.name for k in SERVERS)),
-        _row(*["---"] * (2 + len(SERVERS))),
-    ]
+    lines = [_HEAD, "## Types", "", _row("what it is", *(k.name for k in SERVERS)), _row(*["---"] * (1 + len(SERVERS)))]
+    lines += [_row("the type zoo (`tests/matrix/types.py`)", *("walked" for _ in SERVERS)), "", "## Traps", ""]
+    lines += [_row("case", "what it is", *(k.name for k in SERVERS)), _row(*["---"] * (2 + len(SERVERS)))]
     for case in (*TRAPS, *STOPS):
         lines.append(_row(f"`{case.name}`", case.about, *(outcome(kind, case) for kind in SERVERS)))
     reasons = [f"- `{case.name}`: {case.why}." for case in (*TRAPS, *STOPS) if case.why]

@@ -243,7 +243,8 @@ def _sentence(error: ValidationError) -> str:
         case "enum":
             return "must be one of " + ", ".join(str(v) for v in expected)
         case "pattern":
-            return f"must look like {expected}"
+            meant = error.schema.get("description") if isinstance(error.schema, Mapping) else None
+            return f"must be {meant}" if meant else f"must look like {expected}"
         case "format":
             return "must be a time such as 2026-01-31T12:00:00Z" if expected == "date-time" else f"must be a {expected}"
         case "minimum" | "maximum":

@@ -142,6 +142,10 @@ def main() -> None:
         if e.hint:
             click.echo(f"  {e.hint}", err=True)
         sys.exit(EXIT_NOT_RUNNING if e.code == "site-missing" else EXIT_FAILED)
+    except OSError as e:  # a full disk under the output, a file that may not be read
+        where = f"{e.filename}: " if e.filename else ""
+        click.echo(f"holdfast: {where}{e.strerror or e} (system-error)", err=True)
+        sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ class _Making:
         with contextlib.closing(self._connect()) as live, contextlib.closing(self._connect()) as snapshot:
             seen = self._see(live)
             variables = _variables(live)
-            self._warnings += _let_go_of_locks(snapshot, self._source)
+            self._warnings += _let_go_of_locks(snapshot)
             file, offset, position = _begin(snapshot)
             failpoint("baseline.snapshot")
             digests = {
@@ -341,7 +341,7 @@ def _warnings(table: TableFile) -> Iterator[Problem]:
         yield Problem("baseline-history-left-out", f"of {name} the current rows are kept, not their history")
 
 
-def _let_go_of_locks(conn: pymysql.Connection[Any], source: SourceSettings) -> Iterator[Problem]:
+def _let_go_of_locks(conn: pymysql.Connection[Any]) -> Iterator[Problem]:
     """Make metadata locks end with a savepoint, where the account may."""
     try:
         with conn.cursor(Cursor) as cursor:
@@ -352,8 +352,17 @@ def _let_go_of_locks(conn: pymysql.Connection[Any], source: SourceSettings) -> I
         yield Problem(
             "baseline-holds-ddl",
             "while the baseline was made, DDL on tables that it had read had to wait for its end",
-            f"to avoid that: GRANT BINLOG ADMIN ON *.* TO {source.accounts['capture']}",
+            f"to avoid that: GRANT BINLOG ADMIN ON *.* TO {_account(conn)}",
         )
+
+
+def _account(conn: pymysql.Connection[Any]) -> str:
+    """The account that is connected, as GRANT names it."""
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute("SELECT CURRENT_USER()")
+        ((current,),) = cursor.fetchall()
+    user, _, host = str(current).rpartition("@")
+    return f"'{user}'@'{host}'"
 
 
 def _begin(conn: pymysql.Connection[Any]) -> tuple[str, int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from typing import Any
@@ -14,6 +15,7 @@ from agents.protocol import Account, SourceSettings
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
+UNREACHABLE_HINT = "is it running, and are host and port right as seen from the agent's machine?"
 
 # Server error numbers that a later attempt may not meet again (mariadb.com/kb/en/mariadb-error-codes).
 _PASSING = frozenset(
@@ -82,7 +84,7 @@ def connect(source: SourceSettings, account: Account, **options: Any) -> pymysql
         raise error_of(error, source) from error
     except (OSError, ssl.SSLError) as error:
         where = f"{source.host}:{source.port}"
-        raise SourceUnavailable("source-unreachable", f"{where} does not answer: {error}") from error
+        raise SourceUnavailable("source-unreachable", f"{where} does not answer: {error}", UNREACHABLE_HINT) from error
 
 
 def error_of(error: BaseException, source: SourceSettings) -> AgentError:
@@ -106,6 +108,12 @@ def error_of(error: BaseException, source: SourceSettings) -> AgentError:
         return AgentError(
             "source-denied", f"{where} refuses the account: {text}", "check user, password, host part and privileges"
         )
+    if number == ER.SPECIFIC_ACCESS_DENIED_ERROR:
+        asked = re.search(r"the (.+) privilege\(s\)", text)
+        needed = asked[1].split(", ")[-1] if asked else "…"
+        return AgentError(
+            "privilege-missing", f"{where} refuses: {text}", f"GRANT {needed} ON *.* TO the account that was refused"
+        )
     if number in _PASSING or isinstance(error, (OSError, socket.timeout, pymysql.err.InterfaceError)):
-        return SourceUnavailable("source-unreachable", f"{where} does not answer: {text}")
+        return SourceUnavailable("source-unreachable", f"{where} does not answer: {text}", UNREACHABLE_HINT)
     return AgentError("source-error", f"{where} answers error {number}: {text}")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pymysql
@@ -29,13 +30,19 @@ CAPTURE_PRIVILEGES: Mapping[str, str] = {
     "TRIGGER": "to read triggers' definitions for the baseline",
     "EVENT": "to read events' definitions for the baseline",
 }
+# Privileges of the rollback account (docs/guides/rollback.md): on *.*, and on *.* or holdfast.*.
+ROLLBACK_PRIVILEGES = ("BINLOG REPLAY", "BINLOG ADMIN", "READ_ONLY ADMIN")
+OWN_PRIVILEGES = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
 _VARIABLES = (
     "version", "log_bin", "server_id", "binlog_format", "binlog_row_image", "binlog_row_metadata", "gtid_strict_mode",
     "gtid_slave_pos", "log_slave_updates", "sync_binlog", "innodb_flush_log_at_trx_commit", "binlog_checksum",
     "binlog_expire_logs_seconds", "expire_logs_days", "max_binlog_total_size", "binlog_alter_two_phase",
 )  # fmt: skip
 _DAY_S = 86_400
-_GRANT = re.compile(r"GRANT (?P<what>.+?) ON \*\.\* TO ", re.IGNORECASE)
+_VERSION = r"(?:5\.5\.5-)?(\d+)\.(\d+)"
+_GRANT = re.compile(r"GRANT (?P<what>.+?) ON (?P<where>\S+|`[^`]+`\.\S+) TO ", re.IGNORECASE)
+_OWN = frozenset({"`holdfast`.*", "holdfast.*"})
+_LOCKED = 4151  # ER_ACCOUNT_HAS_BEEN_LOCKED
 
 
 def check(settings: SourceSettings) -> Preflight:
@@ -49,7 +56,7 @@ def check(settings: SourceSettings) -> Preflight:
     try:
         with connection.cursor() as cursor:
             values = variables(cursor, _VARIABLES)
-            account, grants = _grants(cursor)
+            account, lines = grants(cursor)
             filters = _filters(cursor)
     except (pymysql.err.MySQLError, OSError) as error:
         raise error_of(error, settings) from error
@@ -60,8 +67,10 @@ def check(settings: SourceSettings) -> Preflight:
     if "MariaDB" not in version:
         problem = Problem("source-not-mariadb", f"the server says it is {version}", "this kind of source is mariadb")
         return Preflight((problem,), (), (), version)
-    problems = [*_version(version), *_network(settings), *_settings(values), *_missing(account, grants), *filters]
-    return Preflight(tuple(problems), tuple(_warnings(values)), _capability(values), version)
+    has = privileges(lines)
+    problems = [*_version(version), *_network(settings), *_settings(values), *_missing(account, has), *filters]
+    refused, lacking = _rollback_account(settings, version)
+    return Preflight((*problems, *refused), (*_warnings(values), *lacking), _capability(values), version)
 
 
 def variables(cursor: Any, names: Iterable[str]) -> dict[str, str]:
@@ -120,8 +129,7 @@ def _settings(values: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def _version(version: str) -> Iterator[Problem]:
-    m = re.match(r"(?:5\.5\.5-)?(\d+)\.(\d+)", version)
-    if m is None or (int(m[1]), int(m[2])) < OLDEST:
+    if not re.match(_VERSION, version) or _before(version, *OLDEST):
         yield Problem(
             "source-version-old",
             f"MariaDB {version} is older than {OLDEST[0]}.{OLDEST[1]}",
@@ -167,20 +175,20 @@ def _filters(cursor: Any) -> list[Problem]:
     ]
 
 
-def _grants(cursor: Any) -> tuple[str, set[str]]:
-    """The account as GRANT names it, and its privileges on *.*. What SHOW GRANTS answers holds a hash: it goes nowhere."""
+def grants(cursor: Any) -> tuple[str, list[str]]:
+    """The account as GRANT names it, and what SHOW GRANTS says, which holds a hash of its password: it goes nowhere."""
     cursor.execute("SELECT CURRENT_USER()")
     user, _, host = str(cursor.fetchone()[0]).rpartition("@")
     cursor.execute("SHOW GRANTS")
-    return f"'{user}'@'{host}'", privileges(str(row[0]) for row in cursor.fetchall())
+    return f"'{user}'@'{host}'", [str(row[0]) for row in cursor.fetchall()]
 
 
-def privileges(grants: Iterable[str]) -> set[str]:
-    """The privileges on *.* in lines of SHOW GRANTS, upper case."""
+def privileges(lines: Iterable[str], places: Container[str] = frozenset({"*.*"})) -> set[str]:
+    """The privileges on `places`, spelled as SHOW GRANTS does, in lines of it; upper case."""
     out: set[str] = set()
-    for line in grants:
+    for line in lines:
         m = _GRANT.match(line)
-        if m is not None:
+        if m is not None and m["where"] in places:
             out.update(p.strip().upper() for p in m["what"].split(","))
     return out
 
@@ -195,6 +203,65 @@ def _missing(account: str, has: set[str]) -> Iterator[Problem]:
                 f"{account} lacks {privilege}, needed {purpose}",
                 f"GRANT {privilege} ON *.* TO {account}",
             )
+
+
+# -- the account that carries out rollbacks
+
+
+def _rollback_account(settings: SourceSettings, version: str) -> tuple[list[Problem], list[Problem]]:
+    """Problems and warnings. A password that is wrong now is wrong on the day of the disaster; an account that is locked
+    until then, or lacks privileges until then, may be meant so: that is only said."""
+    if not settings.accounts.get("rollback"):
+        return [], []
+    try:
+        connection = connect(settings, "rollback")
+    except SourceUnavailable:
+        raise
+    except AgentError as error:
+        problem = error.problem()
+        cause = error.__cause__
+        if cause is not None and cause.args and cause.args[0] == _LOCKED:
+            hint = "unlock it before a rollback: ALTER USER … ACCOUNT UNLOCK"
+            return [], [Problem("rollback-account-locked", problem.message, hint)]
+        return [replace(problem, message=f"rollback account: {problem.message}")], []
+    try:
+        with connection.cursor() as cursor:
+            account, lines = grants(cursor)
+    except (pymysql.err.MySQLError, OSError) as error:
+        raise error_of(error, settings) from error
+    finally:
+        with contextlib.suppress(pymysql.err.MySQLError, OSError):
+            connection.close()
+    return [], [
+        Problem("rollback-grant-missing", f"{account} lacks {what}: a rollback would be refused", statement)
+        for what, statement in missing_for_rollback(account, lines, version)
+    ]
+
+
+def missing_for_rollback(account: str, lines: Sequence[str], version: str) -> Iterator[tuple[str, str]]:
+    """What the rollback account lacks, each with the statement that grants it. Whether it may read the tables of a plan is
+    looked at when the plan is run; here, only that it may read some."""
+    has = {p.replace("READ ONLY ADMIN", "READ_ONLY ADMIN") for p in privileges(lines)}
+    if "ALL PRIVILEGES" in has:
+        return
+    elsewhere = [m for line in lines if (m := _GRANT.match(line)) and m["where"] not in _OWN]
+    anywhere = {p for m in elsewhere for p in m["what"].upper().split(", ")}
+    older = set(ROLLBACK_PRIVILEGES) if "SUPER" in has and _before(version, 10, 11) else set()
+    for needed, there, where in (
+        (("SELECT", "TRIGGER"), anywhere, "*.*"),
+        (ROLLBACK_PRIVILEGES, has | older, "*.*"),
+        (OWN_PRIVILEGES, has | privileges(lines, _OWN), "holdfast.*"),
+    ):
+        if "ALL PRIVILEGES" in there:
+            continue
+        if lacking := [p for p in needed if p not in there]:
+            names = ", ".join(lacking)
+            yield f"{names} on {where}", f"GRANT {names} ON {where} TO {account}"
+
+
+def _before(version: str, *wanted: int) -> bool:
+    m = re.match(_VERSION, version)
+    return m is not None and (int(m[1]), int(m[2])) < wanted
 
 
 # -- what should be

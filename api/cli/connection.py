@@ -115,6 +115,10 @@ def _token(path: Path) -> str:
 
 def _checked(url: str) -> str:
     parts = urlsplit(url)
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise CliError("url-invalid", f"HOLDFAST_URL is {url!r}", "https://host:port", exit_code=USAGE) from error
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/"):
         raise CliError("url-invalid", f"HOLDFAST_URL is {url!r}", "https://host:port", exit_code=USAGE)
     if parts.scheme == "http" and not _loopback(parts.hostname):
@@ -267,6 +271,8 @@ class Api:
 
     def _away(self, error: Exception) -> CliError:
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        if isinstance(error, http.client.BadStatusLine) and not isinstance(error, http.client.RemoteDisconnected):
+            what = "what answers there does not speak HTTP"
         return CliError(
             "api-unreachable",
             f"the API at {self.place.url} does not answer: {what}",

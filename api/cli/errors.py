@@ -61,7 +61,10 @@ class CliError(click.ClickException):
             click.echo(json.dumps({"error": body}, ensure_ascii=False), err=True)
             return
         click.echo(f"holdfast: {self.message} ({self.code})", err=True)
-        if self.problems:
+        if len(self.problems) == 1 and self.problems[0]["message"] in self.message:
+            if hint := self.problems[0].get("hint") or self.hint:
+                click.echo(indent(hint), err=True)
+        elif self.problems:
             say_problems(self.problems)
         elif self.hint:
             click.echo(indent(self.hint), err=True)

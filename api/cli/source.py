@@ -89,7 +89,13 @@ def add(
 
 def _password(purpose: str, user: str, file: Path | None, lines: Any) -> str:
     if file is not None:
-        text = file.read_text("utf-8").removesuffix("\n").removesuffix("\r")
+        try:
+            text = file.read_text("utf-8").removesuffix("\n").removesuffix("\r")
+        except (OSError, UnicodeDecodeError) as error:
+            what = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror
+            raise CliError(
+                "password-unreadable", f"no password can be read from {file}: {what}", exit_code=USAGE
+            ) from error
     elif lines is not None:
         text = next(lines, "")
     elif sys.stdin.isatty():

@@ -1,7 +1,7 @@
 """Moments as people write and read them. Pure but for the clock and the zone of this machine.
 
 Read: `2026-01-31 12:00`, `2026-01-31T12:00:00Z`, `12:00` (today), `90s`, `10m`, `2h`, `3d` (ago). Without a zone it is
-this machine's. Written: local time, with how long ago that is.
+this machine's. Of what is to end, `3d` is from now. Written: local time, with how long ago that is.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d{1,6})?)?")
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
-def parse(text: str, now: datetime | None = None) -> datetime:
-    """Raises ValueError."""
+def parse(text: str, now: datetime | None = None, *, ahead: bool = False) -> datetime:
+    """`ahead`: a length of time is counted from now on, not back. Raises ValueError."""
     now = now or datetime.now(UTC)
     text = text.strip()
     if text == "now":
         return now
     if ago := _AGO.fullmatch(text):
-        return now - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
+        length = timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
+        return now + length if ahead and not ago[3] else now - length
     if _CLOCK.fullmatch(text):
         text = f"{now.astimezone():%Y-%m-%d}T{text.zfill(8) if text.count(':') == 2 else text.zfill(5)}"
     found = datetime.fromisoformat(text.upper())
@@ -35,14 +36,18 @@ class Moment(click.ParamType):
 
     name = "time"
 
+    def __init__(self, *, ahead: bool = False) -> None:
+        self._ahead = ahead
+
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            return rfc3339(parse(value))
+            return rfc3339(parse(value, ahead=self._ahead))
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time; say 2026-01-31 12:00, 12:00, 10m or 2h", param, ctx)
 
 
 MOMENT = Moment()
+DEADLINE = Moment(ahead=True)
 
 
 def rfc3339(moment: datetime) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from api.cli.asking import Ask, asks
 from api.cli.connection import segment
-from api.cli.times import MOMENT, ago, local
+from api.cli.times import DEADLINE, ago, local
 
 ROLES = ("viewer", "auditor", "operator", "admin")
 
@@ -18,19 +20,18 @@ ROLES = ("viewer", "auditor", "operator", "admin")
 @click.command("issue")
 @click.argument("actor")
 @click.option("--role", type=click.Choice(ROLES), required=True)
-@click.option("--expires", type=MOMENT, help="Of no use after this moment: 2026-12-31 00:00.")
+@click.option("--expires", type=DEADLINE, help="Of no use after this moment: 2026-12-31 00:00, or in 90d.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Into this new file, mode 0600.")
 @asks
 def issue(ask: Ask, actor: str, role: str, expires: str | None, output: Path | None) -> None:
     """A new token for ACTOR. Its secret is shown now and never again."""
-    if output is not None and output.exists():
-        raise click.BadParameter(f"{output} exists", param_hint="--output")
     body: dict[str, Any] = {"actor": actor, "role": role} | ({"expires": expires} if expires else {})
-    found = ask.api.post("/v1/tokens", body)
-    if output is not None:
-        fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(fd, "w", encoding="ascii") as out:
-            out.write(found.pop("secret") + "\n")
+    # The file comes first: a secret that cannot be kept must not be made.
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(_new_file(output)) if output is not None else None
+        found = ask.api.post("/v1/tokens", body)
+        if kept is not None:
+            kept.write(found.pop("secret") + "\n")
 
     def human() -> None:
         if output is not None:
@@ -40,6 +41,22 @@ def issue(ask: Ask, actor: str, role: str, expires: str | None, output: Path | N
             click.echo(f"token {found['token']}, role {role}; it is not shown again", err=True)
 
     ask.out(found, human)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[IO[str]]:
+    """A file of mode 0600 that was not there; taken away again when what it is for fails."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        why = "it exists" if isinstance(error, FileExistsError) else error.strerror
+        raise click.BadParameter(f"{path}: {why}", param_hint="--output") from error
+    try:
+        with open(fd, "w", encoding="ascii") as out:
+            yield out
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 @click.command("list")

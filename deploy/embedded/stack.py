@@ -286,7 +286,6 @@ def _begin(data_dir: Path, choices: Choices) -> None:
         kafka_lines = f"url = {json.dumps(choices.kafka_url)}"
     else:
         kafka_lines = f'bootstrap = "127.0.0.1:{choices.port_kafka or free[0]}"'
-        (data_dir / "kafka").mkdir(exist_ok=True, mode=0o700)
     if choices.postgres_url:
         postgres_lines = f"url = {json.dumps(choices.postgres_url)}"
     else:
@@ -295,7 +294,6 @@ def _begin(data_dir: Path, choices: Choices) -> None:
             f'user = "{postgres.USER}"\ndbname = "{postgres.USER}"\n'
             'password_file = "secrets/postgres.password"\nsslmode = "disable"'
         )
-        (data_dir / "postgres").mkdir(exist_ok=True, mode=0o700)
     api_port = choices.port_api or (DEFAULT_API_PORT if is_free(DEFAULT_API_PORT) else free[2])
     text = (
         "# Settings of this site; every process reads them when it starts. Paths are relative to this file.\n"
@@ -304,7 +302,13 @@ def _begin(data_dir: Path, choices: Choices) -> None:
         f"[kafka]\n{kafka_lines}\n\n[postgres]\n{postgres_lines}\n\n"
         f'[api]\nhost = "127.0.0.1"\nport = {api_port}\n'
     )
-    _write_settings(data_dir, text)
+    # The directories say that the servers are embedded ones, so they come before the settings, but not for settings that
+    # will not do: what is tried next may be a server elsewhere.
+    trial = _trial(data_dir, text)
+    for name, url in (("kafka", choices.kafka_url), ("postgres", choices.postgres_url)):
+        if not url:
+            (data_dir / name).mkdir(exist_ok=True, mode=0o700)
+    trial.rename(data_dir / site.SETTINGS)
 
 
 def _change(stack: Stack, choices: Choices) -> None:
@@ -334,7 +338,11 @@ def _change(stack: Stack, choices: Choices) -> None:
 
 
 def _write_settings(data_dir: Path, text: str) -> None:
-    """Only what can be read back takes the place of what was there."""
+    _trial(data_dir, text).rename(data_dir / site.SETTINGS)
+
+
+def _trial(data_dir: Path, text: str) -> Path:
+    """`text` as settings beside those that there are: only what can be read back may take their place."""
     trial = data_dir / (site.SETTINGS + ".trial")
     site.write_file(trial, text, 0o644)
     try:
@@ -342,7 +350,7 @@ def _write_settings(data_dir: Path, text: str) -> None:
     except StreamError:
         trial.unlink()
         raise
-    trial.rename(data_dir / site.SETTINGS)
+    return trial
 
 
 def _set(text: str, table: str, key: str, value: str) -> str:

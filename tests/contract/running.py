@@ -28,7 +28,7 @@ from streams.publish import Publisher
 from streams.settings import Settings
 from tests.stack.servers import config_file
 
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -127,7 +127,7 @@ class Worker:
         """SIGTERM; the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def wait_for(self, text: str) -> None:
         """Until the log says so."""

@@ -72,7 +72,7 @@ def test_killed_under_load(protected: Protected, where: str) -> None:
         first.kill()
         load.await_more(50)
         second = protected.capture(failpoint=where)
-        assert second.wait(60) == -signal.SIGKILL
+        assert second.wait(120) == -signal.SIGKILL
         load.await_more(50)
         protected.capture()
         load.await_more(50)
@@ -110,14 +110,14 @@ def test_killed_within_a_step_larger_than_a_record(protected: Protected, where: 
     large_step(protected.server, 20)
     protected.server.execute("insert into load_db.t1 values (1)")
     first = protected.capture(failpoint=where)
-    assert first.wait(60) == -signal.SIGKILL
+    assert first.wait(120) == -signal.SIGKILL
     protected.capture()
     protected.caught_up()
     steps = protected.same()
     assert max(len(s.payload or b"") for s in steps) > 20_000_000
     attempts = {e.part.attempt for e in records(protected) if isinstance(e, CommitsRecorded) and e.part}
-    # The very first part may not have left the process yet when it died.
-    assert len(attempts) in {"capture-part-sent:1": (1, 2), "capture-part-sent:12": (2,)}.get(where, (1,))
+    # What was sent may not have left the process yet when it died, so the first attempt may be seen or not.
+    assert len(attempts) in ((1,) if where == "capture-record-sent:2" else (1, 2))
     assert all(len(e.payload) <= 900_000 for e in records(protected) if isinstance(e, CommitsRecorded))
 
 
@@ -174,7 +174,7 @@ def test_a_step_that_the_source_died_in_does_not_count(fragile: Protected, cut: 
     large.start()
     eventually(lambda: file.stat().st_size > before + 20_000_000, what="part of a large transaction in the binlog")
     server.kill()
-    large.join(30)
+    large.join(120)
     whole = end_of_last_whole_event(file)
     if cut == "between events":
         os.truncate(file, whole)
@@ -214,9 +214,9 @@ def test_the_source_out_of_reach_for_a_while(fragile: Protected) -> None:
     fragile.capture()
     with Load(fragile.server, pause_s=0.001) as load:
         load.await_more(100)
-        eventually(lambda: any(h.state == "capturing" and h.ordinal for h in fragile.health()), 60, "capture at work")
+        eventually(lambda: any(h.state == "capturing" and h.ordinal for h in fragile.health()), 180, "capture at work")
         fragile.server.pause()
-        eventually(lambda: fragile.health()[-1].state == "source-unreachable", 60, "the dead connection being noticed")
+        eventually(lambda: fragile.health()[-1].state == "source-unreachable", 180, "the dead connection being noticed")
         fragile.server.resume()
         load.await_more(100)
     fragile.caught_up()
@@ -264,7 +264,7 @@ def test_kafka_away_when_capture_starts_and_when_it_is_to_end(protected: Protect
     kafka.kill()
     protected.server.execute("insert into load_db.t1 values (7)")
     waiting.terminate()
-    assert waiting.wait(30) == 0
+    assert waiting.wait(120) == 0
     kafka.restart()
     protected.capture()
     protected.caught_up()
@@ -308,7 +308,7 @@ def test_an_agent_believed_dead_comes_back(protected: Protected) -> None:
         protected.caught_up()
         os.kill(zombie.pid, signal.SIGCONT)
         load.await_more(300)
-        assert zombie.wait(30) == 3
+        assert zombie.wait(120) == 3
         assert "another agent took over" in protected.words(0)
         load.await_more(100)
     protected.caught_up()
@@ -323,7 +323,7 @@ def test_agents_that_start_at_the_same_moment(protected: Protected) -> None:
     with Load(protected.server, pause_s=0.001) as load:
         load.await_more(100)
         processes = [protected.capture() for _ in range(3)]
-        eventually(lambda: sum(p.poll() is None for p in processes) == 1, 60, "all but one giving up")
+        eventually(lambda: sum(p.poll() is None for p in processes) == 1, 180, "all but one giving up")
         load.await_more(300)
         assert sorted(p.poll() or 0 for p in processes) == [0, 3, 3]
     protected.caught_up()

@@ -158,12 +158,12 @@ def finish(made: Protected, wanted: list[GranuleClosed]) -> None:
     process = start(made)
     try:
         eventually(
-            lambda: len(granules(made)) >= len(wanted) and len(versions(made)) >= 4 + PARTS, 90, "the last granule"
+            lambda: len(granules(made)) >= len(wanted) and len(versions(made)) >= 4 + PARTS, 180, "the last granule"
         )
     finally:
         process.send_signal(signal.SIGTERM)
         # It may be done before it has learned what SIGTERM is to mean.
-        assert process.wait(30) in (0, -signal.SIGTERM), (made.site.data_dir / "index.log").read_text()
+        assert process.wait(120) in (0, -signal.SIGTERM), (made.site.data_dir / "index.log").read_text()
     assert granules(made) == wanted
     assert keys(made) == keys_of(made, wanted)
     assert {t.columns for k in keys(made) for t in k.tables} == {("id",)}
@@ -188,7 +188,7 @@ def test_killed_at_every_boundary_in_turn(protected: Protected) -> None:
     for place in PLACES:
         died = start(protected, place)
         try:
-            assert died.wait(60) == -signal.SIGKILL
+            assert died.wait(120) == -signal.SIGKILL
         except subprocess.TimeoutExpired:
             died.kill()
             died.wait()

@@ -27,7 +27,7 @@ from tests.stand_ins.capture_writer import payload_of
 
 pytestmark = pytest.mark.crash
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 ENDLESS = 10**9
 
 

@@ -83,9 +83,7 @@ def test_killed_again_and_again_in_the_middle_of_the_log(fresh_site: Settings, w
     assert left[0] > left[1] > 0, "it was not killed in the middle"
     publish(fresh_site, log_of(2, 500))
     worker.start()
-    began = time.monotonic()
     wait_until_applied(fresh_site, worker)
-    assert time.monotonic() - began < 60
     expect_what_the_log_says(fresh_site)
     assert worker.stop() == 0
 

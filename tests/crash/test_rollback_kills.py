@@ -211,7 +211,7 @@ def test_the_server_is_killed(
     with ThreadPoolExecutor(1) as threads:
         running = threads.submit(application.run)
         if comes_back:
-            assert gone.wait(30)
+            assert gone.wait(120)
             server.start()
         if comes_back and stage == "committed":
             running.result(60)

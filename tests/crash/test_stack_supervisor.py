@@ -124,7 +124,7 @@ def test_nothing_is_left_when_it_is_told_to_end(start: Callable[..., Run]) -> No
 
     run.popen.send_signal(signal.SIGTERM)
 
-    assert run.popen.wait(20) == 0
+    assert run.popen.wait(120) == 0
     assert [p.alive() for p in processes] == [False, False]
 
 

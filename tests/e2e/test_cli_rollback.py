@@ -151,10 +151,10 @@ def test_steps_are_watched_as_they_come(site: RunningSite, bank: MariaDB) -> Non
         lines = [json.loads(watching.stdout.readline())]
         written(site, bank, "update bank.account set balance = balance + 1 where id = 2")
         lines.append(json.loads(watching.stdout.readline()))
-        assert watching.wait(30) == 0
+        assert watching.wait(120) == 0
     finally:
         watching.kill()
-        watching.wait(10)
+        watching.wait(120)
     assert [line["tables"][0]["updates"] for line in lines] == [1, 1]
     assert lines[1]["ordinal"] > lines[0]["ordinal"]
 

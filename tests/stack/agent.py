@@ -23,7 +23,7 @@ from streams.settings import Settings
 from streams.topics import topic_name
 from tests.stack.servers import config_file
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 CAPTURE = "SELECT, SHOW VIEW, TRIGGER, EVENT, REPLICATION SLAVE, BINLOG MONITOR"
 T = TypeVar("T")
 

@@ -134,7 +134,7 @@ def position(server: MariaDB) -> str:
     return str(server.execute("select @@gtid_binlog_pos")[0][0])
 
 
-def eventually(holds: Callable[[], bool], timeout: float = 60.0, what: str = "it") -> None:
+def eventually(holds: Callable[[], bool], timeout: float = 180.0, what: str = "it") -> None:
     """Poll until `holds()`; fails after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not holds():
@@ -142,7 +142,7 @@ def eventually(holds: Callable[[], bool], timeout: float = 60.0, what: str = "it
         time.sleep(0.05)
 
 
-def await_captured(site: Settings, source: str, server: MariaDB, timeout: float = 90.0) -> None:
+def await_captured(site: Settings, source: str, server: MariaDB, timeout: float = 180.0) -> None:
     """Wait until everything that the source has committed is in the log."""
     text = position(server)
     wanted = _sequences(text)
@@ -193,7 +193,7 @@ class Protected:
         number %= len(self.processes)
         return (self.site.data_dir / f"capture-{number}.log").read_text()
 
-    def caught_up(self, timeout: float = 90.0) -> None:
+    def caught_up(self, timeout: float = 180.0) -> None:
         await_captured(self.site, self.source, self.server, timeout)
 
     def same(self) -> list[CapturedStep]:
@@ -213,7 +213,7 @@ class Protected:
                 process.send_signal(signal.SIGTERM)
         for process in self.processes:
             try:
-                process.wait(20)
+                process.wait(120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -283,7 +283,7 @@ class Load:
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
-        self._thread.join(60)
+        self._thread.join(120)
         if self.failure is not None:
             raise self.failure
 
@@ -319,7 +319,7 @@ class Load:
         if self.pause_s:
             self._end.wait(self.pause_s)
 
-    def await_more(self, steps: int, timeout: float = 60.0) -> None:
+    def await_more(self, steps: int, timeout: float = 180.0) -> None:
         """Wait until that many more were committed."""
         wanted = self.committed + steps
         eventually(lambda: self.committed >= wanted or self.failure is not None, timeout, f"{steps} more commits")

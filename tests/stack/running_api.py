@@ -52,7 +52,7 @@ from streams.settings import Settings
 from streams.topics import CATALOGUE, topic_name
 from tests.stand_ins.binlog_log import BinlogLog
 
-PATIENCE_S = 30.0
+PATIENCE_S = 180.0
 T = TypeVar("T")
 
 

@@ -44,7 +44,7 @@ def main(bootstrap: str, prefix: str, source: str, limit: int) -> int:
         marker = writer.marker((before.epoch if before is not None else 0) + 1)
         with RecordStream(kafka, log.topic) as first:
             first.send(b"", chain.encode(marker), chain.headers(marker))
-            first.wait(60)
+            first.wait(120)
         tail = log.tail()
         if tail is None or (tail.epoch, tail.epoch_writer) != (writer.epoch, chain.writer):
             return CONTENDED

@@ -49,7 +49,7 @@ class Run:
     def end(self) -> None:
         self.services.stop.set()
         self.script.released.set()
-        self.thread.join(30)
+        self.thread.join(120)
         assert not self.thread.is_alive()
         self.processes.close()
         self.publisher.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -95,6 +96,47 @@ def test_each_missing_grant_is_named_and_granted_by_its_hint(mariadb: MariaDB) -
         assert b"create or replace database preflight" in taken.payload
     finally:
         stream.close()
+
+
+def with_rollback(settings: SourceSettings, password: str = "other") -> SourceSettings:
+    return replace(
+        settings,
+        accounts={**settings.accounts, "rollback": "roll"},
+        passwords={**settings.passwords, "rollback": password},
+    )
+
+
+def test_what_the_rollback_account_lacks_is_said_before_it_is_needed(mariadb: MariaDB) -> None:
+    settings = with_rollback(account(mariadb, "grant all on *.* to 'cap'@'127.0.0.1'"))
+    mariadb.execute("create or replace user 'roll'@'127.0.0.1' identified by 'other'")
+    found = check(settings)
+    assert "source-grant-missing" not in by_code(found)
+    warned = by_code(found)["rollback-grant-missing"]
+    assert len(warned) == 3
+    for statement in warned:
+        mariadb.execute(statement)
+    assert "rollback-grant-missing" not in by_code(check(settings))
+    assert [p.code for p in check(with_rollback(settings, "wrong")).problems] == ["source-denied"]
+    mariadb.execute("alter user 'roll'@'127.0.0.1' account lock")
+    locked = check(settings)
+    assert (locked.problems, "rollback-account-locked" in by_code(locked)) == ((), True)
+
+
+def test_a_rollback_account_may_be_granted_less_than_everything() -> None:
+    lines = [
+        "GRANT BINLOG ADMIN, BINLOG REPLAY, READ_ONLY ADMIN ON *.* TO `r`@`%` IDENTIFIED BY PASSWORD '*1'",
+        "GRANT ALL PRIVILEGES ON `holdfast`.* TO `r`@`%`",
+        "GRANT SELECT, TRIGGER ON `a shop`.* TO `r`@`%`",
+    ]
+    assert list(preflight.missing_for_rollback("'r'@'%'", lines, "10.11.6-MariaDB")) == []
+    assert [what for what, _ in preflight.missing_for_rollback("'r'@'%'", lines[:2], "10.11.6-MariaDB")] == [
+        "SELECT, TRIGGER on *.*"
+    ]
+    older = ["GRANT SUPER ON *.* TO `r`@`%`", *lines[1:]]
+    assert list(preflight.missing_for_rollback("'r'@'%'", older, "10.6.12-MariaDB")) == []
+    assert [grant for _, grant in preflight.missing_for_rollback("'r'@'%'", older, "11.4.2-MariaDB")] == [
+        "GRANT BINLOG REPLAY, BINLOG ADMIN, READ_ONLY ADMIN ON *.* TO 'r'@'%'"
+    ]
 
 
 def test_grants_through_a_role_count(mariadb: MariaDB) -> None:

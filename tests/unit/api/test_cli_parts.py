@@ -32,6 +32,11 @@ def test_a_moment_may_be_said_as_how_long_ago_it_is(text: str, before: int) -> N
     assert parse(text, NOW) == NOW - timedelta(seconds=before)
 
 
+def test_the_end_of_something_may_be_said_as_how_long_it_is_until_then() -> None:
+    assert parse("90d", NOW, ahead=True) == NOW + timedelta(days=90)
+    assert parse("1h ago", NOW, ahead=True) == NOW - timedelta(hours=1)
+
+
 def test_a_moment_without_a_zone_is_on_this_machines_clock() -> None:
     here = datetime(2026, 1, 31, 12, 0).astimezone()
     assert parse("2026-01-31 12:00", NOW) == here
@@ -169,6 +174,7 @@ def test_a_site_elsewhere_needs_a_token_and_tls(tmp_path: Path) -> None:
     for environ, code in (
         ({"HOLDFAST_URL": "https://backup.example"}, "token-missing"),
         ({"HOLDFAST_URL": "http://backup.example", "HOLDFAST_TOKEN_FILE": str(token)}, "url-plaintext"),
+        ({"HOLDFAST_URL": "https://x:port", "HOLDFAST_TOKEN_FILE": str(token)}, "url-invalid"),
         ({"HOLDFAST_URL": "ftp://x", "HOLDFAST_TOKEN_FILE": str(token)}, "url-invalid"),
         ({"HOLDFAST_URL": "https://x", "HOLDFAST_TOKEN_FILE": str(tmp_path / "no")}, "token-missing"),
         ({"HOLDFAST_DATA": str(tmp_path / "nowhere")}, "site-missing"),
@@ -229,6 +235,42 @@ def test_an_error_is_a_sentence_a_code_and_a_next_step(tmp_path: Path) -> None:
     told = CliRunner().invoke(cli, ["source", "list", "--data-dir", str(site), "--json"])
     assert json.loads(told.stderr)["error"]["code"] == "api-unreachable"
     assert told.stdout == ""
+
+
+def test_one_problem_is_said_once_with_its_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = {"code": "source-denied", "message": "db1:3306 refuses the account", "hint": "check the password"}
+    CliError("source-denied", "protecting shop: db1:3306 refuses the account", problems=[problem]).show()
+    assert capsys.readouterr().err.splitlines() == [
+        "holdfast: protecting shop: db1:3306 refuses the account (source-denied)",
+        "  check the password",
+    ]
+
+
+def test_a_password_file_that_holds_none_is_an_error_of_use(tmp_path: Path) -> None:
+    site = _site(tmp_path, "[api]\nport = 1\n")
+    (tmp_path / "password").write_bytes(b"\xff\xfe")
+    words = [
+        "source",
+        "add",
+        "shop",
+        "--host",
+        "h",
+        "--capture-user",
+        "c",
+        "--password-file",
+        str(tmp_path / "password"),
+    ]
+    shown = CliRunner().invoke(cli, [*words, "--data-dir", str(site)])
+    assert shown.exit_code == 2
+    assert "it is not text (password-unreadable)" in shown.stderr
+
+
+def test_no_token_is_issued_where_its_secret_cannot_be_kept(tmp_path: Path) -> None:
+    site = _site(tmp_path, "[api]\nport = 1\n")
+    words = ["token", "issue", "eve", "--role", "viewer", "--data-dir", str(site), "-o"]
+    assert CliRunner().invoke(cli, [*words, str(tmp_path / "no" / "file")]).exit_code == 2
+    assert CliRunner().invoke(cli, [*words, str(tmp_path / "new")]).exit_code == 3
+    assert not (tmp_path / "new").exists()
 
 
 def test_starting_a_command_loads_no_driver_and_no_http_library(tmp_path: Path) -> None:

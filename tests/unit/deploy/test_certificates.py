@@ -32,7 +32,7 @@ def handshake(made: certificates.Certificate, ca: Path, host: str) -> str | None
             return tls.version()
     finally:
         b.close()
-        thread.join(10)
+        thread.join(120)
 
 
 def test_hosts_it_was_made_for_are_believed_and_others_not(tmp_path: Path) -> None:

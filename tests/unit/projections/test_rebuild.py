@@ -153,7 +153,7 @@ def test_a_batch_waits_for_a_swap_and_then_is_known(site: Settings, conn: Connec
                 pass
 
     assert rebuild(site, "audit", during).equal is True
-    thread.join(30)
+    thread.join(120)
     assert sum(o.known for o in outcome) == sum(ends.values()) - sum(stood.values())
     assert sum(o.records for o in outcome) == 0
 

@@ -310,15 +310,15 @@ def test_following_gives_each_step_once_as_it_comes_and_ends_with_the_lineage(
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert caught_up.wait(20)
+        assert caught_up.wait(120)
         pour(site, log.topic, [(writer.steps(1), "a", 0), *parted(writer, 3, 40), (writer.steps(1), "a", 0)])
         next_one, started = CaptureWriter.start()
         next_one.epoch = 1
         pour(site, log.topic, [(started_in(started, 1), "a", None), (next_one.steps(1), "a", 0)])
-        thread.join(20)
+        thread.join(120)
     finally:
         stop.set()
-        thread.join(20)
+        thread.join(120)
 
     assert not thread.is_alive()
     assert [(f.ordinal, f.number) for f in got] == [(o, 0) for o in range(16, 22)] + [(22, n) for n in range(3)] + [
@@ -430,5 +430,5 @@ def test_many_threads_may_read_at_once(site: KafkaSettings, log: CaptureLog) -> 
     for t in threads:
         t.start()
     for t in threads:
-        t.join(30)
+        t.join(120)
     assert got == [list(range(1, 101))] * 4

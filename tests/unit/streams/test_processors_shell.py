@@ -20,7 +20,7 @@ from streams.settings import Settings
 from tests.contract.running import make_topics, publish
 from tests.contract.sample_log import History
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 class Stands:

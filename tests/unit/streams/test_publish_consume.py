@@ -201,7 +201,7 @@ def test_closing_with_records_that_did_not_arrive_says_so(site: Settings, kafka:
     publisher, stream = Publisher(site, "agent"), RecordStream(site.kafka, f"{site.kafka.prefix}capture.shop")
     publisher.sent_and_durable(job(0))
     stream.send(b"", b"0", [])
-    assert stream.wait(30) == 1
+    assert stream.wait(120) == 1
     kafka.pause()
     try:
         publisher.publish(job(1))
@@ -217,7 +217,7 @@ def test_a_full_queue_makes_the_writer_wait_and_memory_stays_bounded(site: Setti
     topic = f"{site.kafka.prefix}capture.shop"
     stream = RecordStream(site.kafka, topic, queue_kib=512)
     stream.send(b"", b"first", [])
-    assert stream.wait(30) == 1
+    assert stream.wait(120) == 1
     resumed = threading.Event()
 
     def resume() -> None:
@@ -242,7 +242,7 @@ def test_a_full_queue_makes_the_writer_wait_and_memory_stays_bounded(site: Setti
 def test_somebody_who_waits_for_room_can_be_told_to_give_up(site: Settings, kafka: KafkaServer) -> None:
     stream = RecordStream(site.kafka, f"{site.kafka.prefix}capture.shop", queue_kib=64)
     stream.send(b"", b"first", [])
-    assert stream.wait(30) == 1
+    assert stream.wait(120) == 1
     kafka.pause()
     try:
         threading.Timer(0.5, stream.abandon).start()
@@ -308,24 +308,24 @@ def test_strangers_between_our_records_are_examined_and_count_until_then_as_unse
 
     with RecordStream(site.kafka, topic) as other, RecordStream(site.kafka, topic) as blind:
         other.send(b"", b"x", [])
-        assert other.wait(30) == 1
+        assert other.wait(120) == 1
         stream = RecordStream(site.kafka, topic, after=-1, examine=examine)
         assert (stream.unsettled, blind.unsettled) == (0, None)
         stream.send(b"", b"a", [])
-        assert stream.wait(30) == 1
+        assert stream.wait(120) == 1
         assert (examined, stream.unsettled) == ([(0, 0)], 0)
         for _ in range(3):
             other.send(b"", b"y", [])
-        assert other.wait(30) == 4
+        assert other.wait(120) == 4
         stream.send(b"", b"b", [])
-        assert stream.wait(30) == 2
+        assert stream.wait(120) == 2
         assert (examined, stream.unsettled) == ([(0, 0), (2, 4)], 0)
 
         refuse = True
         other.send(b"", b"z", [])
-        assert other.wait(30) == 5
+        assert other.wait(120) == 5
         stream.send(b"", b"c", [])
-        assert code(lambda: stream.wait(30)) == "capture-fenced"
+        assert code(lambda: stream.wait(120)) == "capture-fenced"
         assert code(lambda: stream.send(b"", b"d", [])) == "capture-fenced"
         stream.release()
 

@@ -551,6 +551,21 @@ def test_each_missing_right_is_named_by_the_statement_that_gives_it(bench: Rollb
         assert again.check(plan) == []
 
 
+def test_an_account_without_any_right_ends_the_rollback_and_leaves_nothing_undecided(bench: RollbackBench) -> None:
+    bench.sql(GRANTS[0])
+    bench.head()
+    plan = bench.plan("rollback", 3)
+    said = stopped(bench, plan)
+    assert {code for code, _ in said} == {"privilege-missing"}
+    assert bench.states(plan) == ["confirmed", "failed"]
+    for problem in bench.said[-1].problems:
+        bench.sql(problem.hint)
+    bench.head()
+    again = bench.plan("rollback", 3, whole_source=False)
+    bench.run(again)
+    assert bench.states(again)[-1] == "applied"
+
+
 def test_without_the_trigger_privilege_the_account_would_not_see_what_it_compares(bench: RollbackBench) -> None:
     bench.sql("create database if not exists holdfast")
     bench.sql(f"revoke trigger on *.* from {USER}@'127.0.0.1'")

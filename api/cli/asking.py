@@ -45,10 +45,14 @@ class Ask:
 
         bar = Bar(what, shown=not self.as_json and sys.stderr.isatty())
         found: dict[str, Any] = {}
+        told = ""
         try:
             with bar:
                 for _, found in self.api.events(f"/v1/jobs/{segment(job)}/events", lambda _, data: data["final"]):
                     bar.show(found)
+                    if found["state"] in ("requested", "accepted") and found["message"] not in ("", told):
+                        told = found["message"]
+                        self.say(f"{what} has to wait: {told}")
         except KeyboardInterrupt:
             self.say(f"\nInterrupted. The job goes on: holdfast job watch {job}")
             raise

@@ -89,9 +89,9 @@ def test_a_plain_kafka_of_the_owners_on_this_machine_is_not_taken_for_the_embedd
 
 
 def test_what_was_tried_in_vain_is_not_taken_for_a_choice(directory: Path) -> None:
-    with pytest.raises(StreamError, match="starts with"):
+    with pytest.raises(SettingsError, match="starts with"):
         make_stack(directory, Choices(kafka_url="bogus://x"))
-    with pytest.raises(StreamError, match="cannot be a name"):
+    with pytest.raises(SettingsError, match="cannot be a name"):
         make_stack(directory, Choices(site="Not a name"))
     stack = make_stack(directory, Choices(kafka_url="kafka://127.0.0.1:9092"))
     assert (stack.embeds_kafka, stack.embeds_postgres) == (False, True)

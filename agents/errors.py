@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from streams.events import Problem
 
+DAMAGED = "source-damaged"  # what a source sent is not what it can have sent: fetched again, a few times
+
 
 class AgentError(Exception):
     """Base of what `agents` raises. `code` is stable and documented, `hint` may be empty."""

@@ -3,6 +3,7 @@
     claim an epoch → stand → open the source's log before the last captured step → that step again, with the digest it
     had → records, each naming the one before → …
         the source goes away:     wait, open it again from where we stand; same epoch
+        what it sends is damaged: likewise, but not for ever: `ATTEMPTS` times without a step in between
         Kafka refuses a record:   nobody knows what got in: a new epoch, from what the log says
         another agent took over:  `Fenced`
         the source is not where it was, or says what we do not understand: `CaptureStopped`. Never a step is skipped.
@@ -26,7 +27,7 @@ from blake3 import blake3
 
 from agents.capture.records import Recorder, Standing, steps_of
 from agents.capture.takeover import claim, standing
-from agents.errors import CaptureStopped, Fenced, SourceUnavailable
+from agents.errors import DAMAGED, AgentError, CaptureStopped, Fenced, SourceUnavailable
 from agents.failpoints import failpoint
 from agents.protocol import Piece, Source, Stream, Taken
 from streams.capture_log import CaptureLog
@@ -40,6 +41,9 @@ LIMIT = 900_000  # bytes of payload in a record
 UNDER_WAY = 8  # records sent and not acknowledged; beyond that steps gather at the source, and records get larger
 UNDER_WAY_BYTES = 12_000_000
 LIGHT_BYTES = 256_000  # under way; below that one record at a time is sent
+ATTEMPTS = 4
+# What damage on the way can look like while a connection is made in clear: not believed at once.
+DOUBTFUL = frozenset({DAMAGED, "source-denied", "source-tls", "source-error"})
 _TURN_S = 0.2
 _PROOF_PATIENCE_S = 20.0
 _LONGEST_PAUSE_S = 10.0
@@ -195,17 +199,39 @@ def _follow(source: Source, epoch: _Epoch, stop: threading.Event) -> None:
     """Read the source until `stop` is set, through lost connections."""
     progress = epoch.progress
     pause = _TURN_S
+    doubts, stood_at = 0, -1
     while not stop.is_set():
         began = time.monotonic()
         try:
             _session(source, epoch, stop)
-        except SourceUnavailable as error:
+        except AgentError as error:
+            ordinal = epoch.recorder.standing.ordinal
+            moved, stood_at = ordinal != stood_at, ordinal
+            if error.code in DOUBTFUL:
+                doubts = 1 if moved else doubts + 1
+                if doubts >= ATTEMPTS:
+                    raise believed(error, ordinal) from error
+            elif not isinstance(error, SourceUnavailable):
+                raise
             _log.warning("%s: %s", source.settings.source, error)
             progress.state, progress.trouble = "source-unreachable", error.message
-            pause = _TURN_S if time.monotonic() - began > 2 * _LONGEST_PAUSE_S else min(pause * 2, _LONGEST_PAUSE_S)
+            well = moved or time.monotonic() - began > 2 * _LONGEST_PAUSE_S
+            pause = _TURN_S if well else min(pause * 2, _LONGEST_PAUSE_S)
             until = time.monotonic() + pause
             while not stop.wait(_TURN_S) and time.monotonic() < until:
                 epoch.settle()
+
+
+def believed(error: AgentError, ordinal: int) -> AgentError:
+    """The error once it came `ATTEMPTS` times in a row."""
+    if error.code != DAMAGED:
+        return error
+    return CaptureStopped(
+        "capture-log-damaged",
+        f"after step {ordinal}, each of {ATTEMPTS} times: {error.message}",
+        "check the network (TLS tells its damage from the source's) and the source's log; "
+        "then `source resume`, or take a new baseline",
+    )
 
 
 def _session(source: Source, epoch: _Epoch, stop: threading.Event) -> None:

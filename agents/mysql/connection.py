@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import struct
 from typing import Any
 
 import pymysql
 from pymysql.constants import CR, ER
 
-from agents.errors import AgentError, SourceUnavailable
+from agents.errors import DAMAGED, AgentError, SourceUnavailable
 from agents.protocol import Account, SourceSettings
+from streams.settings import is_loopback
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -33,6 +35,8 @@ _PASSING = frozenset(
         1317,  # ER_QUERY_INTERRUPTED: a server that shuts down says so
     }
 )
+# What PyMySQL raises of its own accord about an answer that makes no sense to it.
+NONSENSE = (IndexError, ValueError, AssertionError, struct.error, TypeError)
 _DENIED = frozenset({ER.ACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, 4151, 1862, 1820})
 
 
@@ -56,16 +60,28 @@ def tls_context(settings: SourceSettings) -> ssl.SSLContext | None:
     return context
 
 
+def refuse_plaintext(source: SourceSettings) -> None:
+    """Rows and passwords do not cross a network in clear. Raises `AgentError` (`source-tls-off`)."""
+    if source.tls == "off" and not is_loopback(source.host) and source.options.get("allow_plaintext") != "yes":
+        raise AgentError(
+            "source-tls-off",
+            f"{source.host} is another machine and TLS is off: everything would cross the network in clear",
+            "use tls verify (with tls_ca) or required; or, on a network of your own, the option allow_plaintext=yes",
+        )
+
+
 def connect(source: SourceSettings, account: Account, **options: Any) -> pymysql.Connection:
     """A new autocommit connection of the account for that purpose. `options` go to PyMySQL (database, read_timeout …).
 
-    Raises `SourceUnavailable` (`source-unreachable`), `AgentError` (`source-denied`, `source-tls`, `account-missing`).
+    Raises `SourceUnavailable` (`source-unreachable`, `source-damaged`), `AgentError` (`source-denied`, `source-tls`,
+    `source-tls-off`, `account-missing`).
     """
     user = source.accounts.get(account)
     if not user:
         raise AgentError(
             "account-missing", f"source {source.source} has no {account} account", "define the source with one"
         )
+    refuse_plaintext(source)
     context = tls_context(source)
     options = {"autocommit": True, "charset": "utf8mb4", "read_timeout": READ_TIMEOUT_S, **options}
     try:
@@ -85,6 +101,8 @@ def connect(source: SourceSettings, account: Account, **options: Any) -> pymysql
     except (OSError, ssl.SSLError) as error:
         where = f"{source.host}:{source.port}"
         raise SourceUnavailable("source-unreachable", f"{where} does not answer: {error}", UNREACHABLE_HINT) from error
+    except NONSENSE as error:
+        raise error_of(error, source) from error
 
 
 def error_of(error: BaseException, source: SourceSettings) -> AgentError:
@@ -116,4 +134,7 @@ def error_of(error: BaseException, source: SourceSettings) -> AgentError:
         )
     if number in _PASSING or isinstance(error, (OSError, socket.timeout, pymysql.err.InterfaceError)):
         return SourceUnavailable("source-unreachable", f"{where} does not answer: {text}", UNREACHABLE_HINT)
+    if not number:
+        # Not the server's own words: packets out of sequence, or something that is no answer at all.
+        return SourceUnavailable(DAMAGED, f"{where} sent what makes no sense: {text}", "use TLS; check the network")
     return AgentError("source-error", f"{where} answers error {number}: {text}")

@@ -11,6 +11,10 @@ where the format description says so, a CRC32. A packet of 2^24-1 bytes goes on 
 Between steps come rotations, format descriptions, checkpoints, GTID lists and heartbeats. Whatever else comes stops
 capture: an event that is not understood might end a step, or be one.
 
+Where the source sends checksums every event's is verified before anything of the event counts: what a network did to it is
+`source-damaged`, for whoever reads to fetch again. Of an event larger than `WHOLE` pieces are handed over before its end
+has come; the last piece, without which they do not count, is not.
+
 `feed` is where the time goes. Its loop knows the events that nearly all of a log is made of, and leaves the rest to
 `_event`, which knows all of them; tests hold both to the same result. Knows nothing of sockets.
 
@@ -24,7 +28,7 @@ from collections import deque
 from operator import itemgetter, lt
 from struct import Struct
 
-from agents.errors import AgentError, CaptureStopped, SourceUnavailable
+from agents.errors import DAMAGED, AgentError, CaptureStopped, SourceUnavailable
 from agents.mysql.positions import Gtid, parse, show, show_gtid
 from agents.protocol import Piece, Steps, Taken
 from streams.errors import StreamError
@@ -37,6 +41,7 @@ FULL_PACKET = 0xFFFFFF
 # An event up to this size is waited for and kept whole; a larger one passes through in fragments as it arrives.
 WHOLE = 4 << 20
 
+SOUND = 0x2144DF1C  # CRC32 of whatever ends in its own CRC32
 _packet = Struct("<IB4xB4xI").unpack_from  # length and sequence number, status, event type, event length
 _gtid = Struct("<I10xQIB").unpack_from  # from offset 5 of the event: server id, sequence, domain, flags
 _times = Struct("<I9xI").unpack_from  # of an event: time, next position
@@ -96,6 +101,7 @@ class Cutter:
         self._long_type = 0
         self._long = self._long_packet = 0
         self._long_more = self._long_begun = False
+        self._long_crc = 0
         self._fragments: set[int] = set()  # slices that do not begin an event
         self._preamble = b""
         self._server_id = 0
@@ -113,7 +119,10 @@ class Cutter:
         except AgentError as error:
             self._failure = error
         except StreamError as error:
-            self._failure = CaptureStopped("capture-log-damaged", f"{error.message} at {self._where()}", error.hint)
+            if self._checksum:  # that is how the source wrote it
+                self._failure = CaptureStopped("capture-log-damaged", f"{error.message} at {self._where()}", error.hint)
+            else:
+                self._failure = _damaged(f"{error.message} at {self._where()}")
 
     def _feed(self, data: bytes) -> None:
         d = self._rest + data if self._rest else data
@@ -123,18 +132,20 @@ class Cutter:
         out, ends, gtids = self._out, self._ends, self._gtids
         total, state, gtid, limit = self._total, self._state, self._gtid, self._limit
         add, packet, read_gtid, inside = out.append, _packet, _gtid, INSIDE
+        checked, crc32 = self._checksum > 0, zlib.crc32
         while p + 18 <= n:
             head, status, kind, size = packet(d, p)
             e = p + 4 + (head & 0xFFFFFF)
-            if e > n or status or size + 5 != e - p:
+            event = d[p + 5 : e]
+            if e > n or status or size + 5 != e - p or (checked and crc32(event) != SOUND):
                 pass
             elif kind in inside and state >= OPEN:
-                add(d[p + 5 : e])
+                add(event)
                 total += size
                 p = e
                 continue
             elif kind == 16 and state == OPEN and total + size <= limit:
-                add(d[p + 5 : e])
+                add(event)
                 total += size
                 ends.append(total)
                 gtids.append(gtid)
@@ -145,7 +156,7 @@ class Cutter:
             elif kind == 162 and state == CLOSED and size >= 38:
                 gtid = read_gtid(d, p + 10)
                 if not gtid[3] & _NOT_PLAIN:
-                    add(d[p + 5 : e])
+                    add(event)
                     total += size
                     state = OPEN
                     p = e
@@ -153,7 +164,7 @@ class Cutter:
             self._total, self._state, self._gtid = total, state, gtid
             after = self._rare(d, p, n)
             out, ends, gtids, add = self._out, self._ends, self._gtids, self._out.append
-            total, state, gtid = self._total, self._state, self._gtid
+            total, state, gtid, checked = self._total, self._state, self._gtid, self._checksum > 0
             if after == p:
                 break
             p = after
@@ -176,6 +187,8 @@ class Cutter:
         e = p + 4 + length
         size = int.from_bytes(d[p + 14 : p + 18], "little")
         plain = d[p + 4] == 0 and length > HEADER
+        if plain and length < FULL_PACKET and size + 1 != length:
+            raise _damaged(f"an event of {size} bytes in a packet of {length}")
         if plain and (length == FULL_PACKET or length > WHOLE):
             self._begin_long(d[p + 9], size, length)
             return self._pass_long(d, p + PACKET)
@@ -183,9 +196,10 @@ class Cutter:
             return p
         if not plain:
             raise _ended(d[p + 4 : e])
-        if size + 1 != length:
-            raise _damaged(f"an event of {size} bytes in a packet of {length}")
-        self._event(d[p + PACKET : e])
+        event = d[p + PACKET : e]
+        if self._checksum and zlib.crc32(event) != SOUND and event[4] != ev.FORMAT_DESCRIPTION:
+            raise _damaged(f"a {ev.event_name(event[4])} event that is not what its checksum says, in {self._where()}")
+        self._event(event)
         return e
 
     # -- long events
@@ -198,6 +212,7 @@ class Cutter:
         self._mark()
         self._long_type, self._long, self._long_begun = kind, size, False
         self._long_packet, self._long_more = length - 1, length == FULL_PACKET
+        self._long_crc = 0
 
     def _pass_long(self, d: bytes, p: int) -> int:
         """Pass on what is in `d` of a long event, from `p`; where that ends."""
@@ -214,6 +229,8 @@ class Cutter:
                 return p
             if self._long_begun:
                 self._fragments.add(len(self._out))
+            if self._checksum:
+                self._long_crc = zlib.crc32(got, self._long_crc)
             self._append(got)
             self._long_begun = True
             self._long -= len(got)
@@ -223,6 +240,8 @@ class Cutter:
                 self._overflow()
         if self._long:
             raise _damaged("an event of another length than it says")
+        if self._checksum and self._long_crc != SOUND:
+            raise _damaged(f"a long event that is not what its checksum says, in {self._where()}")
         kind, self._long_type = self._long_type, 0
         self._end_of_event(kind, False)
         return p
@@ -328,7 +347,15 @@ class Cutter:
         self._close()
 
     def _format(self, event: bytes) -> None:
+        # It says itself whether events end in a checksum, and the file before may have been written otherwise. It must not
+        # be one that lost that word on its way: so it is tried out with the word as well.
+        says = event[-5] == ev.CHECKSUM_CRC32
+        sound = zlib.crc32(event[:-5] + b"\1" + event[-4:]) == SOUND
+        if says and not sound:
+            raise _damaged("a format description that is not what its checksum says")
         description = ev.parse_format_description(event)
+        if not says == sound == description.has_checksum:
+            raise _damaged("a format description that is not what its checksum says")
         if not description.mariadb:
             raise CaptureStopped(
                 "capture-other-server",
@@ -510,10 +537,9 @@ def statement(event: bytes, checksum: int) -> bytes:
 # -- what can be wrong
 
 
-def _damaged(what: str) -> CaptureStopped:
-    return CaptureStopped(
-        "capture-log-damaged", f"the source sent {what}", "check the source's log, then take a new baseline"
-    )
+def _damaged(what: str) -> SourceUnavailable:
+    """What came makes no sense, or is not what its checksum says: it may be the network's doing, so it is fetched again."""
+    return SourceUnavailable(DAMAGED, f"the source sent {what}", "use TLS; check the network, then the source's log")
 
 
 def _xa(where: str) -> CaptureStopped:
@@ -524,8 +550,10 @@ def _xa(where: str) -> CaptureStopped:
     )
 
 
-def _unexpected(kind: int, state: int, where: str) -> CaptureStopped:
+def _unexpected(kind: int, state: int, where: str) -> AgentError:
     name = ev.event_name(kind)
+    if state == UNHEARD:
+        return _damaged(f"a {name} event before any format description")
     if kind == ev.XA_PREPARE:
         return _xa(where)
     if kind == ev.INCIDENT:
@@ -555,15 +583,14 @@ def _unexpected(kind: int, state: int, where: str) -> CaptureStopped:
 
 def _ended(packet: bytes) -> AgentError:
     """What an end or error packet (without its header) means."""
-    if packet[:1] == b"\xfe":
+    if packet[:1] == b"\xfe" and len(packet) < 9:
         return SourceUnavailable(
             "source-ended", "the source ended the dump: it shuts down, or its dump thread was killed"
         )
-    if packet[:1] != b"\xff" or len(packet) < 3:
+    if packet[:1] != b"\xff" or len(packet) < 9 or packet[3:4] != b"#":
         return _damaged(f"a packet that is no event: {packet[:16].hex()}")
     number = int.from_bytes(packet[1:3], "little")
-    text = packet[9:] if packet[3:4] == b"#" else packet[3:]
-    return dump_error(number, text.decode("utf-8", "replace"))
+    return dump_error(number, packet[9:].decode("utf-8", "replace"))
 
 
 TORN = "capture-source-torn"

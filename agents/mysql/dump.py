@@ -23,7 +23,7 @@ from typing import Any
 import pymysql
 
 from agents.errors import AgentError, CaptureStopped, SourceUnavailable
-from agents.mysql.connection import connect, error_of
+from agents.mysql.connection import NONSENSE, connect, error_of
 from agents.mysql.cutting import TORN, Cutter, position_lost
 from agents.mysql.positions import parse, reaches
 from agents.protocol import SourceSettings, Taken
@@ -134,7 +134,7 @@ class Dump:
                 row = cursor.fetchone()
                 assert row is not None
                 there = str(row[0] or "")
-        except (pymysql.err.MySQLError, OSError) as error:
+        except (pymysql.err.MySQLError, OSError, *NONSENSE) as error:
             raise error_of(error, self._settings) from error
         here = parse(self._cutter.position)
         _check(there, True, self._cutter.position)
@@ -202,7 +202,7 @@ def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: s
         connection._sock.sendall(struct.pack("<I", len(body)) + body)  # type: ignore[attr-defined]
     except AgentError:
         raise
-    except (pymysql.err.MySQLError, OSError) as error:
+    except (pymysql.err.MySQLError, OSError, *NONSENSE) as error:
         raise error_of(error, settings) from error
 
 
@@ -213,7 +213,7 @@ def _file_after(settings: SourceSettings, file: str) -> str | None:
         with connection.cursor() as cursor:
             cursor.execute("SHOW BINARY LOGS")
             names = [str(row[0]) for row in cursor.fetchall()]
-    except (pymysql.err.MySQLError, OSError) as error:
+    except (pymysql.err.MySQLError, OSError, *NONSENSE) as error:
         raise error_of(error, settings) from error
     finally:
         with contextlib.suppress(pymysql.err.MySQLError, OSError):

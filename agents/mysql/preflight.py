@@ -7,7 +7,6 @@ session may override is said in the hint. The grants asked for are explained in 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -68,7 +67,7 @@ def check(settings: SourceSettings) -> Preflight:
         problem = Problem("source-not-mariadb", f"the server says it is {version}", "this kind of source is mariadb")
         return Preflight((problem,), (), (), version)
     has = privileges(lines)
-    problems = [*_version(version), *_network(settings), *_settings(values), *_missing(account, has), *filters]
+    problems = [*_version(version), *_settings(values), *_missing(account, has), *filters]
     refused, lacking = _rollback_account(settings, version)
     return Preflight((*problems, *refused), (*_warnings(values), *lacking), _capability(values), version)
 
@@ -135,24 +134,6 @@ def _version(version: str) -> Iterator[Problem]:
             f"MariaDB {version} is older than {OLDEST[0]}.{OLDEST[1]}",
             "upgrade the server: older ones do not log names and keys of columns",
         )
-
-
-def _network(settings: SourceSettings) -> Iterator[Problem]:
-    """Rows and passwords do not cross a network in clear."""
-    if settings.tls == "off" and not _loopback(settings.host) and settings.options.get("allow_plaintext") != "yes":
-        yield Problem(
-            "source-tls-off",
-            f"{settings.host} is another machine and TLS is off: everything would cross the network in clear",
-            "use tls verify (with tls_ca) or required; or, on a network of your own, the option allow_plaintext=yes",
-        )
-
-
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return False
 
 
 def _filters(cursor: Any) -> list[Problem]:

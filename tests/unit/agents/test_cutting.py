@@ -351,7 +351,9 @@ def test_an_unknown_event_between_steps_that_may_be_ignored_is() -> None:
          CaptureStopped, "capture-source-torn"),
         (bl.error_packet(1236, "bogus data in log event"), CaptureStopped, "capture-source-log"),
         (bl.error_packet(1045, "Access denied"), CaptureStopped, "capture-denied"),
-        (b"\x04\x00\x00\x00\x00abc", CaptureStopped, "capture-log-damaged"),
+        (b"\x04\x00\x00\x00\x00abc", SourceUnavailable, "source-damaged"),
+        (b"\x20\x00\x00\x00\xff" + bytes(31), SourceUnavailable, "source-damaged"),
+        (b"\x20\x00\x00\x00\xfe" + bytes(31), SourceUnavailable, "source-damaged"),
     ],
 )  # fmt: skip
 def test_the_end_of_a_dump_says_what_it_means(packet: bytes, kind: type[AgentError], code: str) -> None:
@@ -371,5 +373,70 @@ def test_a_long_event_of_another_length_than_it_says_is_refused(wrong: int) -> N
     step = [w.gtid(2), w.event(bl.TABLE_MAP, b"t"), bytes(event), w.xid(2)]
     done = cut(packets([*opening(w), *step]), [])
     assert done.error is not None
-    assert done.error.code == "capture-log-damaged"
+    assert done.error.code == "source-damaged"
     assert [s.position for s in done.steps] == ["0-1-1"]
+
+
+def three_steps(w: Writer, size: int = 30) -> list[bytes]:
+    """Events of three steps; the middle one's rows event has `size` bytes in its body."""
+    out = [w.format()]
+    for n in (1, 2, 3):
+        out += [w.gtid(n), w.event(bl.TABLE_MAP, b"t" * 20), w.event(bl.WRITE, bytes(size if n == 2 else 9)), w.xid(n)]
+    return out
+
+
+@pytest.mark.parametrize("kind", [Cutter, GeneralCutter])
+def test_any_flipped_bit_of_an_event_is_noticed_and_nothing_after_it_counts(kind: type[Cutter]) -> None:
+    """Also of what surrounds the event: its length and the status byte. The packet's number means nothing to us."""
+    events = three_steps(Writer())
+    sound = packets(events)
+    first_step = len(packets(events[:5]))
+    wanted = [s.payload for s in cut(sound, [], kind=kind).steps]
+    numbers = {at + 3 for at in itertools.accumulate([0, *(len(packets([e])) for e in events)])}
+    description = len(packets(events[:1]))
+    for bit in range(8 * len(sound)):
+        at = bit // 8
+        if at in numbers or (90 < at < description - 10 and bit % 7) or (at >= description and bit % 5):
+            continue
+        broken = bytearray(sound)
+        broken[at] ^= 1 << bit % 8
+        done = cut(bytes(broken) + bl.END_PACKET, [], kind=kind)
+        # A longer length swallows what follows, and the end with it: then nothing more comes.
+        assert done.error is None or done.error.code in ("source-damaged", "source-ended"), (at, done.error)
+        if at >= first_step:
+            assert done.steps[0].payload == wanted[0]
+        assert len(done.steps) < 3, at
+        assert [s.payload for s in done.steps] == wanted[: len(done.steps)]
+
+
+def test_a_long_event_that_was_damaged_on_the_way_completes_nothing() -> None:
+    events = three_steps(Writer(), 17 << 20)
+    sound = packets(events)
+    assert len(cut(sound, []).steps) == 3
+    for at in (1 << 20, len(packets(events[:8])) - 10):
+        broken = bytearray(sound)
+        broken[at] ^= 4
+        done = cut(bytes(broken), [5 << 20])
+        assert done.error is not None
+        assert done.error.code == "source-damaged"
+        assert [s.position for s in done.steps] == ["0-1-1"]
+        assert [t for t in done.taken if isinstance(t, Piece)]
+        assert not any(t.last for t in done.taken if isinstance(t, Piece))
+
+
+def test_without_checksums_events_are_taken_as_they_come() -> None:
+    done = cut(packets(three_steps(Writer(checksum=False))), [])
+    assert done.error is None
+    assert len(done.steps) == 3
+
+
+def test_checksums_switched_off_and_on_from_file_to_file() -> None:
+    w = Writer()
+    stream = three_steps(w)
+    for n, checksum in ((4, False), (5, True), (6, False)):
+        stream.append(w.rotate(f"binlog.00000{n}"))
+        w.checksum = checksum
+        stream += [w.format(), w.gtid(n), w.event(bl.TABLE_MAP, b"t"), w.event(bl.WRITE, b"r"), w.xid(n)]
+    done = cut(packets(stream), [])
+    assert done.error is None
+    assert [s.position for s in done.steps if s.position][-1] == "0-1-6"

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from agents import registry
+from agents.errors import AgentError
 from agents.mysql import preflight
+from agents.mysql.connection import refuse_plaintext
 from agents.protocol import Preflight, SourceSettings
 from deploy.demo.mariadb import MariaDB
 
@@ -197,13 +199,20 @@ def test_a_refused_login_and_missing_tls_are_problems(mariadb: MariaDB) -> None:
     assert [p.code for p in check(without).problems] == ["source-tls"]
 
 
-def test_a_network_in_clear_is_refused() -> None:
+def test_a_network_in_clear_is_refused_before_anything_is_sent() -> None:
     def codes(host: str, tls: str, **options: str) -> list[str]:
         settings = SourceSettings("shop", "mariadb", host, 3306, tls=tls, options=options)
-        return [p.code for p in preflight._network(settings)]
+        try:
+            refuse_plaintext(settings)
+        except AgentError as error:
+            return [error.code]
+        return []
 
     assert codes("db.example.com", "off") == ["source-tls-off"]
     assert codes("10.0.0.5", "off") == ["source-tls-off"]
     assert codes("10.0.0.5", "off", allow_plaintext="yes") == []
     assert codes("10.0.0.5", "required") == []
     assert codes("127.0.0.1", "off") == codes("localhost", "off") == codes("::1", "off") == []
+    # TEST-NET-1 (RFC 5737) answers nobody: a refusal does not wait for it.
+    remote = SourceSettings("shop", "mariadb", "192.0.2.1", 3306, accounts={"capture": "cap"})
+    assert [p.code for p in check(remote).problems] == ["source-tls-off"]

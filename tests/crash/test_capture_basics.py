@@ -105,6 +105,7 @@ def test_nothing_is_lost_between_two_runs(protected: Protected) -> None:
     first = protected.capture()
     with Load(protected.server) as load:
         load.await_more(200)
+        eventually(lambda: "after step" in protected.words(), what="an epoch of the first run")
         first.terminate()
         assert first.wait(120) == 0
         load.await_more(200)

@@ -18,6 +18,7 @@ from api.live import Live, Place
 from api.log import Log
 from api.rebuilds import Rebuilds
 from api.timeline.definitions import Definitions
+from api.timeline.source import KnownPlan
 from api.timeline.store import Timelines
 from projections import database, offsets
 from projections.errors import ProjectionError
@@ -27,9 +28,8 @@ from projections.views.base import Connection
 from streams.admin import ensure_topics
 from streams.consume import read_topic
 from streams.errors import StreamError
-from streams.events import TokenIssued
+from streams.events import RollbackPlanned, TokenIssued
 from streams.ids import uuid7
-from streams.paths import Planned
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from streams.topics import topic_name
@@ -60,7 +60,7 @@ class Site:
         self.followers = threading.BoundedSemaphore(FOLLOWERS)
         self.rebuilds = Rebuilds(self)
         self._definitions: dict[str, Definitions] = {}
-        self._plans: dict[str, Planned] = {}
+        self._plans: dict[str, KnownPlan | None] = {}
         self.stopping = asyncio.Event()
         self._closing = threading.Event()
         self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
@@ -121,19 +121,24 @@ class Site:
         """Table definitions of a source, kept between calls."""
         return self._definitions.setdefault(source, Definitions(self.settings.kafka, source))
 
-    def _plan_of(self, plan: str) -> Planned | None:
-        """A plan, from the log's newest or from the read model, which may be a moment behind."""
+    def _plan_of(self, plan: str) -> KnownPlan | None:
+        """A plan, from the log's newest or from the read model, which may be a moment behind. None: the log has no such
+        plan, and never will where it is asked for by a step that was made from it."""
         found = self.live.plan(plan)
         if found is not None and found.planned is not None:
             return found.planned
         known = self._plans.get(plan)
-        if known is None:
+        if plan not in self._plans:
             with self.views() as conn:
                 row = view.plan(conn, plan)
-            if row is None or row.planned_us is None:
-                return None
-            known = self._plans[plan] = row
+            known = row if row is not None and row.planned_us is not None else self._plan_in_log(plan)
+            self._plans[plan] = known
         return known
+
+    def _plan_in_log(self, plan: str) -> KnownPlan | None:
+        kafka = self.settings.kafka
+        events = (m.event for m in read_topic(kafka, topic_name(kafka.prefix, "rollbacks")))
+        return next((e for e in events if isinstance(e, RollbackPlanned) and e.plan == plan), None)
 
     # --- tokens ------------------------------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from api.errors import ApiError
 from api.timeline.steps import Preambles, StepFacts, closing_time, last_of, look
@@ -28,7 +29,7 @@ from streams.capture_log import CaptureLog, StepFragment
 from streams.capture_record import Sealer
 from streams.errors import StreamError
 from streams.formats.binlog.step import OWN_SCHEMA
-from streams.paths import Planned, turn
+from streams.paths import Planned, Turn, turn
 from streams.settings import KafkaSettings
 
 # A filtered page looks at this much log at most, then hands over what it has found and where to go on.
@@ -42,7 +43,15 @@ _AHEAD = 4
 _READERS = ThreadPoolExecutor(8, "timeline")
 _OWN = OWN_SCHEMA.encode()
 
-PlanOf = Callable[[str], Planned | None]
+
+class KnownPlan(Planned, Protocol):
+    """A plan that is in the log."""
+
+    @property
+    def lineage(self) -> str | None: ...
+
+
+PlanOf = Callable[[str], KnownPlan | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ class _Looked:
 
 
 class Timeline:
-    """The timeline of `source`. `plan_of` answers a plan and what stands after it, None when it is unknown."""
+    """The timeline of `source`. `plan_of` answers a plan and what stands after it, None when the log has none."""
 
     def __init__(self, kafka: KafkaSettings, source: str, secrets: Sealer | None, plan_of: PlanOf) -> None:
         self.source = source
@@ -131,7 +140,7 @@ class Timeline:
     def now(self, conn: Connection, lineage: str | None = None) -> Now:
         """The newest lineage as of this moment, or another one as far as it is indexed.
 
-        Raises `ApiError`: 404 (`lineage-unknown`), 503 (`timeline-behind`, `plan-unknown`).
+        Raises `ApiError`: 404 (`lineage-unknown`), 503 (`timeline-behind`).
         """
         tail = self._tail()
         if tail is None and lineage is None:
@@ -172,27 +181,27 @@ class Timeline:
             self._looked = looked
             markers = [m for m in looked.markers if m[0] <= head]
             own = tuple(looked.own[: bisect_right(looked.own, head)])
-        turns = tuple(turn(self._known_plan(ordinal, plan), ordinal) for ordinal, plan in markers)
-        return History(self.source, lineage, head, turns, own)
+        return History(self.source, lineage, head, self._turns(lineage, markers), own)
 
-    def _known_plan(self, ordinal: int, plan: str) -> Planned:
-        found = self._plan_of(plan)
-        if found is None:
-            raise ApiError(
-                503,
-                "plan-unknown",
-                f"step {ordinal} of {self.source} is a rollback whose plan {plan} is not known here",
-                "try again in a moment; if it stays, `holdfast projections rebuild timeline`",
-                headers={"Retry-After": "1"},
-            )
-        return found
+    def _turns(self, lineage: str, markers: list[tuple[int, str]]) -> tuple[Turn, ...]:
+        """The rollbacks among steps that insert a marker. A marker's row may also come from elsewhere: a dump that holds
+        schema `holdfast`, loaded here or on another server. A rollback is the first step behind its plan's head, in the
+        plan's lineage; its plan was in the log before it."""
+        out: dict[str, Turn] = {}
+        for ordinal, plan in markers:
+            found = self._plan_of(plan)
+            if found is not None and found.lineage == lineage and found.head_ordinal < ordinal and plan not in out:
+                out[plan] = turn(found, ordinal)
+        return tuple(out.values())
 
     def _learn_closed(self, conn: Connection, looked: _Looked, closed: int) -> None:
         """Own steps and markers of closed granules, beyond what is known."""
         if closed <= looked.upto:
             return
-        for mark in view.landmarks(conn, self.source, looked.lineage, looked.upto + 1, closed, ("own", "marker")):
-            _note(looked, mark.ordinal, mark.plan if mark.kind == "marker" else "")
+        marks = view.landmarks(conn, self.source, looked.lineage, looked.upto + 1, closed, ("own", "marker"))
+        several = Counter(mark.ordinal for mark in marks)
+        for mark in marks:
+            _note(looked, mark.ordinal, mark.plan if mark.kind == "marker" and several[mark.ordinal] == 1 else "")
         looked.upto = closed
 
     def _learn_tail(self, looked: _Looked, head: int) -> None:

@@ -136,7 +136,8 @@ def _unread(fragment: StepFragment, size: int, kind: str, text: str) -> StepFact
 
 
 def _facts(first: StepFragment, s: StepSummary, size: int) -> StepFacts:
-    plan = s.markers[0] if s.markers else ""
+    # A rollback's step holds its own marker and no other: several come with a dump of schema `holdfast`.
+    plan = s.markers[0] if len(s.markers) == 1 else ""
     account = first.accounts or s.secret or s.kind == "account"
     text = ACCOUNT_TEXT if account else "; ".join(s.statements)
     return StepFacts(
@@ -147,7 +148,7 @@ def _facts(first: StepFragment, s: StepSummary, size: int) -> StepFacts:
         kind="rollback" if plan else s.kind,
         tables=tuple((name, (c.inserts, c.updates, c.deletes)) for name, c in s.changes.items()),
         size=size,
-        own=bool(plan) or s.own,
+        own=bool(s.markers) or s.own,
         plan=plan,
         text=text,
     )

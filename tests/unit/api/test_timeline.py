@@ -340,24 +340,33 @@ def test_a_rollback_bends_the_path_whether_its_marker_is_indexed_or_not(
     check()
 
 
-def test_a_step_whose_plan_is_unknown_stops_whoever_asks_what_stands(
-    api: RunningApi, history: CapturedLog, viewer: Client
-) -> None:
+def test_markers_that_a_loaded_dump_brings_turn_nothing(api: RunningApi, history: CapturedLog, viewer: Client) -> None:
+    """A dump of all databases holds schema `holdfast`, with the markers of rollbacks here or on another server."""
+    history.execute(*(f"insert into api_shop.item (id, name) values ({n}, 'a')" for n in (8001, 8002)))
     head = len(history.written)
-    path = viewer.get(PAGE, limit=1)["path"]
-    plan = uuid7()
+    before = viewer.get(PAGE, limit=1)["path"]
+    stands = [*before[:-1], [before[-1][0], head - 1]]
+    plan = _planned(api, history, before, stands)
+    _marker(history, plan, "delete from api_shop.item where id = 8002")
+    assert eventually(lambda: viewer.call("GET", PAGE).json().get("path")) == stands
+    history.execute("insert into api_shop.item (id, name) values (8003, 'b')")
+    stranger = uuid7()
+    _marker(history, stranger)
+    rows = ", ".join(f"('{name}', x'00', 'rollback', 1)" for name in (plan, stranger))
+    empty = "delete from holdfast.marker"
+    history.execute(empty, f"insert into holdfast.marker values {rows}", empty)
     _marker(history, plan)
-    assert viewer.refused("GET", PAGE, 503) == "plan-unknown"
-    # It comes late, and all is well.
-    ranges = tuple(OrdinalRange(*r) for r in path)
-    api.scribe.write(
-        RollbackPlanned(
-            plan=plan, source="shop", lineage=history.lineage, epoch=0, kind="rollback", target="t", target_ordinal=1,
-            target_time_us=0, head_ordinal=head, path_before=ranges, path_after=ranges, undo=(), redo=(), steps=0, rows=0,
-            payload_bytes=0, tables=(), schema_version=bytes(32), digest=bytes(32), planned_us=now_us(), by="agent",
-        )
-    )  # fmt: skip
-    assert eventually(lambda: viewer.call("GET", PAGE, params={"limit": 1}).json().get("path")) == path
+
+    def check() -> None:
+        page = viewer.get(PAGE, limit=1)
+        assert page["path"] == [*stands, [head + 2, page["head"]]]
+        assert viewer.get("/v1/sources/shop/branches")["turns"][-1]["plan"] == plan
+
+    check()
+    history.close_granule()
+    site = api.server.config.app.state.site  # type: ignore[union-attr]
+    site.timelines.close()
+    check()
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------

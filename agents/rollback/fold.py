@@ -87,6 +87,8 @@ class Folder:
         self.payload_bytes = 0
         self.steps = 0
         self.sequences: set[TableName] = set()
+        self.accounts: list[int] = []
+        """Steps that change accounts: no rows of anybody's, and so not in the way."""
         self.too_large = False
         self._known: dict[TableMap, _Table] = {}
         self._maps: dict[bytes, TableMap] = {}
@@ -122,7 +124,7 @@ class Folder:
     def step(self, ordinal: int, preamble: bytes, payload: bytes | None, *, first: bool = True) -> None:
         """One step, or a fragment of one (`first`: it opens the step). Raises `FormatError` on damage.
 
-        None in place of the payload: it holds account statements, and nobody looks into it.
+        None in place of the payload: it holds account statements or what looks like them, and cannot be unsealed here.
         """
         if first:
             self._maps.clear()
@@ -307,7 +309,7 @@ class Folder:
         elif what == "xa":
             self._xa()
         elif what == "account":
-            self._account()
+            self.accounts.append(self._ordinal)
         elif what == "ddl":
             self._ddl(query)
         else:
@@ -331,8 +333,8 @@ class Folder:
 
     def _account(self) -> None:
         self._find("account-statement", "", lambda n, _: Problem(
-            "account-statement", f"step {n} changes accounts or privileges, which a rollback does not undo",
-            f"roll back to just after it (step {n}), and change accounts by hand"))  # fmt: skip
+            "account-statement", f"step {n} is sealed, since it says something of accounts, and its key is not here",
+            f"roll back to just after it (step {n}), or give the agent the site key it was sealed with"))  # fmt: skip
 
     def _xa(self) -> None:
         self._find("xa", "", lambda n, _: Problem(

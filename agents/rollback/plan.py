@@ -187,8 +187,7 @@ def make_plan(
     for ranges, undone in ((undo, True), (redo, False)):
         for r in ranges:
             for fragment in steps(r.first, r.last):
-                payload = None if fragment.accounts else fragment.payload
-                folder.step(fragment.ordinal, fragment.preamble, payload, first=fragment.number == 0)
+                folder.step(fragment.ordinal, fragment.preamble, fragment.payload, first=fragment.number == 0)
                 if folder.steps % 10_000 == 0 and fragment.number == 0:
                     progress(folder.steps, total)
         if undone:
@@ -267,6 +266,12 @@ def _warnings(folder: Folder, tables: tuple[TablePlan, ...]) -> list[Problem]:
                 "no-key", f"{t.definition.text} has no key: {rows} rows may take {rows * KEYLESS_ROW_MS / 1000:.0f} s",
                 "give the table a primary key",
             ))  # fmt: skip
+    if folder.accounts:
+        first, more = folder.accounts[0], len(folder.accounts) - 1
+        out.append(Problem(
+            "account-statement", f"step {first} changes accounts or privileges" + (f", and so do {more} more" if more else "")
+            + ": they stay as they are now", "change them by hand where that is meant, too",
+        ))  # fmt: skip
     for schema, table in sorted(folder.sequences):
         out.append(Problem(
             "sequence", f"sequence {schema}.{table} keeps its value: numbers already given are not given again"

@@ -45,7 +45,7 @@ from streams.ids import now_us, slug, uuid7
 from streams.topics import topic_name
 
 # kind of source → module that makes its baselines.
-BASELINES: Mapping[str, str] = {"mariadb": "agents.baseline.making"}
+BASELINES: Mapping[str, str] = {"mariadb": "agents.baseline.making", "mysql": "agents.baseline.making"}
 
 
 def add(command: Command, ctx: Context) -> Mapping[str, Any]:

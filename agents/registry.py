@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 PLATFORMS: Mapping[str, str] = {
     "mariadb": "agents.platforms.mariadb",
+    "mysql": "agents.platforms.mysql",
 }
 EXTRAS: Mapping[str, str] = {
     "mariadb": "mariadb",
+    "mysql": "mariadb",
 }
 
 

@@ -67,8 +67,8 @@ class StepFragment:
 
     `number` counts a step's fragments from 0, `last` closes it. `payload` is None when it is sealed and the reader has
     no key; `accounts` says that it holds account statements. `position_after` is the source's native position after the
-    step where the record says it, which it does for its last step: else empty. `captured_us` and `offset` (Kafka's, a
-    cache) are the record's.
+    step where the record says it, which it does for its last step: else empty. `captured_us`, `offset` (Kafka's, a
+    cache) and `file` (the source's log file) are the record's.
     """
 
     ordinal: int
@@ -80,6 +80,7 @@ class StepFragment:
     captured_us: int
     position_after: str
     offset: int
+    file: str = ""
 
 
 class CaptureLog:
@@ -386,6 +387,7 @@ class CaptureLog:
                 record.captured_us,
                 record.after if ordinal == record.last_ordinal else "",
                 offset,
+                record.file,
             )
 
     def _pieces(self, step: _Parts) -> Iterator[StepFragment]:
@@ -420,6 +422,7 @@ class CaptureLog:
             record.captured_us,
             record.after if part.last else "",
             offset,
+            record.file,
         )
 
     def _payload(self, record: CommitsRecorded) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Loading a baseline of MariaDB into a server: as statements, to be executed here or piped into a client.
+"""Loading a baseline into a server: as statements, to be executed here or piped into a client.
 
 Values go as binary strings (`SET NAMES binary`), so every column gets the very bytes that it had. Views may name views
 that come later, so what fails for a missing name is tried again as long as that helps.
@@ -19,29 +19,27 @@ from agents.baseline.manifest import CreateObject, Manifest, TableFile, objects,
 from agents.baseline.rows import read_rows, values
 from agents.errors import AgentError
 from agents.mysql.definitions import quoted
+from agents.mysql.dialects import dialect, dialect_of
 
 _STATEMENT_BYTES = 1 << 20
 _SPECIAL = re.compile(rb"[\x00\n\r\x1a\\']")
 _ESCAPED = {b"\0": b"\\0", b"\n": b"\\n", b"\r": b"\\r", b"\x1a": b"\\Z", b"\\": b"\\\\", b"'": b"\\'"}
 _BEFORE_ROWS = ("database", "sequence", "table")
 _MISSING_NAME = frozenset({ER.NO_SUCH_TABLE, ER.VIEW_INVALID, ER.BAD_FIELD_ERROR, ER.SP_DOES_NOT_EXIST})
-_SESSION = (
-    "SET SESSION sql_log_bin = 0, foreign_key_checks = 0, unique_checks = 0, check_constraint_checks = 0,"
-    " time_zone = '+00:00'"
-)
+_SESSION = "SET SESSION sql_log_bin = 0, foreign_key_checks = 0, unique_checks = 0, time_zone = '+00:00'"
 # What cannot be stored as it was must not pass. Only the error value of an ENUM needs a mode that lets it in again.
 _STRICT = "STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES"
 _LAX = "NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES"
 _TRUNCATED = 1265
 # Types that take a binary string for their internal form; what was kept is their text.
-_TEXT_ONLY = ("uuid", "inet6", "inet4")
+_TEXT_ONLY = {"uuid": b"_latin1", "inet6": b"_latin1", "inet4": b"_latin1", "json": b"_utf8mb4"}
 
 
 def load(conn: pymysql.Connection[Any], folder: Path) -> Manifest:
     """Create and fill everything on a server that has none of it yet. The account needs all privileges."""
     manifest = read_manifest(folder)
     made = list(objects(folder))
-    _run(conn, [_SESSION])
+    _run(conn, [_SESSION + dialect(conn).load_session])
     for one in made:
         if one.kind in _BEFORE_ROWS:
             _run(conn, create_statements(one))
@@ -55,7 +53,7 @@ def statements(folder: Path) -> Iterator[bytes]:
     """The same as SQL, without terminators."""
     manifest = read_manifest(folder)
     made = list(objects(folder))
-    yield _SESSION.encode()
+    yield (_SESSION + dialect_of(manifest.server_version).load_session).encode()
     for one in made:
         if one.kind in _BEFORE_ROWS:
             yield from create_statements(one)
@@ -97,14 +95,14 @@ def row_statements(folder: Path, table: TableFile) -> Iterator[bytes]:
         return
     columns = ", ".join(quoted(c) for c in table.columns).encode()
     insert = b"INSERT INTO " + name + b" (" + columns + b") VALUES "
-    texts = [i for i, declared in enumerate(table.types) if declared.startswith(_TEXT_ONLY)]
+    texts = [(i, _TEXT_ONLY[declared]) for i, declared in enumerate(table.types) if declared in _TEXT_ONLY]
     held: list[bytes] = []
     size = 0
     for row in read_rows(folder / table.file):
         literals = list(map(literal, values(row)))
-        for i in texts:
+        for i, introducer in texts:
             if literals[i] != b"NULL":
-                literals[i] = b"_latin1" + literals[i]
+                literals[i] = introducer + literals[i]
         text = b"(" + b",".join(literals) + b")"
         held.append(text)
         size += len(text)

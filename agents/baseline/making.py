@@ -1,8 +1,10 @@
-"""Making a baseline of a MariaDB server: a consistent full at a known GTID position, without a lock.
+"""Making a baseline of a server: a consistent full at a known position, without a lock that is held.
 
     definitions and objects read       D0
     START TRANSACTION WITH CONSISTENT SNAPSHOT
-    binlog_snapshot_file, _position    the coordinate of exactly that snapshot; BINLOG_GTID_POS makes it a GTID set
+    binlog_snapshot_file, _position    the coordinate of exactly that snapshot; BINLOG_GTID_POS makes it a GTID set.
+                                       MySQL does not tell it: commits are held back (FLUSH TABLES WITH READ LOCK) for the
+                                       moment in which the snapshot begins and the position is read
     each table read in the snapshot    ROLLBACK TO SAVEPOINT then lets go of its metadata lock (see below)
     definitions and objects read       D1
 
@@ -47,13 +49,19 @@ from agents.baseline.objects import MOVED, SchemaMovedError, read_objects, rows_
 from agents.baseline.rows import HashedFile, RowsWriter
 from agents.errors import AgentError
 from agents.failpoints import failpoint
+from agents.mysql import whereabouts
 from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions, schema_version
+from agents.mysql.dialects import dialect
+from agents.mysql.dump import file_created
+from agents.mysql.file_positions import is_file_position
+from agents.mysql.file_positions import parse as parse_file_position
 from agents.protocol import SourceSettings
 from streams.events import Problem, TableDefinition
 from streams.ids import now_us
 
 ATTEMPTS = 3
+HOLD_WAIT_S = 20
 # Engines whose rows are elsewhere or nowhere.
 _ROWLESS = frozenset({"FEDERATED", "CONNECT", "SPIDER", "BLACKHOLE", "MRG_MYISAM", "S3", "SPHINX"})
 # Server settings that decide what a definition's text means; the scratch server is given them.
@@ -154,11 +162,7 @@ class _Making:
     def _connect(self) -> pymysql.Connection[Any]:
         conn = connect(self._source, "capture", read_timeout=600.0)
         with conn.cursor() as cursor:
-            cursor.execute(
-                "SET SESSION sql_mode = '', time_zone = '+00:00', net_write_timeout = 3600, wait_timeout = 86400,"
-                " max_statement_time = 0, sql_quote_show_create = 1, sql_select_limit = DEFAULT,"
-                " tx_isolation = 'REPEATABLE-READ'"
-            )
+            cursor.execute(dialect(conn).snapshot_session)
         return conn
 
     def make(self, baseline: str, lineage: str, job: str) -> Manifest:
@@ -167,7 +171,10 @@ class _Making:
             seen = self._see(live)
             variables = _variables(live)
             self._warnings += _let_go_of_locks(snapshot)
-            file, offset, position = _begin(snapshot)
+            if dialect(snapshot).snapshot_position:
+                file, offset, position = _begin(snapshot)
+            else:
+                file, offset, position = _begin_held(live, snapshot, self._source)
             failpoint("baseline.snapshot")
             digests = {
                 DEFINITIONS: write_lines(self._folder / DEFINITIONS, map(_line, seen.definitions)),
@@ -230,7 +237,7 @@ class _Making:
                 if found is None:
                     raise SchemaMovedError(f"{definition.schema}.{definition.table} is gone")
                 file = "" if found.engine in _ROWLESS else f"rows/{number:05}.rows.zst"
-                table = _plain(definition, found, file)
+                table = _plain(definition, found, file, dialect(live).float_as_double)
                 if file:
                     read = self._in_snapshot if table.consistent else self._beside
                     table = self._fill(table, read(snapshot if table.consistent else beside, table), done, total)
@@ -304,8 +311,8 @@ def _facts(conn: pymysql.Connection[Any]) -> dict[tuple[str, str], _Fact]:
     }
 
 
-def _plain(definition: TableDefinition, fact: _Fact, file: str) -> TableFile:
-    columns, types, expressions = _selection(definition)
+def _plain(definition: TableDefinition, fact: _Fact, file: str, float_as_double: str) -> TableFile:
+    columns, types, expressions = _selection(definition, float_as_double)
     return TableFile(
         schema=definition.schema,
         table=definition.table,
@@ -343,6 +350,8 @@ def _warnings(table: TableFile) -> Iterator[Problem]:
 
 def _let_go_of_locks(conn: pymysql.Connection[Any]) -> Iterator[Problem]:
     """Make metadata locks end with a savepoint, where the account may."""
+    if not dialect(conn).savepoints_keep_locks:
+        return
     try:
         with conn.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION sql_log_bin = 0")
@@ -352,7 +361,7 @@ def _let_go_of_locks(conn: pymysql.Connection[Any]) -> Iterator[Problem]:
         yield Problem(
             "baseline-holds-ddl",
             "while the baseline was made, DDL on tables that it had read had to wait for its end",
-            f"to avoid that: GRANT BINLOG ADMIN ON *.* TO {_account(conn)}",
+            f"to avoid that: GRANT {dialect(conn).privileges['log'][0]} ON *.* TO {_account(conn)}",
         )
 
 
@@ -384,13 +393,45 @@ def _begin(conn: pymysql.Connection[Any]) -> tuple[str, int, str]:
     return file, offset, ",".join(entries)
 
 
+def _begin_held(
+    live: pymysql.Connection[Any], snapshot: pymysql.Connection[Any], source: SourceSettings
+) -> tuple[str, int, str]:
+    """The same where the server does not tell a snapshot's coordinate: nothing commits while it begins."""
+    spoken = dialect(live)
+    with live.cursor(Cursor) as cursor:
+        cursor.execute(f"SET SESSION lock_wait_timeout = {HOLD_WAIT_S}")
+        try:
+            cursor.execute("FLUSH TABLES WITH READ LOCK")
+        except pymysql.err.OperationalError as error:
+            if error.args[0] != ER.LOCK_WAIT_TIMEOUT:
+                raise
+            raise AgentError(
+                "baseline-busy",
+                f"commits could not be held back within {HOLD_WAIT_S} s",
+                "a long statement or LOCK TABLES holds it off: let it end, then add the source again",
+            ) from error
+        try:
+            with snapshot.cursor(Cursor) as beginning:
+                beginning.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            position = whereabouts.position(cursor, spoken)
+            cursor.execute(spoken.log_status)
+            row = cursor.fetchone()
+        finally:
+            cursor.execute("UNLOCK TABLES")
+    assert row is not None, "the position was read, so there is a log"
+    if is_file_position(position):
+        at = parse_file_position(position)
+        position = str(dataclasses.replace(at, created=file_created(source, at.server, at.file)))
+    return str(row[0]), int(row[1]), position
+
+
 def _variables(conn: pymysql.Connection[Any]) -> dict[str, str]:
     wanted = set(VARIABLES)
     rows = rows_of(conn, "SHOW GLOBAL VARIABLES")
     return {str(name): str(value) for name, value in rows if name in wanted}
 
 
-def _selection(definition: TableDefinition) -> tuple[list[str], list[str], list[str]]:
+def _selection(definition: TableDefinition, float_as_double: str) -> tuple[list[str], list[str], list[str]]:
     """Columns to keep, their types, and what to select for each. A FLOAT as text loses bits, as DOUBLE it does not."""
     columns, types, expressions = [], [], []
     for column in json.loads(definition.definition)["columns"]:
@@ -399,7 +440,7 @@ def _selection(definition: TableDefinition) -> tuple[list[str], list[str], list[
         name = quoted(column["name"])
         columns.append(column["name"])
         types.append(column["type"])
-        expressions.append(f"CAST({name} AS DOUBLE)" if column["type"].startswith("float") else name)
+        expressions.append(float_as_double.format(name) if column["type"].startswith("float") else name)
     return columns, types, expressions
 
 

@@ -1,4 +1,4 @@
-"""What creates every object of a MariaDB server: databases, tables, sequences, routines, views, triggers, events."""
+"""What creates every object of a server: databases, tables, sequences, routines, views, triggers, events."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pymysql.cursors import Cursor
 from agents.baseline.manifest import CreateObject
 from agents.errors import AgentError
 from agents.mysql.definitions import SYSTEM_SCHEMAS, quoted
+from agents.mysql.dialects import dialect
 from streams.events import TableDefinition
 
 # Errors that say that a table, column or database is not what it was: among them, that a snapshot is older than it.
@@ -71,6 +72,6 @@ def _show_create(conn: pymysql.Connection[Any], kind: str, schema: str, name: st
         raise AgentError(
             "privilege-missing",
             f"the account may not see the text of {kind.lower()} {quoted(schema, name)}",
-            "GRANT SELECT ON mysql.proc to the account (from MariaDB 11.3: GRANT SHOW CREATE ROUTINE ON *.*)",
+            dialect(conn).show_create_routines,
         )
     return rows[0]

@@ -110,7 +110,8 @@ class Indexer:
             self.closed = None
         else:
             summary = self.closed = self._step.finish()
-            self._time_us, position = summary.commit_time * 1_000_000, summary.gtid
+            self._time_us = summary.commit_time * 1_000_000
+            position = summary.gtid or (f"{fragment.file}:{summary.end}" if fragment.file else "")
             self._events += summary.events
             for table, change in summary.changes.items():
                 count = self._tables.get(table)

@@ -1,6 +1,7 @@
-"""A MariaDB server as the target of a rollback: sessions, guard, native apply, commit.
+"""A server as the target of a rollback: sessions, guard, native apply, commit.
 
-What `BINLOG` does and does not do was tried out (MariaDB 10.11, 11.4) and decides how it is used here:
+What `BINLOG` does and does not do was tried out (MariaDB 10.11, 11.4, MySQL 9.7, 5.5) and decides how it is used here;
+where they differ, the server's `Dialect` says how:
 
 - it finds rows by key and compares nothing: hence the guard (`guard`), loaded by the same statement without logging
 - with `slave_exec_mode=IDEMPOTENT` it passes over rows that are missing or in the way: refused
@@ -10,6 +11,8 @@ What `BINLOG` does and does not do was tried out (MariaDB 10.11, 11.4) and decid
 - after a deadlock the transaction is gone and the next statement would commit by itself: one statement at a time, stop at
   the first error, and no COMMIT without the marker still being there
 - its text would be logged as an annotation: switched off
+- MySQL: after a format description the session has no GTIDs to give until `gtid_next` is set; an event must fit a packet;
+  9.x takes rows events of the second version only (its format description says so)
 """
 
 from __future__ import annotations
@@ -22,24 +25,25 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import pymysql
+from pymysql.constants import SERVER_STATUS
 from pymysql.cursors import Cursor
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.mysql import guard, positions
+from agents.mysql import coordinates, guard, whereabouts
 from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions
+from agents.mysql.dialects import Dialect, dialect
 from agents.mysql.guard import OWN_SCHEMA, Role
 from agents.protocol import SourceSettings
 from agents.rollback.plan import Plan, TablePlan
 from agents.rollback.schema import Definition
 from agents.rollback.target import CommitUnknown, Progress, Stopped
 from streams.events import Problem
-from streams.formats.binlog.inverse import plain_format_description
+from streams.formats.binlog.inverse import plain_format_description, rows_version
 from streams.formats.binlog.net import core_content, row_statements
 from streams.ids import now_us
 
 LOCK_NAME: Final = "holdfast.rollback"
-LOCK_WAIT_S: Final = 10
 FENCE_WAIT_S: Final = 15
 STATEMENT_TIMEOUT_S: Final = 3600.0
 MOST_SHOWN: Final = 5
@@ -47,17 +51,6 @@ MOST_SHOWN: Final = 5
 EVENT_BYTES: Final = 384 << 10
 # With fewer rows than this, making a guard table lighter costs more than it saves.
 PLAIN_GUARD_ROWS: Final = 2_000
-
-_SESSION: Final = (
-    "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, completion_type = 'NO_CHAIN',"
-    " foreign_key_checks = 1, unique_checks = 1,"
-    f" innodb_lock_wait_timeout = {LOCK_WAIT_S}, lock_wait_timeout = {LOCK_WAIT_S}, max_statement_time = 0,"
-    " wait_timeout = 3600, net_read_timeout = 600, net_write_timeout = 600,"
-    " idle_transaction_timeout = 0, idle_write_transaction_timeout = 0, idle_readonly_transaction_timeout = 0"
-)
-_BINLOG_SESSION: Final = (
-    "SET SESSION binlog_format = 'ROW', binlog_row_image = 'FULL', binlog_annotate_row_events = 0, skip_replication = 0"
-)
 
 _DUPLICATE: Final = 1062
 _NOT_FOUND: Final = 1032
@@ -75,14 +68,23 @@ class NativeTarget:
         self._guards: dict[tuple[int, Role], str] = {}
         self._packet = 1 << 24
         self._server_id = 0
+        self._rows_version = 1
+        self._spoken: Dialect | None = None
+
+    @property
+    def _dialect(self) -> Dialect:
+        if self._spoken is None:
+            self._spoken = dialect(self._control)
+        return self._spoken
 
     # -- sessions -------------------------------------------------------------------------------------------------
 
     def _open(self) -> pymysql.Connection[Any]:
         connection = connect(self._settings, "rollback", read_timeout=STATEMENT_TIMEOUT_S, write_timeout=600.0)
         with self._explained():
-            _run(connection, _SESSION)
-            _run(connection, "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE")
+            spoken = dialect(connection)
+            _run(connection, spoken.rollback_session)
+            _run(connection, spoken.transactions[0])
         return connection
 
     @property
@@ -93,7 +95,8 @@ class NativeTarget:
                 # Locking reads are to see the newest rows, not to fail on them. (Not in every version.)
                 if _ask(connection, "SHOW SESSION VARIABLES LIKE 'innodb_snapshot_isolation'"):
                     _run(connection, "SET SESSION innodb_snapshot_isolation = 0")
-                _run(connection, _BINLOG_SESSION)
+                for statement in dialect(connection).replay_session:
+                    _run(connection, statement)
                 ((self._packet, self._server_id),) = _ask(connection, "SELECT @@max_allowed_packet, @@server_id")
         return self._work_connection
 
@@ -126,16 +129,7 @@ class NativeTarget:
         with self._explained():
             control = self._control
             account = _account(_ask(control, "SELECT CURRENT_USER()")[0][0])
-            for privilege, probe in (
-                ("BINLOG REPLAY", "SET SESSION server_id = @@server_id"),
-                ("BINLOG ADMIN", "SET SESSION binlog_annotate_row_events = 0"),
-            ):
-                if _denied(control, probe):
-                    problems.append(_grant(privilege, "*.*", account))
-            if not {"READ_ONLY ADMIN", "READ ONLY ADMIN"} & _privileges(control, account, OWN_SCHEMA):
-                ((read_only,),) = _ask(control, "SELECT @@global.read_only")
-                if _denied(control, f"SET GLOBAL read_only = {read_only}"):
-                    problems.append(_grant("READ_ONLY ADMIN", "*.*", account))
+            problems += self._missing_privileges(control, account)
             for schema in sorted({t.definition.schema for t in plan.tables}):
                 tables = [t.definition for t in plan.tables if t.definition.schema == schema]
                 problems += self._table_privileges(control, account, schema, tables)
@@ -146,14 +140,43 @@ class NativeTarget:
                 problems += self._changed_definitions(control, plan)
         return problems
 
+    def _missing_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
+        """For replaying events, working unlogged, and `read_only`. MariaDB is asked by trying, as roles count there, too."""
+        asked = self._dialect.privileges
+        has = _privileges(control, account, OWN_SCHEMA)
+        probes: dict[str, str] = {}
+        if self._dialect.family == "MariaDB":
+            probes = {
+                "replay": "SET SESSION server_id = @@server_id",
+                "log": "SET SESSION binlog_annotate_row_events = 0",
+            }
+            ((read_only,),) = _ask(control, "SELECT @@global.read_only")
+            probes["fence"] = f"SET GLOBAL read_only = {read_only}"
+        missing = []
+        for purpose, any_of in asked.items():
+            if has.intersection(any_of) or any_of[0] in missing:
+                continue
+            if purpose in probes and not _denied(control, probes[purpose]):
+                continue
+            if not probes and self._has_role(control):
+                continue
+            missing.append(any_of[0])
+        return [_grant(privilege, "*.*", account) for privilege in missing]
+
+    def _has_role(self, connection: pymysql.Connection[Any]) -> bool:
+        """Then only the server's refusal tells what is missing."""
+        expression = self._dialect.current_role
+        return bool(expression) and _ask(connection, f"SELECT {expression}")[0][0] is not None
+
     def _table_privileges(
         self, control: pymysql.Connection[Any], account: str, schema: str, tables: Sequence[Definition]
     ) -> list[Problem]:
         """SELECT to compare rows, TRIGGER without which information_schema is silent about triggers and foreign keys."""
-        problem = [_grant("SELECT, TRIGGER", quoted(schema) + ".*", account)]
-        if any(_denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0") for d in tables):
+        more = self._dialect.row_lock_privilege
+        problem = [_grant(f"SELECT, TRIGGER, {more}" if more else "SELECT, TRIGGER", quoted(schema) + ".*", account)]
+        if any(_denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0 FOR UPDATE") for d in tables):
             return problem
-        if "TRIGGER" in _privileges(control, account, schema) or _has_role(control):
+        if "TRIGGER" in _privileges(control, account, schema) or self._has_role(control):
             return []
         granted = {row[0] for row in _ask(
             control,
@@ -166,17 +189,19 @@ class NativeTarget:
     def _own_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
         """Whether the account may work in schema `holdfast`: asked of the privilege tables, so that nothing is made."""
         needed = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
-        if _privileges(control, account, OWN_SCHEMA).issuperset(needed) or _has_role(control):
+        if _privileges(control, account, OWN_SCHEMA).issuperset(needed) or self._has_role(control):
             return []
         return [_grant(", ".join(needed), "`holdfast`.*", account)]
 
     def _settings_in_the_way(self, control: pymysql.Connection[Any], plan: Plan) -> list[Problem]:
-        ((log_bin, exec_mode, run_triggers, packet),) = _ask(
-            control, "SELECT @@log_bin, @@slave_exec_mode, @@slave_run_triggers_for_rbr, @@max_allowed_packet"
+        spoken = self._dialect
+        ((log_bin, run_triggers, packet),) = _ask(
+            control, f"SELECT @@log_bin, {spoken.triggers_run}, @@max_allowed_packet"
         )
         out = []
         largest, table = max(((t.changes.largest, t.definition.text) for t in plan.tables), default=(0, ""))
-        needed = (largest + 4096) * 2 // 3 + 1024  # of base64, in two halves: more pieces the server does not take
+        # Of base64; in two halves, where the server takes them: more pieces it does not.
+        needed = (largest + 4096) * 4 // 3 // (2 if spoken.split_statements else 1) + 1024
         if needed > packet:
             out.append(Problem(
                 "row-too-large", f"a row of {table} needs packets of {needed} bytes; the server takes {packet}",
@@ -184,15 +209,23 @@ class NativeTarget:
             ))  # fmt: skip
         if not log_bin:
             out.append(Problem("log-off", "the target keeps no binary log", "start it with log_bin"))
-        if exec_mode != "STRICT":
-            out.append(Problem(
-                "setting", f"slave_exec_mode is {exec_mode}: errors of native events would be passed over",
-                "SET GLOBAL slave_exec_mode = 'STRICT'",
-            ))  # fmt: skip
+        for expression, wanted in spoken.variables.items():
+            ((value,),) = _ask(control, f"SELECT {expression}")
+            if value != wanted:
+                name = expression.rpartition(".")[2].lstrip("@")
+                out.append(Problem(
+                    "setting", f"{name} is {value}: errors of native events would be passed over",
+                    f"SET GLOBAL {name} = '{wanted}'",
+                ))  # fmt: skip
         if run_triggers != "NO" and any(t.definition.triggers for t in plan.tables):
             out.append(Problem(
                 "setting", f"slave_run_triggers_for_rbr is {run_triggers}: triggers would run a second time",
                 "SET GLOBAL slave_run_triggers_for_rbr = 'NO'",
+            ))  # fmt: skip
+        if spoken.super_read_only and _ask(control, "SELECT @@global.super_read_only")[0][0]:
+            out.append(Problem(
+                "setting", "super_read_only is ON: the rollback itself could not write",
+                "SET GLOBAL super_read_only = OFF (read_only stays as it is)",
             ))  # fmt: skip
         return out
 
@@ -215,12 +248,11 @@ class NativeTarget:
         ))  # fmt: skip
 
     def position(self) -> str:
-        with self._explained():
-            ((text,),) = _ask(self._control, "SELECT @@global.gtid_binlog_pos")
-        return positions.show(positions.parse(text))
+        with self._explained(), self._control.cursor(Cursor) as cursor:
+            return whereabouts.position(cursor, self._dialect)
 
     def covers(self, position: str, other: str) -> bool:
-        return positions.reaches(positions.parse(position), positions.parse(other))
+        return coordinates.covers(position, other)
 
     def read_only(self) -> str:
         with self._explained():
@@ -275,10 +307,12 @@ class NativeTarget:
             return
         name = guard.guard_name(self._plan.event.plan, number, role)
         self._guards[number, role] = name
-        _make_guard(work, t.definition, name, len(images))
+        _make_guard(work, t.definition, name, len(images), self._dialect.light_engine)
         content = core_content(t.changes.table.table_map, OWN_SCHEMA, name)
         _run(work, "START TRANSACTION")
-        for rows, events in row_statements(t.changes.table, "insert", images, EVENT_BYTES, content):
+        for rows, events in row_statements(
+            t.changes.table, "insert", images, EVENT_BYTES, content, version=self._rows_version
+        ):
             self._replay(work, events)
             yield rows
         _run(work, "COMMIT")
@@ -287,12 +321,15 @@ class NativeTarget:
         assert self._plan is not None
         if self._plan.preamble:
             _run(work, _binlog(plain_format_description(self._plan.preamble)))
+            self._rows_version = rows_version(self._plan.preamble)
+            if self._dialect.after_description:
+                _run(work, self._dialect.after_description)
 
     def _replay(self, work: pymysql.Connection[Any], events: bytes) -> None:
         """Run a table map and a rows event. One larger than a packet goes in two halves, which is all the server takes."""
         text = base64.b64encode(_stamped(events, int(time.time()), self._server_id))
         most = self._packet - 1024
-        if len(text) <= most:
+        if len(text) <= most or not self._dialect.split_statements:
             _run(work, b"BINLOG '" + text + b"'")
             return
         half = (len(text) + 1) // 2
@@ -306,7 +343,7 @@ class NativeTarget:
         work = self._work
         event = plan.event
         with self._explained():
-            _run(work, "START TRANSACTION READ WRITE")
+            _run(work, self._dialect.transactions[1])
             try:
                 _run(
                     work, "INSERT INTO `holdfast`.`marker` (plan, digest, kind, at_us) VALUES (%s, %s, %s, %s)",
@@ -393,7 +430,7 @@ class NativeTarget:
         total = sum(t.changes.rows for t in tables)
         done = 0
         for i, t in enumerate(tables):
-            for rows, events in t.changes.statements(EVENT_BYTES):
+            for rows, events in t.changes.statements(EVENT_BYTES, self._rows_version):
                 with self._explained():
                     try:
                         self._replay(work, events)
@@ -448,12 +485,18 @@ class NativeTarget:
         if plan is None:
             return False
         with self._explained():
+            spoken = self._dialect
+            strict = " AND ".join(f"{e} = '{v}'" for e, v in spoken.variables.items())
             ((inside, strict, marked),) = _ask(
                 self._work,
-                "SELECT @@in_transaction, @@slave_exec_mode = 'STRICT',"
+                f"SELECT {spoken.in_transaction or 1}, {strict},"
                 " (SELECT COUNT(*) FROM `holdfast`.`marker` WHERE plan = %s AND digest = %s)",
                 plan.event.plan, plan.event.digest,
             )  # fmt: skip
+            if not spoken.in_transaction:
+                _run(self._work, "DO 0")
+                work: Any = self._work
+                inside = work.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
         return bool(inside) and bool(strict) and bool(marked)
 
     def commit(self) -> str:
@@ -469,8 +512,10 @@ class NativeTarget:
                 ) from error
             raise error_of(error, self._settings) from error
         with contextlib.suppress(pymysql.err.MySQLError, OSError):
-            ((gtid,),) = _ask(work, "SELECT @@last_gtid")
-            return str(gtid)
+            if self._dialect.family == "MariaDB":
+                ((gtid,),) = _ask(work, "SELECT @@last_gtid")
+                return str(gtid)
+            return self.position()
         return ""
 
     def abandon(self) -> None:
@@ -567,14 +612,14 @@ def _guarded(t: TablePlan) -> Iterator[tuple[Role, Sequence[bytes]]]:
     yield "removed", c.removed if t.children else ()
 
 
-def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str, rows: int) -> None:
-    """A table of the same layout. A large one is made lighter, in two attempts: in Aria without transactions, which
-    loads in a third of the time (it need not survive a crash), and without indexes that nobody asks."""
+def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str, rows: int, engine: str) -> None:
+    """A table of the same layout. A large one is made lighter, in two attempts: in `engine` (Aria without transactions loads
+    in a third of the time; it need not survive a crash), and without indexes that nobody asks."""
     _run(work, f"CREATE TABLE {quoted(OWN_SCHEMA, name)} LIKE {quoted(*definition.name)}")
     if rows < PLAIN_GUARD_ROWS:
         return
     spare = ", ".join(f"DROP INDEX {quoted(index)}" for index in _spare_indexes(work, definition, name))
-    for change in (", ".join(filter(None, [spare, "ENGINE = Aria TRANSACTIONAL = 0"])), spare):
+    for change in (", ".join(filter(None, [spare, engine and f"ENGINE = {engine}"])), spare):
         if not change:
             return
         try:
@@ -651,11 +696,6 @@ def _privileges(connection: pymysql.Connection[Any], account: str, schema: str) 
         " SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s AND %s LIKE TABLE_SCHEMA",
         account, account, schema,
     )}  # fmt: skip
-
-
-def _has_role(connection: pymysql.Connection[Any]) -> bool:
-    """Then only the server's refusal tells what is missing."""
-    return _ask(connection, "SELECT CURRENT_ROLE()")[0][0] is not None
 
 
 def _account(current: str) -> str:

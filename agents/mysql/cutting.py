@@ -11,6 +11,8 @@ where the format description says so, a CRC32. A packet of 2^24-1 bytes goes on 
 Between steps come rotations, format descriptions, checkpoints, GTID lists and heartbeats. Whatever else comes stops
 capture: an event that is not understood might end a step, or be one.
 
+These are MariaDB's rules; what differs in MySQL's logs is in `cutting_mysql`.
+
 Where the source sends checksums every event's is verified before anything of the event counts: what a network did to it is
 `source-damaged`, for whoever reads to fetch again. Of an event larger than `WHOLE` pieces are handed over before its end
 has come; the last piece, without which they do not count, is not.
@@ -25,11 +27,12 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from operator import itemgetter, lt
 from struct import Struct
+from typing import ClassVar
 
 from agents.errors import DAMAGED, AgentError, CaptureStopped, SourceUnavailable
-from agents.mysql.positions import Gtid, parse, show, show_gtid
+from agents.mysql.coordinates import Coordinates, Domains, Mark
+from agents.mysql.positions import show_gtid
 from agents.protocol import Piece, Steps, Taken
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
@@ -46,7 +49,6 @@ _packet = Struct("<IB4xB4xI").unpack_from  # length and sequence number, status,
 _gtid = Struct("<I10xQIB").unpack_from  # from offset 5 of the event: server id, sequence, domain, flags
 _times = Struct("<I9xI").unpack_from  # of an event: time, next position
 _query = Struct("<8xB2xH").unpack_from  # of a query's body: length of the database's name, of the status variables
-_sequence, _domain = itemgetter(1), itemgetter(2)
 _CREATED = slice(HEADER + 52, HEADER + 56)  # of a format description: when the server was started, or zero
 
 # UNHEARD: no format description yet. FIRST, CLOSED: no step is open (FIRST: the next is to be handed over by itself).
@@ -56,10 +58,10 @@ UNHEARD, FIRST, CLOSED, STANDALONE, OPEN, MARKED = range(6)
 ROWS = frozenset({
     ev.WRITE_ROWS_V1, ev.UPDATE_ROWS_V1, ev.DELETE_ROWS_V1, ev.WRITE_ROWS, ev.UPDATE_ROWS, ev.DELETE_ROWS,
     ev.WRITE_ROWS_COMPRESSED_V1, ev.UPDATE_ROWS_COMPRESSED_V1, ev.DELETE_ROWS_COMPRESSED_V1,
-    ev.WRITE_ROWS_COMPRESSED, ev.UPDATE_ROWS_COMPRESSED, ev.DELETE_ROWS_COMPRESSED,
+    ev.WRITE_ROWS_COMPRESSED, ev.UPDATE_ROWS_COMPRESSED, ev.DELETE_ROWS_COMPRESSED, ev.PARTIAL_UPDATE_ROWS,
 })  # fmt: skip
 # Belong to the event after them: a standalone step does not end with one.
-LEADING = frozenset({ev.INTVAR, ev.RAND, ev.USER_VAR, ev.TABLE_MAP, ev.ANNOTATE_ROWS})
+LEADING = frozenset({ev.INTVAR, ev.RAND, ev.USER_VAR, ev.TABLE_MAP, ev.ANNOTATE_ROWS, ev.ROWS_QUERY})
 LOADING = frozenset({ev.BEGIN_LOAD_QUERY, ev.APPEND_BLOCK, ev.EXECUTE_LOAD_QUERY, ev.DELETE_FILE})
 # Never end a transaction, and hold nothing that capture looks at.
 INSIDE = ROWS | LEADING | LOADING
@@ -79,8 +81,13 @@ class Cutter:
     that file starts.
     """
 
+    # What writes such a log, and how it is known from a format description.
+    server: ClassVar[str] = "MariaDB"
+    _inside: ClassVar[frozenset[int]] = INSIDE | STATEMENTS | {ev.XID}
+    _passing: ClassVar[tuple[int, ...]] = PASSING
+
     def __init__(self, position: str, limit: int, *, first_alone: bool = False, whole_file: bool = False) -> None:
-        self._position = parse(position)
+        self._at: Coordinates = self._coordinates(position)
         self._whole_file = whole_file
         self._limit = limit
         self._first_alone = first_alone
@@ -91,10 +98,10 @@ class Cutter:
         self._out: list[bytes] = []
         self._total = 0
         self._ends: list[int] = []
-        self._gtids: list[Gtid] = []
+        self._marks: list[Mark] = []
         self._done = 0  # slices that belong to complete steps
         self._state = UNHEARD
-        self._gtid: Gtid = (0, 0, 0, 0)
+        self._mark: Mark = None  # of the open step
         self._pieces = 0  # of the open step that were handed over
         self._accounts = False  # the open step holds an account statement
         # A long event passing through: its type, bytes of it to come in all and in its packet, whether another follows.
@@ -129,8 +136,8 @@ class Cutter:
         self._rest = b""
         n = len(d)
         p = self._pass_long(d, 0) if self._long_type else 0
-        out, ends, gtids = self._out, self._ends, self._gtids
-        total, state, gtid, limit = self._total, self._state, self._gtid, self._limit
+        out, ends, marks = self._out, self._ends, self._marks
+        total, state, mark, limit = self._total, self._state, self._mark, self._limit
         add, packet, read_gtid, inside = out.append, _packet, _gtid, INSIDE
         checked, crc32 = self._checksum > 0, zlib.crc32
         while p + 18 <= n:
@@ -148,28 +155,28 @@ class Cutter:
                 add(event)
                 total += size
                 ends.append(total)
-                gtids.append(gtid)
+                marks.append(mark)
                 self._done = len(out)
                 state = CLOSED
                 p = e
                 continue
             elif kind == 162 and state == CLOSED and size >= 38:
-                gtid = read_gtid(d, p + 10)
-                if not gtid[3] & _NOT_PLAIN:
+                mark = read_gtid(d, p + 10)
+                if not mark[3] & _NOT_PLAIN:
                     add(event)
                     total += size
                     state = OPEN
                     p = e
                     continue
-            self._total, self._state, self._gtid = total, state, gtid
+            self._total, self._state, self._mark = total, state, mark
             after = self._rare(d, p, n)
-            out, ends, gtids, add = self._out, self._ends, self._gtids, self._out.append
-            total, state, gtid, checked = self._total, self._state, self._gtid, self._checksum > 0
+            out, ends, marks, add = self._out, self._ends, self._marks, self._out.append
+            total, state, mark, checked = self._total, self._state, self._mark, self._checksum > 0
             if after == p:
                 break
             p = after
         else:
-            self._total, self._state, self._gtid = total, state, gtid
+            self._total, self._state, self._mark = total, state, mark
             self._look_for_end(d, p, n)
         if p < n:
             self._rest = d[p:] if p else d
@@ -190,7 +197,7 @@ class Cutter:
         if plain and length < FULL_PACKET and size + 1 != length:
             raise _damaged(f"an event of {size} bytes in a packet of {length}")
         if plain and (length == FULL_PACKET or length > WHOLE):
-            self._begin_long(d[p + 9], size, length)
+            self._begin_long(d[p + 9], size, length, int.from_bytes(d[p + 18 : p + 22], "little"))
             return self._pass_long(d, p + PACKET)
         if e > n:
             return p
@@ -204,12 +211,14 @@ class Cutter:
 
     # -- long events
 
-    def _begin_long(self, kind: int, size: int, length: int) -> None:
-        if self._state < STANDALONE or (kind not in INSIDE and kind not in STATEMENTS):
+    def _begin_long(self, kind: int, size: int, length: int, next_position: int) -> None:
+        if self._state < STANDALONE or (
+            kind not in INSIDE and kind not in STATEMENTS and kind != ev.TRANSACTION_PAYLOAD
+        ):
             raise _unexpected(kind, self._state, self._where())
         if kind in STATEMENTS:
             self._mark_accounts()  # not looked into, so kept as if it held a secret
-        self._mark()
+        self._take_care()
         self._long_type, self._long, self._long_begun = kind, size, False
         self._long_packet, self._long_more = length - 1, length == FULL_PACKET
         self._long_crc = 0
@@ -252,34 +261,42 @@ class Cutter:
         """Any event, whole."""
         kind = event[4]
         if self._state > CLOSED:
-            if kind in INSIDE or kind in STATEMENTS or kind == ev.XID:
+            if kind in self._inside:
                 self._event_inside(kind, event)
                 return
-            if kind in PASSING[:3]:
+            if kind in self._passing[:3]:
                 return
             self._cut_off(kind, event)
         if kind == ev.FORMAT_DESCRIPTION:
             self._format(event)
         elif kind == ev.ROTATE:
             self._rotate(event)
-        elif kind == ev.GTID and self._state in (FIRST, CLOSED):
-            self._begin(event)
+        elif self._state in (FIRST, CLOSED) and self._begin(kind, event):
+            pass
         elif kind == ev.GTID_LIST and self._whole_file:
             self._start_of_file(event)
-        elif kind not in PASSING and not event[17] & ev.FLAG_IGNORABLE:
+        elif kind not in self._passing and not event[17] & ev.FLAG_IGNORABLE:
             raise _unexpected(kind, self._state, self._where())
 
-    def _begin(self, event: bytes) -> None:
+    @staticmethod
+    def _coordinates(position: str) -> Coordinates:
+        return Domains(position)
+
+    def _begin(self, kind: int, event: bytes) -> bool:
+        """Open a step with `event`, if it is one that opens steps."""
+        if kind != ev.GTID:
+            return False
         if len(event) < HEADER + 19:
             raise _damaged("a GTID event that is too short")
         if self._whole_file:
             raise _damaged("a file that does not say what is behind it")
         gtid = _gtid(event, 5)
         if gtid[3] & _XA:
-            raise _xa(f"{show_gtid(gtid)} at {self._where()}")
-        self._gtid = gtid
+            raise xa(f"{show_gtid(gtid)} at {self._where()}")
+        self._mark = gtid
         self._state = STANDALONE if gtid[3] & ev.GTID_STANDALONE else MARKED if self._first_alone else OPEN
         self._append(event)
+        return True
 
     def _event_inside(self, kind: int, event: bytes) -> None:
         ends = kind == ev.XID
@@ -299,7 +316,7 @@ class Cutter:
         self._out.append(event)
         self._total += len(event)
 
-    def _mark(self) -> None:
+    def _take_care(self) -> None:
         """From now on the end of the open step needs care."""
         if self._state == OPEN:
             self._state = MARKED
@@ -309,7 +326,7 @@ class Cutter:
         if not self._accounts:
             self._seal()
             self._accounts = True
-            self._mark()
+            self._take_care()
 
     def _end(self) -> None:
         """The open step is complete."""
@@ -319,7 +336,7 @@ class Cutter:
             self._hand_over(last=True)
         else:
             self._ends.append(self._total)
-            self._gtids.append(self._gtid)
+            self._marks.append(self._mark)
             self._done = len(self._out)
             if self._accounts or self._first_alone:
                 self._seal(accounts=self._accounts)
@@ -356,10 +373,10 @@ class Cutter:
         description = ev.parse_format_description(event)
         if not says == sound == description.has_checksum:
             raise _damaged("a format description that is not what its checksum says")
-        if not description.mariadb:
+        if description.mariadb != (self.server == "MariaDB"):
             raise CaptureStopped(
                 "capture-other-server",
-                f"the log is written by {description.server_version}, not by MariaDB",
+                f"the log is written by {description.server_version}, not by {self.server}",
                 "define this source with the kind that it is",
             )
         self._close()
@@ -379,13 +396,14 @@ class Cutter:
 
     def _start_of_file(self, event: bytes) -> None:
         """The list at the start of a file says what is behind it, a domain's newest last."""
+        assert isinstance(self._at, Domains)
         body = event[HEADER : len(event) - self._checksum]
         behind = {g.domain: (g.server_id, g.sequence) for g in ev.parse_gtid_list(body).entries}
-        here = {domain: (g[0], g[1]) for domain, g in self._position.items()}
+        here = {domain: (g[0], g[1]) for domain, g in self._at.position.items()}
         if behind != here:
             raise CaptureStopped(
                 "capture-step-lost",
-                f"the source's log before {self._file} ended at {show(self._position) or 'the beginning'}, "
+                f"the source's log before {self._file} ended at {self._at.text() or 'the beginning'}, "
                 f"but the file says that more is behind it",
                 "steps were lost with the damaged end of a log file: take a new baseline",
             )
@@ -394,7 +412,7 @@ class Cutter:
     @property
     def position(self) -> str:
         """After the last step that is complete and was handed over."""
-        return show(self._position)
+        return self._at.text()
 
     @property
     def open(self) -> bool:
@@ -407,8 +425,7 @@ class Cutter:
         return self._file
 
     def _where(self) -> str:
-        position = {**self._position, **{g[2]: g for g in self._gtids}}
-        return f"{self._file or 'the first file'} after {show(position) or 'the beginning'}"
+        return f"{self._file or 'the first file'} after {self._at.text(*self._marks) or 'the beginning'}"
 
     # -- out
 
@@ -432,12 +449,7 @@ class Cutter:
         """Complete steps become ready; the open one stays."""
         if not self._ends:
             return
-        position, gtids = self._position, self._gtids
-        one_domain = self._in_order(gtids) == 1
-        last = gtids[-1]
-        position.update({g[2]: g for g in (gtids[-2:-1] if one_domain else gtids[:-1])})
-        before = show(position)
-        position[last[2]] = last
+        before, after = self._at.advance(self._marks, self._file)
         payload = b"".join(self._out[: self._done])
         time, offset = _times(self._out[self._done - 1], 0)
         self._ready.append(
@@ -446,7 +458,7 @@ class Cutter:
                 ends=self._ends,
                 events=self._done,
                 before=before,
-                after=show(position),
+                after=after,
                 preamble=self._preamble,
                 server_id=self._server_id,
                 file=self._file,
@@ -458,22 +470,7 @@ class Cutter:
         self._out = self._out[self._done :]
         self._fragments.clear()
         self._total -= len(payload)
-        self._ends, self._gtids, self._done = [], [], 0
-
-    def _in_order(self, gtids: list[Gtid]) -> int:
-        """Sequence numbers of a domain must rise, or a position would not say what is behind it; how many domains."""
-        domains = set(map(_domain, gtids))
-        for domain in domains:
-            numbers = list(map(_sequence, gtids if len(domains) == 1 else [g for g in gtids if g[2] == domain]))
-            if domain in self._position:
-                numbers.insert(0, self._position[domain][1])
-            if not all(map(lt, numbers, numbers[1:])):
-                raise CaptureStopped(
-                    "capture-out-of-order",
-                    f"sequence numbers of GTID domain {domain} go back, in {self._file} after {show(self._position)}",
-                    "SET GLOBAL gtid_strict_mode = ON (and gtid_strict_mode=ON in my.cnf), then take a new baseline",
-                )
-        return len(domains)
+        self._ends, self._marks, self._done = [], [], 0
 
     def _overflow(self) -> None:
         """More than `limit` is gathered: hand over complete steps, and pieces of one that alone is larger."""
@@ -483,7 +480,7 @@ class Cutter:
 
     def _hand_over(self, last: bool) -> None:
         """Pieces of the open step, which is alone in the run; `last`: all of it. Whole events as far as that goes."""
-        self._mark()
+        self._take_care()
         first = 0
         size = 0
         for i, piece in enumerate(self._out):
@@ -499,11 +496,10 @@ class Cutter:
         self._total = size
 
     def _piece(self, first: int, end: int, last: bool) -> None:
-        self._in_order([self._gtid])
-        before = after = show(self._position)
+        self._at.check(self._mark, self._file)
+        before = after = self._at.text()
         if last:
-            self._position[self._gtid[2]] = self._gtid
-            after = show(self._position)
+            before, after = self._at.advance([self._mark], self._file)
         time, offset = _times(self._out[end - 1], 0) if last else (0, 0)
         self._ready.append(
             Piece(
@@ -542,7 +538,8 @@ def _damaged(what: str) -> SourceUnavailable:
     return SourceUnavailable(DAMAGED, f"the source sent {what}", "use TLS; check the network, then the source's log")
 
 
-def _xa(where: str) -> CaptureStopped:
+def xa(where: str) -> CaptureStopped:
+    """An XA transaction in two phases, which is not handled."""
     return CaptureStopped(
         "capture-xa",
         f"the source logged an XA transaction: {where}",
@@ -555,7 +552,7 @@ def _unexpected(kind: int, state: int, where: str) -> AgentError:
     if state == UNHEARD:
         return _damaged(f"a {name} event before any format description")
     if kind == ev.XA_PREPARE:
-        return _xa(where)
+        return xa(where)
     if kind == ev.INCIDENT:
         return CaptureStopped(
             "capture-incident",

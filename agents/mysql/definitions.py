@@ -1,4 +1,4 @@
-"""Reading table definitions of a MariaDB server: the canonical form in which schemas are recorded and compared.
+"""Reading table definitions of a server: the canonical form in which schemas are recorded and compared.
 
 Works on any connection — the source, a rollback's target, the scratch server — and changes nothing on it. The canonical
 JSON is that of docs/design.md; counters (AUTO_INCREMENT) and row counts are no part of a definition. Base tables,
@@ -23,6 +23,7 @@ from blake3 import blake3
 from pymysql.cursors import Cursor
 
 from agents.errors import AgentError
+from agents.mysql.dialects import dialect
 from streams.events import TableDefinition
 
 SYSTEM_SCHEMAS = ("mysql", "sys", "information_schema", "performance_schema", "holdfast")
@@ -108,8 +109,8 @@ class _Facts:
             if rest[0] in _TABLE_TYPES
         }
         self.columns = self._by_table(
-            "TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, COLUMN_DEFAULT, EXTRA, IS_GENERATED,"
-            " GENERATION_EXPRESSION, CHARACTER_SET_NAME, COLLATION_NAME, ORDINAL_POSITION",
+            "TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, COLUMN_DEFAULT, EXTRA,"
+            f" {dialect(conn).generated}, CHARACTER_SET_NAME, COLLATION_NAME, ORDINAL_POSITION",
             "COLUMNS",
             order="ORDINAL_POSITION",
         )
@@ -191,8 +192,10 @@ def _definition(conn: pymysql.Connection[Any], name: TableName, facts: _Facts) -
     named = {c["name"] for c in columns}
     keys: dict[str, list[str]] = defaultdict(list)
     prefixes: dict[str, dict[str, int]] = defaultdict(dict)
+    # An expression's values are not in the rows: nothing is found by such a key.
+    by_expression = {key for key, column, _, _ in facts.keys[name] if column is None}
     for key, column, prefix, _ in facts.keys[name]:
-        if column not in named:
+        if column not in named or key in by_expression:
             continue  # the hidden row end that system versioning adds to each unique key
         keys[key].append(column)
         if prefix is not None:

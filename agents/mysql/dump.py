@@ -23,9 +23,12 @@ from typing import Any
 import pymysql
 
 from agents.errors import AgentError, CaptureStopped, SourceUnavailable
+from agents.mysql import file_positions, gtid_sets, whereabouts
 from agents.mysql.connection import NONSENSE, connect, error_of
+from agents.mysql.coordinates import covers
 from agents.mysql.cutting import TORN, Cutter, position_lost
-from agents.mysql.positions import parse, reaches
+from agents.mysql.cutting_mysql import MySQLCutter
+from agents.mysql.dialects import Dialect, dialect
 from agents.protocol import SourceSettings, Taken
 
 HEARTBEAT_S = 1.0
@@ -33,6 +36,10 @@ SILENCE_S = 10.0
 QUIET_S = 5.0
 CHUNK = 1 << 18
 _COM_BINLOG_DUMP = 0x12
+_COM_BINLOG_DUMP_GTID = 0x1E
+_THROUGH_GTID = 0x04
+# How a server family's log is cut. Which one it is, the kind of source says.
+CUTTERS = {"mariadb": Cutter, "mysql": MySQLCutter}
 _log = logging.getLogger("holdfast.capture")
 _TURN_S = 0.25  # how long one wait lasts before silence is looked at
 
@@ -54,7 +61,8 @@ class Dump:
         self._buffer = bytearray(CHUNK)
         self._view = memoryview(self._buffer)
         self._side: pymysql.Connection[Any] | None = None
-        self._start(Cutter(position, limit, first_alone=proof is not None), proof or position, position, "")
+        cutter = CUTTERS[settings.kind](position, limit, first_alone=proof is not None)
+        self._start(cutter, proof or position, position, "")
 
     def _start(self, cutter: Cutter, proof: str, position: str, file: str) -> None:
         """Connect and ask for what is after `position`, or for `file` from its start."""
@@ -74,6 +82,11 @@ class Dump:
         self._dry = False  # the last attempt to receive found nothing
 
     @property
+    def position(self) -> str:
+        """After the last step that was handed over."""
+        return self._cutter.position
+
+    @property
     def behind(self) -> bool:
         return not self._dry
 
@@ -90,7 +103,7 @@ class Dump:
         """Go on with the file after the one being read. Raises `error` when there is none."""
         position, file = self._cutter.position, self._cutter.file
         self.close()
-        following = _file_after(self._settings, file)
+        following = _file_after(self._settings, file) if self._settings.kind == "mariadb" else None
         if following is None:
             raise error
         _log.warning("%s: %s; going on with %s", self._settings.source, error.message, following)
@@ -129,20 +142,17 @@ class Dump:
         try:
             if self._side is None:
                 self._side = connect(self._settings, "capture", read_timeout=SILENCE_S)
+            here = self._cutter.position
             with self._side.cursor() as cursor:
-                cursor.execute("SELECT @@global.gtid_binlog_pos")
-                row = cursor.fetchone()
-                assert row is not None
-                there = str(row[0] or "")
+                there = whereabouts.position(cursor, dialect(self._side), here)
         except (pymysql.err.MySQLError, OSError, *NONSENSE) as error:
             raise error_of(error, self._settings) from error
-        here = parse(self._cutter.position)
-        _check(there, True, self._cutter.position)
-        if self._ahead and not reaches(here, parse(self._ahead)):
+        _check(there, here)
+        if self._ahead and not covers(here, self._ahead):
             raise SourceUnavailable(
                 "source-stalled", f"{self._where()} is at {there} and has sent nothing after {self._cutter.position}"
             )
-        self._ahead = "" if reaches(here, parse(there)) else there
+        self._ahead = "" if covers(here, there) else there
 
     def _receive(self) -> int:
         """Bytes received into the buffer: until it is full, or nothing more is there now (0: nothing at all)."""
@@ -179,18 +189,21 @@ class Dump:
 
 def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: str, position: str, file: str) -> None:
     """Set up the session as a replica does and start the dump."""
+    spoken = dialect(connection)
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT @@global.gtid_binlog_pos, @@global.log_bin")
-            row = cursor.fetchone()
-            assert row is not None
-            _check(str(row[0] or ""), bool(int(row[1])), proof)
-            # Events come as they stand in the log, checksums and all, or a step read again would not be the same: hence
-            # no annotations, and the capability to take everything that a current server writes.
-            cursor.execute("SET @master_binlog_checksum = @@global.binlog_checksum")
-            cursor.execute("SET @mariadb_slave_capability = 4")
-            cursor.execute(f"SET @master_heartbeat_period = {int(HEARTBEAT_S * 1e9)}")
-            if not file:
+            # Another kind of server has other coordinates; that it is one, its format description says in a moment.
+            if spoken.family.lower() == settings.kind:
+                _check(whereabouts.position(cursor, spoken, proof or position), proof)
+            # Events come as they stand in the log, checksums and all, or a step read again would not be the same.
+            for statement in spoken.replica_session:
+                cursor.execute(statement)
+            # A replica is known by these; the server ends an older dump with the same one.
+            cursor.execute("SET @slave_uuid = UUID()")
+            cursor.execute("SET @replica_uuid = @slave_uuid")
+            period = int(HEARTBEAT_S * 1e9)
+            cursor.execute(f"SET @master_heartbeat_period = {period}, @source_heartbeat_period = {period}")
+            if spoken.family == "MariaDB" and not file:
                 cursor.execute("SET @slave_connect_state = %s", (position,))
                 cursor.execute("SET @slave_gtid_strict_mode = 1")
                 cursor.execute("SET @slave_gtid_ignore_duplicates = 0")
@@ -198,12 +211,40 @@ def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: s
             cursor.execute("SET SESSION net_write_timeout = 3600")
         # A replica's server id must be its own: the server ends an older dump with the same one.
         server_id = int(settings.options.get("server_id") or 0) or (1 << 30) + secrets.randbelow(1 << 30)
-        body = struct.pack("<BIHI", _COM_BINLOG_DUMP, 4, 0, server_id) + file.encode()
+        body = _request(spoken, position, file, server_id)
         connection._sock.sendall(struct.pack("<I", len(body)) + body)  # type: ignore[attr-defined]
     except AgentError:
         raise
     except (pymysql.err.MySQLError, OSError, *NONSENSE) as error:
         raise error_of(error, settings) from error
+
+
+def _request(spoken: Dialect, position: str, file: str, server_id: int) -> bytes:
+    """The command that starts the dump: from `file`, else after `position`."""
+    if spoken.family == "MySQL" and not file and not file_positions.is_file_position(position):
+        gtids = gtid_sets.encode(gtid_sets.parse(position))
+        head = struct.pack("<BHIIQI", _COM_BINLOG_DUMP_GTID, _THROUGH_GTID, server_id, 0, 4, len(gtids))
+        return head + gtids
+    offset = 4
+    if file_positions.is_file_position(position):
+        at = file_positions.parse(position)
+        file, offset = at.file, at.offset
+    return struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, 0, server_id) + file.encode()
+
+
+def file_created(settings: SourceSettings, server: str, file: str) -> int:
+    """When the server began `file` (seconds): the time of its format description, which it sends to readers only."""
+    reader = Dump(settings, str(file_positions.FilePosition(server, 0, file, 4)), 1 << 16, None)
+    try:
+        deadline = time.monotonic() + SILENCE_S
+        while time.monotonic() < deadline:
+            reader.take(_TURN_S)
+            created = file_positions.parse(reader.position).created
+            if created:
+                return created
+    finally:
+        reader.close()
+    raise SourceUnavailable("source-silent", f"the source does not send {file}")
 
 
 def _file_after(settings: SourceSettings, file: str) -> str | None:
@@ -222,8 +263,6 @@ def _file_after(settings: SourceSettings, file: str) -> str | None:
     return names[at] if at < len(names) else None
 
 
-def _check(now: str, log_bin: bool, wanted: str) -> None:
-    if not log_bin:
-        raise position_lost("it writes no binary log any more")
-    if not reaches(parse(now), parse(wanted)):
+def _check(now: str, wanted: str) -> None:
+    if not covers(now, wanted):
         raise position_lost(f"capture stands at {wanted or 'the beginning'}, the source at {now or 'the beginning'}")

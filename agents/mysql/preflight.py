@@ -1,7 +1,8 @@
-"""Whether a MariaDB server can be protected as it is set up now, and the exact statement that mends each thing that is not.
+"""Whether a server can be protected as it is set up now, and the exact statement that mends each thing that is not.
 
-Reads variables and the account's own grants; changes nothing. Settings of single sessions cannot be seen from outside: what a
-session may override is said in the hint. The grants asked for are explained in docs/guides/mariadb-source.md.
+What is asked of a kind and version of server is `Requirements`, data of its platform. Reads variables and the account's own
+grants; changes nothing. Settings of single sessions cannot be seen from outside: what a session may override is said in the
+hint. The grants asked for are explained in docs/guides/mariadb-source.md and mysql-source.md.
 """
 
 from __future__ import annotations
@@ -9,42 +10,73 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pymysql
 
 from agents.errors import AgentError, SourceUnavailable
 from agents.mysql.connection import connect, error_of
+from agents.mysql.dialects import Dialect, Version, dialect, dialect_of, family_of, numbers_of
 from agents.protocol import Preflight, SourceSettings
 from streams.events import Problem
 
-OLDEST = (10, 5)
-# Privileges of the capture account, on *.*: what each is for.
-CAPTURE_PRIVILEGES: Mapping[str, str] = {
-    "REPLICATION SLAVE": "to be sent the log",
-    "BINLOG MONITOR": "to see what the log holds, from when to when",
-    "SELECT": "to read the baseline",
-    "SHOW VIEW": "to read views' definitions for the baseline",
-    "TRIGGER": "to read triggers' definitions for the baseline",
-    "EVENT": "to read events' definitions for the baseline",
-}
-# Privileges of the rollback account (docs/guides/rollback.md): on *.*, and on *.* or holdfast.*.
-ROLLBACK_PRIVILEGES = ("BINLOG REPLAY", "BINLOG ADMIN", "READ_ONLY ADMIN")
-OWN_PRIVILEGES = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
-_VARIABLES = (
-    "version", "log_bin", "server_id", "binlog_format", "binlog_row_image", "binlog_row_metadata", "gtid_strict_mode",
-    "gtid_slave_pos", "log_slave_updates", "sync_binlog", "innodb_flush_log_at_trx_commit", "binlog_checksum",
-    "binlog_expire_logs_seconds", "expire_logs_days", "max_binlog_total_size", "binlog_alter_two_phase",
-)  # fmt: skip
+Values = Mapping[str, str]
 _DAY_S = 86_400
-_VERSION = r"(?:5\.5\.5-)?(\d+)\.(\d+)"
 _GRANT = re.compile(r"GRANT (?P<what>.+?) ON (?P<where>\S+|`[^`]+`\.\S+) TO ", re.IGNORECASE)
+# Of the rollback account (docs/guides/rollback.md), on *.* or holdfast.*.
+OWN_PRIVILEGES = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
 _OWN = frozenset({"`holdfast`.*", "holdfast.*"})
-_LOCKED = 4151  # ER_ACCOUNT_HAS_BEEN_LOCKED
+_LOCKED = frozenset({4151, 3118})  # ER_ACCOUNT_HAS_BEEN_LOCKED of MariaDB, of MySQL
 
 
-def check(settings: SourceSettings) -> Preflight:
+@dataclass(frozen=True, slots=True)
+class Must:
+    """A variable that a source must have at one of `wanted` (where its version has it), the first being what to set. A
+    variable that cannot be set while the server runs is `fixed`."""
+
+    name: str
+    wanted: tuple[str, ...]
+    why: str
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    """Something that a source should not be: `applies` to its variables."""
+
+    code: str
+    applies: Callable[[Values], bool]
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What is asked of a source of one family, from version `since` on.
+
+    `section`: of my.cnf. `privileges`: of the capture account, on *.*, and what each is for. `capability`: level → whether a
+    server with these variables is of it (docs/guides). `replica`: whether it is a replica.
+    """
+
+    family: Literal["MariaDB", "MySQL"]
+    since: Version
+    section: str
+    must: tuple[Must, ...]
+    warn: tuple[Warn, ...]
+    privileges: Mapping[str, str]
+    capability: Callable[[Values], Mapping[str, bool]]
+    variables: tuple[str, ...] = ()
+    replica_status: str = ""
+
+
+def requirements_of(known: Iterable[Requirements], version: str) -> Requirements | None:
+    """Those of `known` (ascending) for a server of `version`; None when it is older than all."""
+    numbers = numbers_of(version)
+    return next((r for r in reversed(tuple(known)) if r.since <= numbers), None)
+
+
+def check(settings: SourceSettings, known: tuple[Requirements, ...]) -> Preflight:
     """Everything at once. Raises `SourceUnavailable`; a refused login or missing TLS is a problem, not an exception."""
     try:
         connection = connect(settings, "capture")
@@ -52,24 +84,48 @@ def check(settings: SourceSettings) -> Preflight:
         raise
     except AgentError as error:
         return Preflight((error.problem(),), (), ())
+    family = known[0].family
     try:
         with connection.cursor() as cursor:
-            values = variables(cursor, _VARIABLES)
+            version = variables(cursor, ["version"]).get("version", "")
+            if family_of(version) != family:
+                other = family_of(version).lower()
+                problem = Problem(
+                    f"source-not-{family.lower()}", f"the server says it is {version}", f"add it with --kind {other}"
+                )
+                return Preflight((problem,), (), (), version)
+            asked = requirements_of(known, version)
+            if asked is None:
+                oldest = ".".join(map(str, known[0].since))
+                problem = Problem(
+                    "source-version-old", f"{family} {version} is older than {oldest}", "upgrade the server"
+                )
+                return Preflight((problem,), (), (), version)
+            values = variables(cursor, _names(asked))
+            values["replica"] = _replica(cursor, asked, values)
             account, lines = grants(cursor)
-            filters = _filters(cursor)
+            filters = _filters(cursor, dialect(connection), asked)
     except (pymysql.err.MySQLError, OSError) as error:
         raise error_of(error, settings) from error
     finally:
         with contextlib.suppress(pymysql.err.MySQLError, OSError):
             connection.close()
-    version = values.get("version", "")
-    if "MariaDB" not in version:
-        problem = Problem("source-not-mariadb", f"the server says it is {version}", "this kind of source is mariadb")
-        return Preflight((problem,), (), (), version)
-    has = privileges(lines)
-    problems = [*_version(version), *_settings(values), *_missing(account, has), *filters]
+    problems = [*_settings(values, asked), *_missing(account, privileges(lines), asked.privileges), *filters]
     refused, lacking = _rollback_account(settings, version)
-    return Preflight((*problems, *refused), (*_warnings(values), *lacking), _capability(values), version)
+    warnings = [Problem(w.code, w.message, w.hint) for w in asked.warn if w.applies(values)]
+    capability = tuple(level for level, there in asked.capability(values).items() if there)
+    return Preflight((*problems, *refused), (*warnings, *lacking), capability, version)
+
+
+def _names(asked: Requirements) -> list[str]:
+    return [
+        "log_bin",
+        "server_id",
+        "log_slave_updates",
+        "log_replica_updates",
+        *(m.name for m in asked.must),
+        *asked.variables,
+    ]
 
 
 def variables(cursor: Any, names: Iterable[str]) -> dict[str, str]:
@@ -79,67 +135,69 @@ def variables(cursor: Any, names: Iterable[str]) -> dict[str, str]:
     return {str(name).lower(): str(value) for name, value in cursor.fetchall()}
 
 
+def _replica(cursor: Any, asked: Requirements, values: Values) -> str:
+    """`yes` when the server gets its writes from another one."""
+    if values.get("gtid_slave_pos"):
+        return "yes"
+    if asked.replica_status:
+        try:
+            cursor.execute(asked.replica_status)
+        except pymysql.err.OperationalError:
+            return ""  # a missing grant says so by itself
+        return "yes" if cursor.fetchone() else ""
+    return ""
+
+
 # -- what must be
 
-# Variable, value that it must have, why.
-_MUST: tuple[tuple[str, str, str], ...] = (
-    ("binlog_format", "ROW", "statements instead of rows cannot be undone"),
-    ("binlog_row_image", "FULL", "rows are not logged whole, so what stood there before is not known"),
-    ("binlog_row_metadata", "FULL", "names and keys of columns are not logged"),
-    ("gtid_strict_mode", "ON", "GTIDs may be logged out of order, and a position would not say what is behind it"),
-)
+
+def set_global(name: str, value: str, section: str) -> str:
+    """The statement that sets a variable, and the line that keeps it."""
+    quoted = value if value.isdigit() or value in ("ON", "OFF") else f"'{value}'"
+    return f"SET GLOBAL {name} = {quoted}; and in my.cnf, [{section}]: {name}={value}"
 
 
-def _settings(values: Mapping[str, str]) -> Iterator[Problem]:
+def _settings(values: Values, asked: Requirements) -> Iterator[Problem]:
+    section = asked.section
     if values.get("log_bin") != "ON":
         yield Problem(
             "source-log-off",
             "the server writes no binary log",
-            "my.cnf, [mariadbd]: log_bin=binlog; then restart the server",
+            f"my.cnf, [{section}]: log_bin=binlog; then restart the server",
         )
     if values.get("server_id") in ("0", None):
         yield Problem(
             "source-server-id",
             "the server has no id",
-            "SET GLOBAL server_id = 1; and in my.cnf, [mariadbd]: server_id=1 (a number no other server here has)",
+            f"SET GLOBAL server_id = 1; and in my.cnf, [{section}]: server_id=1 (a number no other server here has)",
         )
-    for name, wanted, why in _MUST:
-        value = values.get(name)
-        if value is not None and value.upper() != wanted:
+    for m in asked.must:
+        value = values.get(m.name)
+        if value is not None and value.upper() not in m.wanted:
+            line = f"my.cnf, [{section}]: {m.name}={m.wanted[0]}"
             yield Problem(
-                f"source-{name.replace('_', '-')}",
-                f"{name} is {value}: {why}",
-                f"SET GLOBAL {name} = '{wanted}'; and in my.cnf, [mariadbd]: {name}={wanted} "
+                f"source-{m.name.replace('_', '-')}",
+                f"{m.name} is {value or 'empty'}: {m.why}",
+                f"{line}; then restart the server"
+                if m.fixed
+                else f"SET GLOBAL {m.name} = '{m.wanted[0]}'; and in {line} "
                 "(connections that are open keep what they have: reconnect them)",
             )
-    if values.get("binlog_alter_two_phase") == "ON":
-        yield Problem(
-            "source-binlog-alter-two-phase",
-            "binlog_alter_two_phase is ON: one ALTER TABLE is logged as two steps, which is not handled yet",
-            "SET GLOBAL binlog_alter_two_phase = OFF; and in my.cnf, [mariadbd]: binlog_alter_two_phase=OFF",
-        )
-    if values.get("gtid_slave_pos") and values.get("log_slave_updates") == "OFF":
+    updates = values.get("log_slave_updates", values.get("log_replica_updates"))
+    if values.get("replica") and updates == "OFF":
+        name = "log_slave_updates" if "log_slave_updates" in values else "log_replica_updates"
         yield Problem(
             "source-replica-unlogged",
             "the server is a replica that does not log what it is sent: its log does not hold all its writes",
-            "my.cnf, [mariadbd]: log_slave_updates=ON, then restart; "
-            "if it is no replica any more: RESET SLAVE ALL; SET GLOBAL gtid_slave_pos = ''",
+            f"my.cnf, [{section}]: {name}=ON, then restart; if it is no replica any more: "
+            + ("RESET SLAVE ALL; SET GLOBAL gtid_slave_pos = ''" if asked.family == "MariaDB" else "RESET REPLICA ALL"),
         )
 
 
-def _version(version: str) -> Iterator[Problem]:
-    if not re.match(_VERSION, version) or _before(version, *OLDEST):
-        yield Problem(
-            "source-version-old",
-            f"MariaDB {version} is older than {OLDEST[0]}.{OLDEST[1]}",
-            "upgrade the server: older ones do not log names and keys of columns",
-        )
-
-
-def _filters(cursor: Any) -> list[Problem]:
+def _filters(cursor: Any, spoken: Dialect, asked: Requirements) -> list[Problem]:
     """Databases that the log leaves out. Empty when the account may not know (a missing grant says so by itself)."""
     try:
-        cursor.execute("SHOW MASTER STATUS")
+        cursor.execute(spoken.log_status)
     except pymysql.err.OperationalError:
         return []
     row = cursor.fetchone()
@@ -149,7 +207,7 @@ def _filters(cursor: Any) -> list[Problem]:
         Problem(
             "source-binlog-filter",
             f"the log leaves databases out: {name}={text}",
-            f"remove {name} from my.cnf and restart the server; then take a baseline",
+            f"remove {name} from my.cnf, [{asked.section}], and restart the server; then take a baseline",
         )
         for name, text in (("binlog_do_db", row[2]), ("binlog_ignore_db", row[3]))
         if text
@@ -174,10 +232,10 @@ def privileges(lines: Iterable[str], places: Container[str] = frozenset({"*.*"})
     return out
 
 
-def _missing(account: str, has: set[str]) -> Iterator[Problem]:
+def _missing(account: str, has: set[str], asked: Mapping[str, str]) -> Iterator[Problem]:
     if "ALL PRIVILEGES" in has:
         return
-    for privilege, purpose in CAPTURE_PRIVILEGES.items():
+    for privilege, purpose in asked.items():
         if privilege not in has:
             yield Problem(
                 "source-grant-missing",
@@ -201,7 +259,7 @@ def _rollback_account(settings: SourceSettings, version: str) -> tuple[list[Prob
     except AgentError as error:
         problem = error.problem()
         cause = error.__cause__
-        if cause is not None and cause.args and cause.args[0] == _LOCKED:
+        if cause is not None and cause.args and cause.args[0] in _LOCKED:
             hint = "unlock it before a rollback: ALTER USER … ACCOUNT UNLOCK"
             return [], [Problem("rollback-account-locked", problem.message, hint)]
         return [replace(problem, message=f"rollback account: {problem.message}")], []
@@ -227,10 +285,12 @@ def missing_for_rollback(account: str, lines: Sequence[str], version: str) -> It
         return
     elsewhere = [m for line in lines if (m := _GRANT.match(line)) and m["where"] not in _OWN]
     anywhere = {p for m in elsewhere for p in m["what"].upper().split(", ")}
-    older = set(ROLLBACK_PRIVILEGES) if "SUPER" in has and _before(version, 10, 11) else set()
+    spoken = dialect_of(version)
+    lock = (spoken.row_lock_privilege,) if spoken.row_lock_privilege else ()
+    given = {names[0] for names in spoken.privileges.values() if has.intersection(names)}
     for needed, there, where in (
-        (("SELECT", "TRIGGER"), anywhere, "*.*"),
-        (ROLLBACK_PRIVILEGES, has | older, "*.*"),
+        (("SELECT", "TRIGGER", *lock), anywhere, "*.*"),
+        (dict.fromkeys(names[0] for names in spoken.privileges.values()), given, "*.*"),
         (OWN_PRIVILEGES, has | privileges(lines, _OWN), "holdfast.*"),
     ):
         if "ALL PRIVILEGES" in there:
@@ -240,67 +300,42 @@ def missing_for_rollback(account: str, lines: Sequence[str], version: str) -> It
             yield f"{names} on {where}", f"GRANT {names} ON {where} TO {account}"
 
 
-def _before(version: str, *wanted: int) -> bool:
-    m = re.match(_VERSION, version)
-    return m is not None and (int(m[1]), int(m[2])) < wanted
-
-
 # -- what should be
 
-_WARN: tuple[tuple[str, Callable[[Mapping[str, str]], bool], str, str], ...] = (
-    (
-        "source-sync-binlog",
-        lambda v: v.get("sync_binlog") != "1",
-        "sync_binlog is not 1: a crash can lose the end of the log after it was captured, and capture must stop then",
-        "SET GLOBAL sync_binlog = 1; and in my.cnf, [mariadbd]: sync_binlog=1",
-    ),
-    (
-        "source-innodb-flush",
-        lambda v: v.get("innodb_flush_log_at_trx_commit") not in ("1", "3"),
-        "innodb_flush_log_at_trx_commit is not 1: a crash can lose committed transactions",
-        "SET GLOBAL innodb_flush_log_at_trx_commit = 1; and in my.cnf, [mariadbd]: innodb_flush_log_at_trx_commit=1",
-    ),
-    (
-        "source-checksum-none",
-        lambda v: v.get("binlog_checksum") == "NONE",
-        "binlog_checksum is NONE: damage to the source's log would not be noticed",
-        "SET GLOBAL binlog_checksum = CRC32; and in my.cnf, [mariadbd]: binlog_checksum=CRC32",
-    ),
-    (
-        "source-log-kept-short",
-        lambda v: 0 < kept_s(v) < _DAY_S,
-        "the server keeps its log for less than a day: a longer outage of Holdfast needs a new baseline",
-        "SET GLOBAL binlog_expire_logs_seconds = 604800; and in my.cnf, [mariadbd]: binlog_expire_logs_seconds=604800",
-    ),
-    (
-        "source-log-limited",
-        lambda v: int(v.get("max_binlog_total_size") or 0) > 0,
-        "max_binlog_total_size limits the log: a burst of writes can purge what was not captured yet",
-        "SET GLOBAL max_binlog_total_size = 0; or keep slave_connections_needed_for_purge at 1",
-    ),
-)
 
-
-def kept_s(values: Mapping[str, str]) -> float:
+def kept_s(values: Values) -> float:
     """How long the server keeps its log after the last write to a file of it; 0: for ever."""
+    if values.get("binlog_expire_logs_auto_purge") == "OFF":
+        return 0.0
     seconds = float(values.get("binlog_expire_logs_seconds") or 0)
     return seconds or float(values.get("expire_logs_days") or 0) * _DAY_S
 
 
-def _warnings(values: Mapping[str, str]) -> Iterator[Problem]:
-    for code, applies, message, hint in _WARN:
-        if applies(values):
-            yield Problem(code, message, hint)
-
-
-def _capability(values: Mapping[str, str]) -> tuple[str, ...]:
-    """Levels, as docs/guides/mariadb-source.md explains them."""
-    has = {
-        "gtid": values.get("log_bin") == "ON",
-        "rows": values.get("binlog_format", "").upper() == "ROW",
-        "images-full": values.get("binlog_row_image", "").upper() == "FULL",
-        "metadata-full": values.get("binlog_row_metadata", "").upper() == "FULL",
-        "checksums": values.get("binlog_checksum") == "CRC32",
-        "crash-safe": values.get("sync_binlog") == "1",
-    }
-    return tuple(level for level, there in has.items() if there)
+def common_warnings(section: str) -> tuple[Warn, ...]:
+    """What should not be, whatever the family."""
+    return (
+        Warn(
+            "source-sync-binlog",
+            lambda v: v.get("sync_binlog") != "1",
+            "sync_binlog is not 1: a crash can lose the end of the log after it was captured, and capture must stop then",
+            set_global("sync_binlog", "1", section),
+        ),
+        Warn(
+            "source-innodb-flush",
+            lambda v: v.get("innodb_flush_log_at_trx_commit") not in ("1", "3"),
+            "innodb_flush_log_at_trx_commit is not 1: a crash can lose committed transactions",
+            set_global("innodb_flush_log_at_trx_commit", "1", section),
+        ),
+        Warn(
+            "source-checksum-none",
+            lambda v: v.get("binlog_checksum") == "NONE",
+            "binlog_checksum is NONE: damage to the source's log would not be noticed",
+            set_global("binlog_checksum", "CRC32", section).replace("'CRC32'", "CRC32"),
+        ),
+        Warn(
+            "source-log-kept-short",
+            lambda v: 0 < kept_s(v) < _DAY_S,
+            "the server keeps its log for less than a day: a longer outage of Holdfast needs a new baseline",
+            set_global("binlog_expire_logs_seconds", "604800", section),
+        ),
+    )

@@ -1,4 +1,4 @@
-"""A MariaDB server as `agents.protocol.Source`."""
+"""A server of this family as `agents.protocol.Source`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 
 import pymysql
 
-from agents.mysql import preflight
+from agents.mysql import preflight, whereabouts
 from agents.mysql.connection import connect, error_of
+from agents.mysql.dialects import dialect
 from agents.mysql.dump import Dump
 from agents.protocol import Facts, Preflight, SourceSettings, Stream
 
-_FACTS = ("version", "server_id", "gtid_binlog_pos", "binlog_expire_logs_seconds", "expire_logs_days")
+_FACTS = (
+    "version", "server_id", "log_bin", "binlog_expire_logs_seconds", "binlog_expire_logs_auto_purge", "expire_logs_days",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,20 +25,22 @@ class BinlogSource:
     """Holds no connection between calls."""
 
     settings: SourceSettings
+    requirements: tuple[preflight.Requirements, ...]
 
     def facts(self) -> Facts:
         with self._cursor() as cursor:
             values = preflight.variables(cursor, _FACTS)
+            logs = values.get("log_bin") == "ON"
             return Facts(
                 server_version=values.get("version", ""),
                 server_id=int(values.get("server_id") or 0),
-                position=values.get("gtid_binlog_pos", ""),
+                position=whereabouts.position(cursor, dialect(cursor.connection)) if logs else "",
                 purge_after_s=preflight.kept_s(values) or None,
                 log_bytes=_log_bytes(cursor),
             )
 
     def preflight(self) -> Preflight:
-        return preflight.check(self.settings)
+        return preflight.check(self.settings, self.requirements)
 
     def open(self, position: str, limit: int, *, proof: str | None = None) -> Stream:
         return Dump(self.settings, position, limit, proof)

@@ -18,9 +18,10 @@ from typing import Final
 from agents.rollback.schema import Definition, TableName
 from streams.events import Problem
 from streams.formats.binlog import events as ev
-from streams.formats.binlog.inverse import SYSTEM_SCHEMAS, rows_head
+from streams.formats.binlog.inverse import ROWS_TYPES, SYSTEM_SCHEMAS, rows_head
 from streams.formats.binlog.net import NetTable, Slicer, column_slicer, core_of
 from streams.formats.binlog.rows import (
+    COMPRESSED,
     KINDS,
     NO_CHECK_CONSTRAINT_CHECKS,
     NO_FOREIGN_KEY_CHECKS,
@@ -40,6 +41,10 @@ _SPREADS: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 _STATEMENT_EVENTS: Final = frozenset({
     ev.INTVAR, ev.RAND, ev.USER_VAR, ev.APPEND_BLOCK, ev.DELETE_FILE, ev.BEGIN_LOAD_QUERY, ev.EXECUTE_LOAD_QUERY,
 })  # fmt: skip
+_HARMLESS: Final = ev.GTIDS | {
+    ev.ANNOTATE_ROWS, ev.BINLOG_CHECKPOINT, ev.GTID_LIST, ev.HEARTBEAT, ev.FORMAT_DESCRIPTION, ev.IGNORABLE, ev.ROWS_QUERY,
+    ev.TRANSACTION_CONTEXT, ev.VIEW_CHANGE,
+}  # fmt: skip
 _MOST_FINDINGS: Final = 50
 
 # Type and length of an event, from its fifth byte on; there are 14 more bytes of header after that.
@@ -65,7 +70,6 @@ class _Table:
     layout: RowLayout
     heads: dict[int, bytes]
     """By type of a plain event that holds all columns: what follows its flags, up to the first image."""
-    bitmap: bytes
     spread_delete: bool
     spread_update: Slicer | None
 
@@ -136,11 +140,15 @@ class Folder:
         if preamble is not self.preamble or self._described is None:
             self.preamble = preamble
             self._described = ev.parse_format_description(preamble)
+        self.payload_bytes += len(payload)
+        self._events(ordinal, payload, ev.CHECKSUM_SIZE if self._described.has_checksum else 0)
+
+    def _events(self, ordinal: int, payload: bytes, trailer: int) -> None:
+        """Whole events that end in `trailer` bytes of checksum."""
+        assert self._described is not None
         fde = self._described
-        trailer = ev.CHECKSUM_SIZE if fde.has_checksum else 0
         known, maps, tables = known_maps(fde.mariadb), self._maps, self._known
         at, end, least = 0, len(payload), ev.HEADER_SIZE + trailer
-        self.payload_bytes += end
         while at < end:
             kind, length = _unpack(payload, at + 4)
             stop = at + length
@@ -159,6 +167,8 @@ class Folder:
             elif kind == ev.GTID:
                 if payload[at + 31] & (ev.GTID_PREPARED_XA | ev.GTID_COMPLETED_XA):
                     self._xa()
+            elif kind == ev.TRANSACTION_PAYLOAD:
+                self._events(ordinal, ev.transaction_payload(payload[at + ev.HEADER_SIZE : stop - trailer]), 0)
             elif kind != ev.XID:
                 self._other(kind, payload[at + ev.HEADER_SIZE : stop - trailer])
             at = stop
@@ -179,9 +189,13 @@ class Folder:
         else:
             event = parse_rows(kind, payload[at + ev.HEADER_SIZE : end])
             bitmaps = [b for b in (event.before, event.after) if b is not None]
-            if event.width != len(table.layout.table_map.columns) or any(b != table.bitmap for b in bitmaps):
+            if event.width != len(table.layout.table_map.columns) or not all(
+                layout_of(table.layout.table_map, b).full for b in bitmaps
+            ):
                 self._partial(net)
                 return
+            if kind not in COMPRESSED:  # MySQL sets the bits of a bitmap that no column has
+                table.heads[kind] = payload[at + 27 : end - len(event.data)]
             data, first, last, what, flags = event.data, 0, len(event.data), event.kind, event.flags
         held = net.size
         try:
@@ -235,9 +249,12 @@ class Folder:
             spread_delete = any(r.on_delete in _SPREADS for r in definition.referenced_by)
             if any(r.on_update in _SPREADS for r in definition.referenced_by):
                 spread_update = column_slicer(layout, net.referenced)
-        one, two = rows_head(0, 1, columns, bitmap, None)[8:], rows_head(0, 1, columns, bitmap, bitmap)[8:]
-        heads = {ev.WRITE_ROWS_V1: one, ev.DELETE_ROWS_V1: one, ev.UPDATE_ROWS_V1: two}
-        made = _Table(net, layout, heads, bitmap, spread_delete, spread_update)
+        heads: dict[int, bytes] = {}
+        for version, types in ROWS_TYPES.items():
+            one = rows_head(0, version, columns, bitmap, None)[8:]
+            two = rows_head(0, version, columns, bitmap, bitmap)[8:]
+            heads |= {types["insert"]: one, types["delete"]: one, types["update"]: two}
+        made = _Table(net, layout, heads, spread_delete, spread_update)
         self._known[table_map] = made
         return made
 
@@ -292,7 +309,7 @@ class Folder:
                 "roll back no further than to this step"))  # fmt: skip
         elif kind in _STATEMENT_EVENTS:
             self._statement("")
-        elif kind not in (ev.ANNOTATE_ROWS, ev.BINLOG_CHECKPOINT, ev.GTID_LIST, ev.HEARTBEAT, ev.FORMAT_DESCRIPTION):
+        elif kind not in _HARMLESS:
             name = ev.event_name(kind)
             self._find("unsupported-event", name, lambda n, _: Problem(
                 "unsupported-event", f"step {n} holds a {name} event, which this version cannot undo",

@@ -49,7 +49,7 @@ def _hint(whole_source: bool) -> str:
 def _concern(plan: Plan, fragment: Fragment, maps: dict[bytes, TableMap], *, whole_source: bool) -> str:
     """Why this step (or piece of one) concerns the plan; empty when it does not."""
     described = ev.parse_format_description(fragment.preamble)
-    for event in ev.iter_events(fragment.payload or b"", described.has_checksum):
+    for event in ev.iter_events(fragment.payload or b"", described.has_checksum, expand=True):
         if event.type == ev.TABLE_MAP:
             maps[bytes(event.body[:6])] = table_map_of(bytes(event.body[8:]), described.mariadb)
         elif event.type in KINDS:

@@ -171,12 +171,12 @@ class Keeper:
         if program is None:
             self._no_server = True
             _log.warning(
-                "%s: there is no MariaDB %s server here to replay definitions on (PATH, HOLDFAST_MARIADBD): the live "
+                "%s: there is no server of series %r here to replay definitions on (PATH, HOLDFAST_MARIADBD): the live "
                 "schema is read instead, which may be that of a later step",
                 self._source,
                 wanted,
             )
-            raise _NotReplayedError(f"there is no MariaDB {wanted} server program here")
+            raise _NotReplayedError(f"there is no server program of series {wanted!r} here")
         self._scratch = Scratch(program, self._folder, variables)
         self._conn = self._scratch.connect()
         self._unlike = fill(self._conn, self._origin.databases(), self._state.tables)

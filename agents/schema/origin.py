@@ -1,4 +1,4 @@
-"""What the schema keeper asks of a MariaDB source: its baseline's notes first, the server itself where those do not say."""
+"""What the schema keeper asks of a source: its baseline's notes first, the server itself where those do not say."""
 
 from __future__ import annotations
 

@@ -40,7 +40,11 @@ def _target(given: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--to-time", type=MOMENT, help="To the last step committed at or before: 12:00, 10m, 2026-01-31 12:00:05."
 )
-@click.option("--to-gtid", "to_position", help="To right after this transaction.")
+@click.option(
+    "--to-gtid",
+    "to_position",
+    help="To right after this transaction: its GTID, or file:offset where the server has none.",
+)
 @click.option("--to-step", type=click.IntRange(0), metavar="ORDINAL", help="To right after this step; 0: the baseline.")
 @SWITCH
 @LATER

@@ -17,7 +17,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.command("add")
 @click.argument("name")
-@click.option("--kind", default="mariadb", show_default=True, type=click.Choice(["mariadb"]))
+@click.option("--kind", default="mariadb", show_default=True, type=click.Choice(["mariadb", "mysql"]))
 @click.option("--host", required=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=3306, show_default=True)
 @click.option("--tls", type=click.Choice(["off", "required", "verify"]), default="off", show_default=True)

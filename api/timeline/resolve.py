@@ -18,7 +18,16 @@ from streams.capture_log import StepFragment
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.events import HEADER_SIZE, parse_gtid
 
-_GTID = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,20})")
+_MARIADB = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,20})")
+# One GTID, or a set that a source's transactions without gaps come to: its last one is meant.
+_MYSQL = re.compile(
+    r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?::[a-z_][a-z0-9_]{0,31})?):(?:\d{1,19}-)?(\d{1,19})"
+)
+_FILE = re.compile(r"(?:[^/]+/\d+/)?([^/:]+\.\d+:\d{1,19})")
+_HINT = (
+    "as MariaDB says it: domain-server-sequence, 0-1-100; as MySQL does: its UUID and a number, 3e11fa47-…:100; where a "
+    "server has no GTIDs: the log file and offset that the timeline shows, binlog.000003:1567"
+)
 _APART = 200_000
 _header = Struct("<IBIIIH").unpack_from
 
@@ -29,7 +38,19 @@ def gtid_of(fragment: StepFragment) -> str:
     if len(payload) < HEADER_SIZE:
         return ""
     _, kind, server, size, _, _ = _header(payload, 0)
-    return parse_gtid(kind, server, payload[HEADER_SIZE:size]).text if kind == ev.GTID else ""
+    return parse_gtid(kind, server, payload[HEADER_SIZE:size]).text if kind in ev.GTIDS else ""
+
+
+def place_of(fragment: StepFragment) -> str:
+    """File and offset after the step whose last fragment this is, `binlog.000003:1567`."""
+    at, payload = 0, fragment.payload or b""
+    if not fragment.last or not payload:
+        return _FILE.sub(r"\1", fragment.position_after)
+    offset = 0
+    while at + HEADER_SIZE <= len(payload):
+        _, _, _, size, offset, _ = _header(payload, at)
+        at += max(size, HEADER_SIZE)
+    return f"{fragment.file}:{offset}"
 
 
 def at_time(timeline: Timeline, conn: Connection, now: Now, at_us: int) -> int:
@@ -64,18 +85,14 @@ def at_time(timeline: Timeline, conn: Connection, now: Now, at_us: int) -> int:
 
 
 def at_position(timeline: Timeline, conn: Connection, now: Now, text: str) -> int:
-    """The step after which the source stood at `text`: a GTID, or a set of them, one a domain.
+    """The step after which the source stood at `text`: a GTID, or a set of them, one a domain or server; or a log file and
+    offset.
 
     Raises `ApiError` (`position-invalid`, `position-unknown`, `position-not-a-state`).
     """
-    wanted = [part.strip() for part in text.split(",")]
-    if not all(_GTID.fullmatch(part) for part in wanted):
-        raise ApiError(
-            422,
-            "position-invalid",
-            f"{text!r} is not a GTID",
-            "say it as MariaDB does: domain-server-sequence, 0-1-100",
-        )
+    wanted = [_canonical(part.strip()) for part in text.split(",")]
+    if not all(wanted):
+        raise ApiError(422, "position-invalid", f"{text!r} is not a GTID", _HINT)
     found = {gtid: _with_gtid(timeline, conn, now, gtid) for gtid in wanted}
     last = max(found.values())
     for gtid, ordinal in found.items():
@@ -84,21 +101,43 @@ def at_position(timeline: Timeline, conn: Connection, now: Now, text: str) -> in
     return last
 
 
+def _canonical(text: str) -> str:
+    """One position as steps are compared by; empty when it is none."""
+    if _MARIADB.fullmatch(text):
+        return text
+    if m := _MYSQL.fullmatch(text.lower()):
+        return f"{m[1]}:{int(m[2])}"
+    m = _FILE.fullmatch(text)
+    return m[1] if m else ""
+
+
+def _is(fragment: StepFragment, wanted: str) -> bool:
+    """Whether `wanted` is this fragment's step's."""
+    if _FILE.fullmatch(wanted):
+        return fragment.last and place_of(fragment) == wanted
+    return fragment.number == 0 and gtid_of(fragment) == wanted
+
+
+def _domain(gtid: str) -> str:
+    """What numbers GTIDs in order: a MariaDB domain, a MySQL server (and tag)."""
+    return gtid.rpartition(":")[0] or gtid.split("-")[0]
+
+
 def _with_gtid(timeline: Timeline, conn: Connection, now: Now, gtid: str) -> int:
     assert now.lineage is not None
     for fragment in timeline.fragments(now.lineage, now.closed + 1, now.head, []):
-        if fragment.number == 0 and gtid_of(fragment) == gtid:
+        if _is(fragment, gtid):
             return fragment.ordinal
     for granule in view.granules_with_gtid(conn, timeline.source, now.lineage, gtid):
         if granule.last_position == gtid:
             return granule.last_ordinal
         for fragment in _of(timeline, now.lineage, granule):
-            if fragment.number == 0 and gtid_of(fragment) == gtid:
+            if _is(fragment, gtid):
                 return fragment.ordinal
     raise ApiError(
         422,
         "position-unknown",
-        f"no step of {timeline.source} has GTID {gtid}",
+        f"no step of {timeline.source} has GTID or place {gtid}",
         f"`holdfast timeline show {timeline.source}` shows those there are",
     )
 
@@ -110,10 +149,10 @@ def _newest_of_domain(timeline: Timeline, now: Now, gtid: str, ordinal: int, las
         raise ApiError(
             422, "position-not-a-state", f"{gtid} lies {last - ordinal} steps before the others", "give one GTID"
         )
-    domain = gtid.split("-")[0]
+    domain = _domain(gtid)
     for fragment in timeline.fragments(now.lineage, ordinal + 1, last, []):
         other = gtid_of(fragment) if fragment.number == 0 else ""
-        if other.split("-")[0] == domain:
+        if _domain(other) == domain:
             raise ApiError(
                 422,
                 "position-not-a-state",

@@ -144,7 +144,7 @@ def _facts(first: StepFragment, s: StepSummary, size: int) -> StepFacts:
         ordinal=first.ordinal,
         time_us=s.commit_time * 1_000_000,
         captured_us=first.captured_us,
-        position=s.gtid,
+        position=s.gtid or (f"{first.file}:{s.end}" if first.file else ""),
         kind="rollback" if plan else s.kind,
         tables=tuple((name, (c.inserts, c.updates, c.deletes)) for name, c in s.changes.items()),
         size=size,

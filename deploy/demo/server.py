@@ -110,6 +110,11 @@ class DatabaseServer:
         return server
 
     @property
+    def kind(self) -> str:
+        """Of the platform that protects it: `mariadb`, `mysql`."""
+        return self.installation.name.lower()
+
+    @property
     def version(self) -> str:
         """Such as `10.11.9`."""
         return self.installation.version

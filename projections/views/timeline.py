@@ -11,11 +11,13 @@ known before its plan (`turns` then says so rather than give a wrong path).
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from blake3 import blake3
 from psycopg import sql
 from psycopg.rows import class_row, kwargs_row
 
@@ -302,8 +304,26 @@ def _granule_row(g: GranuleClosed) -> tuple[Any, ...]:
     )
 
 
+_FILE = re.compile(r"(?:[^/]+/\d+/)?[^/:]+\.(\d{1,9}):(\d{1,12})")
+_BIGINT = (1 << 63) - 1
+
+
+def _digested(text: str) -> int:
+    return int.from_bytes(blake3(text.encode()).digest()[:8], "big", signed=True)
+
+
 def _gtid(position: str) -> tuple[int | None, int | None]:
-    """Domain and sequence of a MariaDB GTID `domain-server-sequence`; anything else is not searchable by GTID."""
+    """What a position is searched by: a domain, and a number that ascends in it.
+
+    MariaDB's `domain-server-sequence` says both. MySQL's `uuid[:tag]:number` numbers by server and tag; a log's
+    `file.number:offset` is all one domain. What stands for these are eight bytes of a digest. Anything else is not searchable.
+    """
+    m = _FILE.fullmatch(position)
+    if m is not None:
+        return _digested("file"), min(int(m[1]) << 40 | int(m[2]), _BIGINT)
+    server, _, number = position.rpartition(":")
+    if server and number.isascii() and number.isdigit() and len(number) < 19:
+        return _digested(server), int(number)
     parts = position.split("-")
     if len(parts) != 3 or not all(p.isascii() and p.isdigit() for p in parts):
         return None, None
@@ -411,7 +431,7 @@ def granule_at_time(conn: Connection, source: str, lineage: str, at_us: int) -> 
 
 
 def granules_with_gtid(conn: Connection, source: str, lineage: str, gtid: str) -> list[Granule]:
-    """Granules, ascending, that may hold the step with MariaDB GTID `domain-server-sequence`: one, unless steps of
+    """Granules, ascending, that may hold the step with this GTID or place in the log (`_gtid`): one, unless steps of
     several domains alternate. Empty when its domain's sequence is known to be beyond what is indexed, or `gtid` is
     none. Within a domain sequences ascend."""
     domain, sequence = _gtid(gtid)

@@ -15,6 +15,7 @@ import pymysql
 import pytest
 
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.consume import read_topic
 from streams.events import CommitsRecorded, EpochStarted
 from streams.settings import Settings
@@ -96,7 +97,7 @@ def test_killed_at_any_moment(protected: Protected) -> None:
     protected.same()
 
 
-def large_step(server: MariaDB, megabytes: int) -> None:
+def large_step(server: DatabaseServer, megabytes: int) -> None:
     server.execute("create table if not exists load_db.large (id int primary key auto_increment, b varchar(8000))")
     with server.connect(database="load_db") as c, c.cursor() as cursor:
         cursor.execute("begin")

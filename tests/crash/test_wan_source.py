@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.settings import Settings
 from tests.stack.capturing import Load, Protected, eventually, protect
 from tests.stand_ins.network import Network
@@ -30,7 +31,7 @@ def far(fresh_site: Settings, mariadb: MariaDB, network: Network) -> Iterator[Pr
     made.stop()
 
 
-def large_rows(server: MariaDB, table: str, steps: int) -> None:
+def large_rows(server: DatabaseServer, table: str, steps: int) -> None:
     """Steps of about 20 kB each."""
     server.execute("create database if not exists load_db", f"create or replace table load_db.{table} (b longblob)")
     with server.connect(database="load_db", autocommit=True) as connection, connection.cursor() as cursor:

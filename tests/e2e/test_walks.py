@@ -1,4 +1,4 @@
-"""Random walks through a timeline with everything real: agent, capture, Kafka, MariaDB. N back, M forward, writes in
+"""Random walks through a timeline with everything real: agent, capture, Kafka, the server. N back, M forward, writes in
 between; after each, every table's checksum is the one recorded at that step."""
 
 from __future__ import annotations
@@ -6,14 +6,15 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.settings import Settings
 from tests.stack.agent import AgentProcess
 from tests.stack.rolling import Rolling
+from tests.stack.servers import DATABASES
 from tests.stand_ins import walk_load
 
 pytestmark = pytest.mark.e2e
@@ -33,15 +34,18 @@ def agent(fresh_site: Settings) -> Iterator[AgentProcess]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("mariadb", ["10.11", "11.4"], indirect=True)
-def test_every_state_that_was_is_reached_again(agent: AgentProcess, mariadb: MariaDB, seed: int) -> None:
+@pytest.mark.parametrize("name", DATABASES)
+def test_every_state_that_was_is_reached_again(
+    agent: AgentProcess, databases: Callable[[str], DatabaseServer], name: str, seed: int
+) -> None:
+    server = databases(name)
     rng = random.Random(seed)
-    admin = mariadb.connect()
+    admin = server.connect()
     with admin.cursor() as cursor:
-        for statement in walk_load.STATEMENTS:
+        for statement in walk_load.statements(name):
             cursor.execute(statement)
-    rolling = Rolling.protect(agent.settings, mariadb)
-    load = walk_load.Load(mariadb.connect(), rng)
+    rolling = Rolling.protect(agent.settings, server)
+    load = walk_load.Load(server.connect(), rng)
     recorded = {0: walk_load.digests(admin)}
 
     def write(transactions: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pymysql
 
 from agents.mysql import positions
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.events import RollbackPlanned
 from streams.formats.binlog.step import Summariser
 from tests.matrix.cases import Case, Writer
@@ -37,7 +37,7 @@ class Walk:
     """The ordinals that the trap made."""
 
     def __post_init__(self) -> None:
-        self._server: MariaDB = self.rolling.server
+        self._server: DatabaseServer = self.rolling.server
         self._writer = Writer(self.rng)
         self._sessions: dict[str, pymysql.Connection[Any]] = {}
         self._seen: list[tuple[str, State]] = []  # by native position, until their ordinals are known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.accounts import create_account, grants_for
+from deploy.demo.server import DatabaseServer
 from streams.admin import ensure_topics
 from streams.consume import Message, read_topic
 from streams.events import FINAL_STATES, CommandRequested, Event, JobChanged, SourceChanged
@@ -24,7 +26,6 @@ from streams.topics import topic_name
 from tests.stack.servers import config_file
 
 PATIENCE_S = 180.0
-CAPTURE = "SELECT, SHOW VIEW, TRIGGER, EVENT, REPLICATION SLAVE, BINLOG MONITOR"
 T = TypeVar("T")
 
 
@@ -109,15 +110,16 @@ class AgentProcess:
         return found
 
 
-def grant_capture(server: MariaDB, password: str = "capture secret") -> None:
-    server.execute(f"GRANT {CAPTURE} ON *.* TO capture@'127.0.0.1' IDENTIFIED BY '{password}'")
+def grant_capture(server: DatabaseServer, password: str = "capture secret") -> None:
+    with contextlib.closing(server.connect()) as admin:
+        create_account(admin, "capture", password, grants_for(admin).capture)
 
 
-def source_parameters(settings: Settings, server: MariaDB, **more: Any) -> dict[str, Any]:
+def source_parameters(settings: Settings, server: DatabaseServer, **more: Any) -> dict[str, Any]:
     """Parameters of `source.add` for a server with the account of `grant_capture`."""
     reference = SecretStore(settings).put("sources/shop/capture", b"capture secret")
     return {
-        "kind": "mariadb",
+        "kind": server.kind,
         "host": "127.0.0.1",
         "port": server.port,
         "tls": "off",

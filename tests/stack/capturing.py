@@ -5,6 +5,7 @@ The oracle reads the source's binlog files from disk with code of its own: it sh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
@@ -21,9 +22,12 @@ import pymysql
 
 from agents import registry
 from agents.capture.takeover import start_lineage
+from agents.mysql import whereabouts
+from agents.mysql.coordinates import covers
+from agents.mysql.dialects import dialect
 from agents.protocol import SourceSettings, source_settings
 from deploy.demo.accounts import create_accounts
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.admin import ensure_topics
 from streams.capture_log import CaptureLog
 from streams.consume import read_topic
@@ -41,20 +45,53 @@ LEADING = (5, 13, 14, 19, 160)
 
 @dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """A step as the source's binlog file has it."""
+    """A step as the source's binlog file has it. MySQL: `gtid` is empty, `place` file and offset after it."""
 
     gtid: str
     payload: bytes
+    place: tuple[str, int] = ("", 0)
 
 
-def logged_steps(server: MariaDB, after: str = "") -> list[LoggedStep]:
-    """All complete steps in the server's binlog files, oldest first, beyond the GTID set `after`."""
+def logged_steps(server: DatabaseServer, after: str = "") -> list[LoggedStep]:
+    """All complete steps in the server's binlog files, oldest first, beyond position `after`."""
+    if server.kind == "mysql":
+        return _logged_by_mysql(server, after)
     behind = _sequences(after)
     index = (server.datadir / "binlog.index").read_text().split()
     steps: list[LoggedStep] = []
     for name in index:
         steps += _steps_of((server.datadir / name).read_bytes())
     return [s for s in steps if int(s.gtid.split("-")[2]) > behind.get(int(s.gtid.split("-")[0]), 0)]
+
+
+def _logged_by_mysql(server: DatabaseServer, after: str) -> list[LoggedStep]:
+    index = (server.datadir / "binlog.index").read_text().split()
+    steps = [s for name in index for s in _steps_of_mysql(Path(name).name, (server.datadir / name).read_bytes())]
+    if "/" in after:
+        file, _, offset = after.rpartition("/")[2].partition(":")
+        return [s for s in steps if s.place > (file, int(offset))]
+    last = int(after.rpartition(":")[2].rpartition("-")[2] or 0)  # one server, no gaps
+    return [s for s in steps if int.from_bytes(s.payload[36:44], "little") > last]
+
+
+def _steps_of_mysql(name: str, data: bytes) -> Iterator[LoggedStep]:
+    at, events, begun = 4, list[bytes](), False
+    tail = 4 if data[4 + 19 + 2 : 4 + 19 + 4] != b"5." else 0  # bytes of checksum; 5.5 has none
+    while at + 19 <= len(data):
+        kind, size = data[at + 4], int.from_bytes(data[at + 9 : at + 13], "little")
+        event = data[at : at + size]
+        if size < 19 or len(event) < size:
+            return
+        at += size
+        text = event[: len(event) - tail]
+        if kind in (4, 15, 3, 35):
+            continue
+        events.append(event)
+        if kind == QUERY and text.endswith(b"\0BEGIN"):
+            begun = True
+        elif kind in (XID, 40) or (kind == QUERY and (not begun or text.endswith((b"\0COMMIT", b"\0ROLLBACK")))):
+            yield LoggedStep("", b"".join(events), (name, at))
+            events, begun = [], False
 
 
 def _steps_of(data: bytes) -> Iterator[LoggedStep]:
@@ -110,7 +147,8 @@ def captured_steps(site: Settings, source: str, *, keyed: bool = True) -> list[C
 def _gtid_of(payload: bytes | None) -> str:
     if payload is None:
         return ""
-    assert payload[4] == GTID
+    if payload[4] != GTID:
+        return ""
     sequence, domain = struct.unpack_from("<QI", payload, 19)
     return f"{domain}-{int.from_bytes(payload[5:9], 'little')}-{sequence}"
 
@@ -130,8 +168,9 @@ def _sequences(gtids: str) -> dict[int, int]:
     return {int(g.split("-")[0]): int(g.split("-")[2]) for g in gtids.split(",") if g}
 
 
-def position(server: MariaDB) -> str:
-    return str(server.execute("select @@gtid_binlog_pos")[0][0])
+def position(server: DatabaseServer) -> str:
+    with contextlib.closing(server.connect()) as admin, admin.cursor() as cursor:
+        return whereabouts.position(cursor, dialect(admin))
 
 
 def eventually(holds: Callable[[], bool], timeout: float = 180.0, what: str = "it") -> None:
@@ -142,20 +181,14 @@ def eventually(holds: Callable[[], bool], timeout: float = 180.0, what: str = "i
         time.sleep(0.05)
 
 
-def await_captured(site: Settings, source: str, server: MariaDB, timeout: float = 180.0) -> None:
+def await_captured(site: Settings, source: str, server: DatabaseServer, timeout: float = 180.0) -> None:
     """Wait until everything that the source has committed is in the log."""
-    text = position(server)
-    wanted = _sequences(text)
+    wanted = position(server)
     with CaptureLog(site.kafka, source) as log:
-
-        def reached() -> bool:
-            has = _sequences(_reached(log))
-            return all(has.get(domain, 0) >= sequence for domain, sequence in wanted.items())
-
-        eventually(reached, timeout, f"capture up to {text}")
+        eventually(lambda: covers(_reached(log), wanted), timeout, f"capture up to {wanted}")
 
 
-def assert_same(site: Settings, source: str, server: MariaDB, after: str) -> list[CapturedStep]:
+def assert_same(site: Settings, source: str, server: DatabaseServer, after: str) -> list[CapturedStep]:
     """The promise: every committed step is in the log once, in order, as the source logged it."""
     has = captured_steps(site, source)
     wanted = logged_steps(server, after)
@@ -170,7 +203,7 @@ class Protected:
     """A source with a lineage, and the processes that capture it."""
 
     site: Settings
-    server: MariaDB
+    server: DatabaseServer
     source: str
     start: str
     passwords: Mapping[str, str]
@@ -219,14 +252,14 @@ class Protected:
                 process.wait()
 
 
-def protect(site: Settings, server: MariaDB, source: str = "shop", **more: Any) -> Protected:
+def protect(site: Settings, server: DatabaseServer, source: str = "shop", **more: Any) -> Protected:
     """Define `source` with accounts of its own and start a lineage at its present position. `more`: fields of its event."""
     ensure_topics(site.kafka, [("capture", source), ("inventory", None), ("health", None), ("commits", None)])
     with server.connect() as admin:
         passwords = create_accounts(admin)
     store = SecretStore(site)
     fields: dict[str, Any] = {
-        "kind": "mariadb",
+        "kind": server.kind,
         "host": server.host,
         "port": server.port,
         "accounts": {purpose: f"hf_{purpose}" for purpose in passwords},
@@ -264,7 +297,7 @@ def new_lineage(protected: Protected, reason: str) -> None:
 class Load:
     """One-row transactions against `server` from a thread of its own, through restarts of the server, until `stop`."""
 
-    def __init__(self, server: MariaDB, table: str = "load_t", pause_s: float = 0.0) -> None:
+    def __init__(self, server: DatabaseServer, table: str = "load_t", pause_s: float = 0.0) -> None:
         self.server = server
         self.table = table
         self.pause_s = pause_s
@@ -273,7 +306,8 @@ class Load:
         self._end = threading.Event()
         server.execute(
             "create database if not exists load_db",
-            f"create or replace table load_db.{table} (id int primary key auto_increment, name varchar(200), n int)",
+            f"drop table if exists load_db.{table}",
+            f"create table load_db.{table} (id int primary key auto_increment, name varchar(200), n int) engine=InnoDB",
         )
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
 

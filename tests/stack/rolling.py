@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from agents.mysql import positions
+from agents.mysql import whereabouts
+from agents.mysql.coordinates import covers
+from agents.mysql.dialects import dialect
 from agents.rollback.history import History, read_history, turns
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.capture_log import CaptureLog
 from streams.events import JobChanged, RollbackPlanned
 from streams.formats.binlog.step import OWN_SCHEMA, summarise
@@ -17,7 +20,7 @@ from streams.paths import Path, drop_newest, path_at
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from tests.stack.agent import await_it, await_job, await_state, grant_capture, send, source_parameters
-from tests.stand_ins.rollback_bench import GRANTS, PASSWORD, USER
+from tests.stand_ins.rollback_bench import PASSWORD, USER, grant_rollback
 
 SOURCE = "shop"
 
@@ -27,15 +30,15 @@ class Rolling:
     """Source `shop` on `server`; the agent is somebody else's. Make it with `protect`."""
 
     settings: Settings
-    server: MariaDB
+    server: DatabaseServer
     log: CaptureLog
     lineage: str
 
     @classmethod
-    def protect(cls, settings: Settings, server: MariaDB) -> Rolling:
+    def protect(cls, settings: Settings, server: DatabaseServer) -> Rolling:
         """Add the source with both accounts; returns when it is captured. The agent must run."""
         grant_capture(server)
-        server.execute(*GRANTS)
+        grant_rollback(server)
         parameters = source_parameters(settings, server)
         parameters["accounts"]["rollback"] = USER
         parameters["secrets"]["rollback"] = SecretStore(settings).put(f"sources/{SOURCE}/rollback", PASSWORD.encode())
@@ -47,14 +50,15 @@ class Rolling:
 
     def head(self) -> int:
         """The last step, once capture has everything that the source has committed."""
-        ((wanted,),) = self.server.execute("select @@global.gtid_binlog_pos")
+        with contextlib.closing(self.server.connect()) as admin, admin.cursor() as cursor:
+            wanted = whereabouts.position(cursor, dialect(admin))
 
         def reached() -> tuple[int] | None:
             tail = self.log.tail()
             if tail is None:
                 return None
             at = tail.record.after if tail.record is not None else tail.started.position if tail.started else ""
-            return (tail.ordinal,) if positions.reaches(positions.parse(at), positions.parse(wanted)) else None
+            return (tail.ordinal,) if covers(at, wanted) else None
 
         return await_it(reached, f"capture up to {wanted}")[0]
 

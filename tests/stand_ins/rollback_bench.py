@@ -5,6 +5,7 @@ Everything between the two is what the agent runs: plans from steps, paths from 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,9 @@ from agents.rollback.apply import Application, Outcome
 from agents.rollback.history import History, check_paths, turns
 from agents.rollback.plan import Plan, Request, make_plan
 from agents.rollback.schema import Schema
+from deploy.demo.accounts import create_account, grants_for
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.events import RollbackChanged
 from streams.ids import uuid7
 from streams.paths import Path, drop_newest, path_at
@@ -32,6 +35,12 @@ GRANTS = (
     f"GRANT BINLOG REPLAY, BINLOG ADMIN, READ_ONLY ADMIN ON *.* TO {USER}@'127.0.0.1'",
     f"GRANT SELECT, INSERT, CREATE, ALTER, DROP ON holdfast.* TO {USER}@'127.0.0.1'",
 )
+
+
+def grant_rollback(server: DatabaseServer) -> None:
+    """The rollback account with the least that it needs, on any server."""
+    with contextlib.closing(server.connect()) as admin:
+        create_account(admin, USER, PASSWORD, grants_for(admin).rollback)
 
 
 class RollbackBench:

@@ -44,10 +44,37 @@ TRIGGERS = (
     "create trigger trg_i after insert on trg for each row insert into trglog (what, tid) values ('in', new.id)",
     "create trigger trg_d after delete on trg for each row insert into trglog (what, tid) values ('out', old.id)",
 )
+# What other servers have instead, by name (tests.stack.servers.DATABASES).
+_MYSQL = {
+    "bin": "create table bin (k varbinary(8) primary key, v longblob, g geometry, i varchar(40), u char(36))",
+    "comp": """create table comp (id int primary key, t text, v varchar(200), ft text, fulltext (ft)) row_format=compressed""",
+    "longu": "create table longu (id int primary key, u text character set utf8mb4, unique key (u (100)))",
+}
+_MYSQL_5_5 = {
+    **_MYSQL,
+    "plain": """create table plain (id int unsigned auto_increment primary key, a varchar(50) character set utf8mb4,
+        b decimal(12,3), c datetime, n int, u bigint unsigned, key (a))""",
+    "pair": """create table pair (k1 varchar(20) character set utf8mb4 collate utf8mb4_general_ci, k2 bigint unsigned,
+        t text character set utf8mb4, b blob, j text, f float, d double, primary key (k1, k2))""",
+    "uniq": """create table uniq (id bigint primary key, email varchar(80) character set latin1 unique, code char(6),
+        e enum('red','green','blue'), s set('a','b','c'), bi bit(9), y year, ts timestamp null, ti time,
+        unique key (code, e))""",
+    "gen": """create table gen (id int primary key, a int, s int, v int, h int default 4, w varchar(20), key (v),
+        unique key (s, id))""",
+    "comp": "create table comp (id int primary key, t text, v varchar(200), ft text)",
+}
+INSTEAD: dict[str, dict[str, str]] = {"mysql-9": _MYSQL, "mysql-5.5": _MYSQL_5_5}
 NAMES = tuple(TABLES)
-STATEMENTS = (
-    f"drop database if exists {DATABASE}", f"create database {DATABASE}", f"use {DATABASE}", *TABLES.values(), *TRIGGERS,
-)  # fmt: skip
+
+
+def statements(server: str = "mariadb-10.11") -> tuple[str, ...]:
+    """What makes the tables anew on a server of this name."""
+    tables = {**TABLES, **INSTEAD.get(server, {})}
+    new = (f"drop database if exists {DATABASE}", f"create database {DATABASE}", f"use {DATABASE}")
+    return (*new, *tables.values(), *TRIGGERS)
+
+
+STATEMENTS = statements()
 
 _WORDS = ("a", "A", "ab", "é", "日本", "x ", "", "Ω", "null", "'", "\\", "😀", "zebra", "Zebra")
 

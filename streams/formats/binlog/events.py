@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, NamedTuple
 
+import zstandard
+
 from streams.formats.errors import FormatError, damaged, only_format_errors
 
 Buffer = bytes | bytearray | memoryview
@@ -42,15 +44,21 @@ UPDATE_ROWS_V1: Final = 24
 DELETE_ROWS_V1: Final = 25
 INCIDENT: Final = 26
 HEARTBEAT: Final = 27
+IGNORABLE: Final = 28
+ROWS_QUERY: Final = 29
 WRITE_ROWS: Final = 30
 UPDATE_ROWS: Final = 31
 DELETE_ROWS: Final = 32
 MYSQL_GTID: Final = 33
 MYSQL_ANONYMOUS_GTID: Final = 34
 MYSQL_PREVIOUS_GTIDS: Final = 35
+TRANSACTION_CONTEXT: Final = 36
+VIEW_CHANGE: Final = 37
 XA_PREPARE: Final = 38
 PARTIAL_UPDATE_ROWS: Final = 39
 TRANSACTION_PAYLOAD: Final = 40
+HEARTBEAT_V2: Final = 41
+MYSQL_GTID_TAGGED: Final = 42
 ANNOTATE_ROWS: Final = 160
 BINLOG_CHECKPOINT: Final = 161
 GTID: Final = 162
@@ -70,6 +78,11 @@ EVENT_NAMES: Final[dict[int, str]] = {
     for name, value in list(globals().items())
     if name.isupper() and isinstance(value, int) and name not in ("HEADER_SIZE", "CHECKSUM_SIZE")
 }
+
+# What opens a step where the server numbers its transactions.
+GTIDS: Final = frozenset({GTID, MYSQL_GTID, MYSQL_ANONYMOUS_GTID, MYSQL_GTID_TAGGED})
+
+ANONYMOUS: Final = "anonymous"
 
 # Header flags.
 FLAG_IN_USE: Final = 0x01
@@ -161,7 +174,8 @@ class XaId:
 
 @dataclass(frozen=True, slots=True)
 class Gtid:
-    """The event that opens a step. `text`: the notation of the server (MariaDB `0-1-100`, MySQL `uuid:100`)."""
+    """The event that opens a step. `text`: the notation of the server (MariaDB `0-1-100`, MySQL `uuid:100` or
+    `uuid:tag:100`)."""
 
     text: str
     domain: int
@@ -322,10 +336,11 @@ def parse_header(buffer: Buffer, offset: int = 0) -> Header:
     return header
 
 
-def iter_events(buffer: Buffer, checksum: bool, offset: int = 0) -> Iterator[Event]:
+def iter_events(buffer: Buffer, checksum: bool, offset: int = 0, *, expand: bool = False) -> Iterator[Event]:
     """The events that `buffer` is the concatenation of. Bytes at the end that are no whole event are an error.
 
     A format description ends in a checksum field whatever `checksum` says: its body is everything after the header.
+    `expand`: in place of a transaction payload the events in it, whose `offset` is then that of the payload.
     """
     view = memoryview(buffer).toreadonly()
     unpack = _header.unpack_from
@@ -345,6 +360,11 @@ def iter_events(buffer: Buffer, checksum: bool, offset: int = 0) -> Iterator[Eve
                 WHOLE_EVENTS_HINT,
             )
         body = view[offset + HEADER_SIZE : stop if kind == FORMAT_DESCRIPTION else stop - trailer]
+        if expand and kind == TRANSACTION_PAYLOAD:
+            for inner in iter_events(transaction_payload(body), False):
+                yield inner._replace(offset=offset)
+            offset = stop
+            continue
         yield Event(kind, timestamp, server_id, length, next_pos, flags, body, offset)
         offset = stop
 
@@ -446,17 +466,60 @@ def parse_format_description(event: Buffer) -> FormatDescription:
 
 @only_format_errors("a GTID event")
 def parse_gtid(event_type: int, server_id: int, body: Buffer) -> Gtid:
-    """The body of a MariaDB GTID event (162; `server_id` comes from its header) or of a MySQL one (33, 34)."""
+    """The body of a MariaDB GTID event (162; `server_id` comes from its header) or of a MySQL one (33, 34, 42)."""
     raw = bytes(body)
     if event_type == GTID:
         return _parse_mariadb_gtid(server_id, raw)
     if event_type in (MYSQL_GTID, MYSQL_ANONYMOUS_GTID):
-        uuid = raw[1:17].hex()
         (number,) = Struct("<q").unpack_from(raw, 17)
-        source = f"{uuid[:8]}-{uuid[8:12]}-{uuid[12:16]}-{uuid[16:20]}-{uuid[20:]}"
-        text = f"{source}:{number}" if event_type == MYSQL_GTID else "anonymous"
+        text = f"{_uuid(raw[1:17])}:{number}" if event_type == MYSQL_GTID else ANONYMOUS
         return Gtid(text=text, domain=0, server_id=server_id, sequence=number)
+    if event_type == MYSQL_GTID_TAGGED:
+        source, tag, number = _tagged(raw)
+        return Gtid(text=f"{_uuid(source)}:{tag}:{number}", domain=0, server_id=server_id, sequence=number)
     raise FormatError("unsupported-event", f"{event_name(event_type)} is not a GTID event that can be read")
+
+
+def _uuid(raw: bytes) -> str:
+    if len(raw) != 16:
+        raise IndexError
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _tagged(raw: bytes) -> tuple[bytes, str, int]:
+    """UUID, tag and number of MySQL's tagged GTID event, which is written in its serialisation format: version, size, the
+    last field that must be known, then fields in ascending order, each with its id. 0 flags, 1 UUID, 2 number, 3 tag."""
+    at = 0
+
+    def number() -> int:
+        """As many bits set at the low end as bytes follow; the value stands above them."""
+        nonlocal at
+        more = (~raw[at] & -~raw[at]).bit_length() - 1 if raw[at] != 0xFF else 8
+        if at + 1 + more > len(raw):
+            raise IndexError
+        value = int.from_bytes(raw[at : at + 1 + more], "little") >> more + 1
+        at += 1 + more
+        return value
+
+    for _ in range(3):
+        number()
+    source, tag, sequence = b"", "", 0
+    while at < len(raw) and (field_id := number()) <= 3:
+        if field_id == 1:
+            source = bytes(number() & 0xFF for _ in range(16))
+        elif field_id == 2:
+            zigzag = number()
+            sequence = -(zigzag >> 1) - 1 if zigzag & 1 else zigzag >> 1
+        elif field_id == 3:
+            length = number()
+            if at + length > len(raw):
+                raise IndexError
+            tag = raw[at : at + length].decode("ascii", "replace")
+            at += length
+        else:
+            number()
+    return source, tag, sequence
 
 
 def _parse_mariadb_gtid(server_id: int, raw: bytes) -> Gtid:
@@ -614,3 +677,47 @@ def decompress(data: Buffer) -> bytes:
     if len(out) != size or not inflater.eof:
         raise damaged("a compressed event")
     return out
+
+
+@only_format_errors("a transaction payload")
+def transaction_payload(body: Buffer) -> bytes:
+    """The events, without checksums, that a transaction payload (40) holds compressed.
+
+    Fields of type, length and value (packed integers): 1 size, 2 algorithm (0 zstd, 255 none), 3 size of what is compressed;
+    0 ends them and is followed by the data.
+    """
+    raw = bytes(body)
+    at, algorithm, size = 0, 255, 0
+    while True:
+        kind, at = _packed(raw, at)
+        if kind == 0:
+            break
+        length, at = _packed(raw, at)
+        value, _ = _packed(raw, at)
+        if at + length > len(raw):
+            raise IndexError
+        at += length
+        algorithm, size = (value, size) if kind == 2 else (algorithm, value) if kind == 3 else (algorithm, size)
+    data = raw[at:]
+    if algorithm == 255:
+        return data
+    if algorithm != 0:
+        raise FormatError("unsupported-event", f"a transaction payload uses algorithm {algorithm}, which is not known")
+    if size > _MAX_DECOMPRESSED:
+        raise FormatError("too-large", f"a transaction payload of {len(raw)} bytes claims to hold {size}")
+    try:
+        out = zstandard.ZstdDecompressor().stream_reader(data).read(size + 1)
+    except zstandard.ZstdError as error:
+        raise damaged("a transaction payload") from error
+    if len(out) != size:
+        raise damaged("a transaction payload")
+    return out
+
+
+def _packed(raw: bytes, at: int) -> tuple[int, int]:
+    """A packed integer at `at`, and where it ends."""
+    first = raw[at]
+    width = {0xFC: 2, 0xFD: 3, 0xFE: 8}.get(first, 0)
+    if first >= 0xFF or at + 1 + width > len(raw):
+        raise IndexError
+    return (int.from_bytes(raw[at + 1 : at + 1 + width], "little") if width else first), at + 1 + width

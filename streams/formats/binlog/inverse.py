@@ -81,6 +81,12 @@ _HARMLESS: Final = frozenset(
         ev.GTID,
         ev.MYSQL_GTID,
         ev.MYSQL_ANONYMOUS_GTID,
+        ev.MYSQL_GTID_TAGGED,
+        ev.MYSQL_PREVIOUS_GTIDS,
+        ev.IGNORABLE,
+        ev.ROWS_QUERY,
+        ev.TRANSACTION_CONTEXT,
+        ev.VIEW_CHANGE,
         ev.ANNOTATE_ROWS,
         ev.BINLOG_CHECKPOINT,
         ev.GTID_LIST,
@@ -298,7 +304,7 @@ def carry_table_maps(fde: Fde, fragment: Buffer, table_maps: TableMaps | None = 
     """The table maps in force after `fragment`, given those before it; a new dict."""
     described = _described(fde)
     maps = dict(table_maps or {})
-    for event in iter_events(fragment, described.has_checksum):
+    for event in iter_events(fragment, described.has_checksum, expand=True):
         if event.type == ev.TABLE_MAP:
             maps[bytes(event.body[:6])] = table_map_of(bytes(event.body[8:]), described.mariadb)
     return maps
@@ -396,6 +402,12 @@ def rename_table_map(table_map_event: bytes, schema: str, table: str) -> bytes:
         raise damaged("a table map") from None
     renamed = table_map_event[:27] + names + table_map_event[rest:]
     return renamed[:9] + len(renamed).to_bytes(4, "little") + renamed[13:]
+
+
+def rows_version(fde: Fde) -> int:
+    """Which version of rows events a server that writes this format description takes: the first, where it still does."""
+    lengths = _described(fde).post_header_lengths
+    return 1 if len(lengths) >= ev.WRITE_ROWS_V1 and lengths[ev.WRITE_ROWS_V1 - 1] else 2
 
 
 def plain_format_description(fde: Fde) -> bytes:

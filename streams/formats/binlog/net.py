@@ -288,19 +288,19 @@ class NetChanges:
         single = max(map(len, (*self.expected, *self.inserts, *self.deletes)), default=0)
         return max(single, max((len(a) + len(b) for a, b in self.updates), default=0))
 
-    def statements(self, most: int) -> Iterator[tuple[int, bytes]]:
-        """The changes as (rows, native events): a table map and one rows event of about `most` bytes, ready to be
-        replayed as one statement. Foreign keys are not checked row by row."""
-        yield from row_statements(self.table, "delete", self.deletes, most)
-        yield from row_statements(self.table, "update", [a + b for a, b in self.updates], most)
-        yield from row_statements(self.table, "insert", self.inserts, most)
+    def statements(self, most: int, version: int = 1) -> Iterator[tuple[int, bytes]]:
+        """The changes as (rows, native events): a table map and one rows event (of `version`) of about `most` bytes, ready
+        to be replayed as one statement. Foreign keys are not checked row by row."""
+        yield from row_statements(self.table, "delete", self.deletes, most, version=version)
+        yield from row_statements(self.table, "update", [a + b for a, b in self.updates], most, version=version)
+        yield from row_statements(self.table, "insert", self.inserts, most, version=version)
 
 
 _TABLE_ID: Final = 1
 
 
 def row_statements(
-    table: NetTable, kind: Kind, images: Sequence[bytes], most: int, content: bytes | None = None
+    table: NetTable, kind: Kind, images: Sequence[bytes], most: int, content: bytes | None = None, *, version: int = 1
 ) -> Iterator[tuple[int, bytes]]:
     """(rows, a table map and one rows event) for `images` in turn, each about `most` bytes or one row.
 
@@ -314,14 +314,14 @@ def row_statements(
     full = ((1 << count) - 1).to_bytes((count + 7) >> 3, "little")
     flags = STATEMENT_END | NO_FOREIGN_KEY_CHECKS | (NO_CHECK_CONSTRAINT_CHECKS if table.unchecked else 0)
     before, after = (None if kind == "insert" else full), (None if kind == "delete" else full)
-    head = rows_head(_TABLE_ID, 1, count, before, after, flags)
+    head = rows_head(_TABLE_ID, version, count, before, after, flags)
     at = 0
     while at < len(images):
         size, end = 0, at
         while end < len(images) and (end == at or size + len(images[end]) <= most):
             size += len(images[end])
             end += 1
-        yield end - at, map_event + encode_event(ROWS_TYPES[1][kind], head + b"".join(images[at:end]))
+        yield end - at, map_event + encode_event(ROWS_TYPES[version][kind], head + b"".join(images[at:end]))
         at = end
 
 

@@ -43,12 +43,11 @@ from streams.formats.binlog.rows import (
     parse_rows,
     parse_rows_head,
     partial_ends,
-    unsupported_rows,
     update_ends,
 )
 from streams.formats.binlog.statements import classify, defines_only, is_account_statement, statement_text
 from streams.formats.binlog.table_map import Column, TableMap, known_maps, table_map_of
-from streams.formats.binlog.values import Value
+from streams.formats.binlog.values import Undecoded, Value
 from streams.formats.errors import FormatError
 
 StepKind = Literal["rows", "ddl", "statement", "account", "rolled_back", "xa", "incident", "empty"]
@@ -71,7 +70,6 @@ _STATEMENT_PARTS: Final = frozenset(
         ev.EXECUTE_LOAD_QUERY,
     }
 )
-_UNSUPPORTED: Final = frozenset({ev.TRANSACTION_PAYLOAD})
 # The server closes a statement whose last table was filtered away with a rows event for no table.
 NO_TABLE: Final = frozenset({b"\xff\xff\xff\0\0\0", b"\xff" * 6})
 _WORST_FIRST: Final[tuple[StepKind, ...]] = ("incident", "xa", "rolled_back", "account", "ddl", "statement", "rows")
@@ -106,6 +104,7 @@ class StepSummary:
     - `markers`: plans whose marker row this step inserts: it is the step of that rollback.
     - `keyless`, `sequences`: tables among `changes` known to have no primary key, and those that are sequences.
     - `xid`: the XA transaction, as in `XA COMMIT`.
+    - `end`: where the step ends in the source's log file. `gtid` is empty where the source numbers no transactions.
     """
 
     gtid: str
@@ -124,6 +123,7 @@ class StepSummary:
     xid: str
     events: int
     size: int
+    end: int = 0
 
     @property
     def rows(self) -> int:
@@ -161,9 +161,11 @@ class Summariser:
     """Summarises a step from its fragments: `feed` each in order, then `finish`. One object serves one step."""
 
     __slots__ = (
+        "_begun",
         "_complete",
         "_counts",
         "_database",
+        "_end",
         "_events",
         "_fde",
         "_gtid",
@@ -187,22 +189,26 @@ class Summariser:
         self._statements: list[str] = []
         self._markers: list[str] = []
         self._database = self._xid = ""
-        self._partial = self._secret = self._complete = False
-        self._time = self._events = self._size = 0
+        self._partial = self._secret = self._complete = self._begun = False
+        self._time = self._events = self._size = self._end = 0
 
     def feed(self, fragment: Buffer) -> None:
         """The next whole events of the step."""
         buffer = fragment if isinstance(fragment, bytes) else bytes(fragment)
+        self._feed(buffer, CHECKSUM_SIZE if self._fde.has_checksum else 0)
+        self._size += len(buffer)
+
+    def _feed(self, buffer: bytes, trailer: int) -> None:
+        """Whole events that end in `trailer` bytes of checksum."""
         fde = self._fde
-        trailer = CHECKSUM_SIZE if fde.has_checksum else 0
         least = HEADER_SIZE + trailer
         mariadb = fde.mariadb
         known, maps, counts = known_maps(mariadb), self._maps, self._counts
-        at, end, seen, timestamp = 0, len(buffer), 0, self._time
+        at, end, seen, timestamp, next_pos = 0, len(buffer), 0, self._time, 0
         while at < end:
             if end - at < least:
                 raise FormatError("truncated", f"an event is cut off at byte {at}", WHOLE_EVENTS_HINT)
-            timestamp, kind, server_id, length, _, _ = _unpack_header(buffer, at)
+            timestamp, kind, server_id, length, next_pos, _ = _unpack_header(buffer, at)
             stop = at + length
             if length < least or stop > end:
                 raise FormatError(
@@ -228,12 +234,14 @@ class Summariser:
                     raise no_table_map(kind, buffer[at + 19 : at + 25], at)
             elif kind == ev.XID:
                 self._complete = True
+            elif kind == ev.TRANSACTION_PAYLOAD:
+                self._feed(ev.transaction_payload(buffer[at + HEADER_SIZE : stop - trailer]), 0)
             else:
                 self._other(kind, server_id, buffer[at + HEADER_SIZE : stop - trailer])
             at = stop
         self._time = timestamp
+        self._end = next_pos or self._end  # events in a transaction payload have no place of their own
         self._events += seen
-        self._size += end
 
     def _count(self, kind: int, table_map: TableMap, count: list[int], buffer: bytes, at: int, end: int) -> None:
         head = parse_rows_head(kind, buffer, at, end)
@@ -255,12 +263,16 @@ class Summariser:
         if table_map.schema == OWN_SCHEMA and head.before is None and table_map.key == MARKER_TABLE:
             for _, image in iter_rows(parse_rows(kind, whole[body]), table_map):
                 plan = decode_row(image, table_map, head.after)[0] if image is not None else None
+                if isinstance(plan, Undecoded):  # a log without metadata does not say that it is text
+                    plan = plan.raw.decode("ascii", "replace")
                 if isinstance(plan, str):
                     self._markers.append(plan)
 
     def _other(self, kind: int, server_id: int, body: bytes) -> None:
-        if kind in (ev.GTID, ev.MYSQL_GTID, ev.MYSQL_ANONYMOUS_GTID):
+        if kind in ev.GTIDS:
             self._gtid = parse_gtid(kind, server_id, body)
+            # MariaDB writes no BEGIN: its GTID event says whether one statement follows or a transaction.
+            self._begun = kind == ev.GTID and not self._gtid.standalone
             if self._gtid.xa is not None:
                 self._kinds.add("xa")
                 self._xid = str(self._gtid.xa)
@@ -275,13 +287,12 @@ class Summariser:
             self._complete = True
         elif kind in _STATEMENT_PARTS:
             self._kinds.add("statement")
-        elif kind in _UNSUPPORTED:
-            raise unsupported_rows(kind)
 
     def _query(self, kind: int, body: bytes) -> None:
         query = parse_query(body, kind)
         if query.sql == b"COMMIT" or query.sql == b"BEGIN":
             self._complete = query.sql == b"COMMIT"
+            self._begun = True
             return
         what = classify(query.sql)
         if what in ("rollback", "rollback_to"):
@@ -294,7 +305,7 @@ class Summariser:
             self._kinds.add("xa")
         elif what in ("dml", "other"):
             self._kinds.add("statement")
-        if what in ("rollback", "commit", "xa") or (self._gtid is not None and self._gtid.standalone):
+        if what in ("rollback", "commit", "xa") or not self._begun:
             self._complete = True
         if what in ("ddl", "account", "dml", "other"):
             self._statements.append(statement_text(query.sql))
@@ -323,7 +334,7 @@ class Summariser:
             kind = "rows" if changes else "empty"
         gtid = self._gtid
         return StepSummary(
-            gtid.text if gtid is not None else "",
+            gtid.text if gtid is not None and gtid.text != ev.ANONYMOUS else "",
             kind,
             self._time,
             changes,
@@ -339,6 +350,7 @@ class Summariser:
             self._xid,
             self._events,
             self._size,
+            self._end,
         )
 
 
@@ -396,14 +408,12 @@ def iter_changes(
     maps: TableMaps = table_maps if table_maps is not None else {}
     described: TableMaps = {}
     left = limit
-    for event in iter_events(payload, fde.has_checksum):
+    for event in iter_events(payload, fde.has_checksum, expand=True):
         if event.type == ev.TABLE_MAP:
             identity = bytes(event.body[:6])
             maps[identity] = table_map_of(bytes(event.body[8:]), fde.mariadb)
             described.pop(identity, None)
             continue
-        if event.type in _UNSUPPORTED:
-            raise unsupported_rows(event.type)
         if left == 0 and table_maps is None:
             return
         if event.type not in KINDS or left == 0:
@@ -446,17 +456,22 @@ def split_steps(fde: FormatDescription, buffer: Buffer) -> Iterator[memoryview]:
     out, and so is a step cut off at the end. For tests and tools: capture cuts steps as they arrive."""
     view = memoryview(buffer)
     start: int | None = None
-    standalone = False
+    open_end = False  # a closing event is to come
     for event in iter_events(view, fde.has_checksum):
         closed = False
-        if event.type in (ev.GTID, ev.MYSQL_GTID, ev.MYSQL_ANONYMOUS_GTID):
+        if event.type in ev.GTIDS:
             start = event.offset
-            standalone = event.type == ev.GTID and parse_gtid(ev.GTID, 0, event.body).standalone
-        elif event.type in (ev.XID, ev.XA_PREPARE):
+            open_end = event.type == ev.GTID and not parse_gtid(ev.GTID, 0, event.body).standalone
+        elif event.type in (ev.XID, ev.XA_PREPARE, ev.TRANSACTION_PAYLOAD):
             closed = True
         elif event.type in (ev.QUERY, ev.QUERY_COMPRESSED):
             sql = parse_query(event.body, event.type).sql
-            closed = standalone or _ENDING.match(sql) is not None or classify(sql) == "xa"
+            if start is None:  # a server without GTIDs
+                start, open_end = event.offset, False
+            if sql == b"BEGIN" or sql.startswith(b"XA START"):
+                open_end = True
+                continue
+            closed = not open_end or _ENDING.match(sql) is not None or classify(sql) == "xa"
         if closed and start is not None:
             yield view[start : event.offset + event.length]
             start = None

@@ -11,8 +11,11 @@ from agents import registry
 from agents.errors import AgentError
 from agents.mysql import preflight
 from agents.mysql.connection import refuse_plaintext
+from agents.platforms import mariadb as platform
 from agents.protocol import Preflight, SourceSettings
 from deploy.demo.mariadb import MariaDB
+
+PRIVILEGES = platform.REQUIREMENTS[0].privileges
 
 WRONG = {
     "binlog_format": "MIXED",
@@ -79,7 +82,7 @@ def test_each_wrong_setting_is_mended_by_its_hint(make_mariadb: Callable[..., Ma
 def test_each_missing_grant_is_named_and_granted_by_its_hint(mariadb: MariaDB) -> None:
     settings = account(mariadb)
     hints = by_code(check(settings))["source-grant-missing"]
-    assert len(hints) == len(preflight.CAPTURE_PRIVILEGES)
+    assert len(hints) == len(PRIVILEGES)
     for n, hint in enumerate(hints):
         left = by_code(check(settings)).get("source-grant-missing", [])
         assert len(left) == len(hints) - n
@@ -142,7 +145,7 @@ def test_a_rollback_account_may_be_granted_less_than_everything() -> None:
 
 
 def test_grants_through_a_role_count(mariadb: MariaDB) -> None:
-    everything = ", ".join(preflight.CAPTURE_PRIVILEGES)
+    everything = ", ".join(PRIVILEGES)
     settings = account(
         mariadb,
         "create or replace role watcher",

@@ -3,6 +3,7 @@ it was, `read_only` included, and nothing of ours behind."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pymysql
 import pytest
 
 from agents.errors import AgentError, SourceUnavailable
+from agents.mysql import dialects
 from agents.mysql.apply import NativeTarget
 from agents.rollback import apply as applying
 from agents.rollback.plan import Plan
@@ -277,7 +279,7 @@ def test_what_read_only_was_is_said_before_it_is_set(bench: RollbackBench) -> No
 def test_a_row_that_somebody_holds_is_waited_for_and_then_given_up(
     bench: RollbackBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agents.mysql.apply._SESSION", _impatient())
+    monkeypatch.setattr(dialects, "DIALECTS", _impatient())
     plan = bench.back(3)
     with closing(bench.server.connect(database="app")) as user, user.cursor() as cursor:
         cursor.execute("begin")
@@ -290,10 +292,11 @@ def test_a_row_that_somebody_holds_is_waited_for_and_then_given_up(
         assert bench.read_only() == 0
 
 
-def _impatient() -> str:
-    from agents.mysql import apply
+def _impatient() -> tuple[dialects.Dialect, ...]:
+    def shorter(session: str) -> str:
+        return session.replace("innodb_lock_wait_timeout = 10", "innodb_lock_wait_timeout = 1")
 
-    return apply._SESSION.replace("innodb_lock_wait_timeout = 10", "innodb_lock_wait_timeout = 1")
+    return tuple(dataclasses.replace(d, rollback_session=shorter(d.rollback_session)) for d in dialects.DIALECTS)
 
 
 def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench) -> None:

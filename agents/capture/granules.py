@@ -30,7 +30,7 @@ class Indexer:
     # Of the granule being gathered; `_first` 0: nothing yet.
     _first: int
     _first_offset: int
-    _first_time_us: int
+    _times_us: tuple[int, int]
     _steps: int
     _bytes: int
     _events: int
@@ -90,7 +90,7 @@ class Indexer:
         self._bytes = 0
         self._events = 0
         self._first_offset = 0
-        self._first_time_us = 0
+        self._times_us = (0, 0)
         self._first_position = self._last_position = ""
         self._tables: dict[tuple[str, str], list[int]] = {}
         self._landmarks: list[Landmark] = []
@@ -124,7 +124,12 @@ class Indexer:
             if summary.kind != "rows" or summary.partial or summary.own or summary.markers:
                 self._landmarks += landmarks(ordinal, summary, account=fragment.accounts)
         if self._steps == 0:
-            self._first_position, self._first_time_us = position, self._time_us
+            self._first_position, self._times_us = position, (self._time_us, self._time_us)
+        else:
+            # Clocks are set back, sessions choose their time (SET timestamp): what comes first in the log need not be oldest.
+            oldest, newest = self._times_us
+            if not oldest <= self._time_us <= newest:
+                self._times_us = (min(oldest, self._time_us), max(newest, self._time_us))
         self._last_position = position
         self._steps += 1
         self._expected = ordinal + 1
@@ -138,8 +143,8 @@ class Indexer:
             source=self._source,
             first_ordinal=self._first,
             last_ordinal=fragment.ordinal,
-            first_time_us=self._first_time_us,
-            last_time_us=self._time_us,
+            first_time_us=self._times_us[0],
+            last_time_us=self._times_us[1],
             captured_us=fragment.captured_us,
             first_position=self._first_position,
             last_position=self._last_position,

@@ -270,7 +270,7 @@ class NativeTarget:
                 raise AgentError(
                     "fence-timeout",
                     f"the source could not be made read-only within {FENCE_WAIT_S} s",
-                    "a long-running write statement or LOCK TABLES holds it off: let it end, or plan with whole_source off",
+                    "a long-running write statement or LOCK TABLES holds it off: let it end, or plan with --not-whole-source",
                 ) from error
 
     def unfence(self, before: str) -> None:

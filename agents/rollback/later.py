@@ -42,7 +42,7 @@ def look_through(plan: Plan, steps: Iterable[Fragment], *, whole_source: bool) -
 
 def _hint(whole_source: bool) -> str:
     if whole_source:
-        return "plan again; stop the applications first, or plan with whole_source off to leave later steps alone"
+        return "plan again; stop the applications first, or plan with --not-whole-source to leave later steps alone"
     return "plan again: the new plan takes it into account"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from api.cli.connection import Api, find, segment
-from api.cli.errors import FAILED, INTERRUPTED, REFUSED, UNCONFIRMED, CliError, say_problems
+from api.cli.errors import FAILED, INTERRUPTED, REFUSED, UNCONFIRMED, UNREACHABLE, CliError, say_problems
 
 
 class Ask:
@@ -55,6 +55,10 @@ class Ask:
                         self.say(f"{what} has to wait: {told}")
         except KeyboardInterrupt:
             self.say(f"\nInterrupted. The job goes on: holdfast job watch {job}")
+            raise
+        except CliError as error:
+            if error.exit_code == UNREACHABLE:
+                error.hint += f"; then `holdfast job watch {job}`: what was asked for is in the log and goes on"
             raise
         if found["state"] == "finished":
             if found["problems"] and not self.as_json:

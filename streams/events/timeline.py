@@ -41,7 +41,8 @@ class GranuleClosed(Event):
     """Steps `first_ordinal..last_ordinal` of a lineage, indexed. Closed at 4,096 steps or 4 MB of payload, whichever first,
     or with the last step of a lineage when the next one starts.
 
-    Times are step times (µs, whole seconds where the source gives no more); `captured_us` is of the last step.
+    `first_time_us` and `last_time_us` are the earliest and the latest step time (µs, whole seconds where the source gives no
+    more), wherever in the granule these steps stand; `captured_us` is of the last step.
     `first_position` is the native position of the first step itself (its GTID), `last_position` of the last.
     `first_offset`/`last_offset` are Kafka offsets of the capture topic with `topic_id`: a cache, never an identity.
     """

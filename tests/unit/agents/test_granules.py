@@ -124,3 +124,28 @@ def test_a_gap_is_refused() -> None:
     indexer = Indexer("shop", "lineage", 1, "topic", 5)
     with pytest.raises(ValueError, match="step 6 came where 5 was due"):
         indexer.add(StepFragment(6, 0, True, preamble, steps[0], False, 1, "", 1))
+
+
+def test_a_clock_that_goes_back_is_within_the_times_of_the_granule(many: tuple[bytes, list[bytes]]) -> None:
+    """Filters and targets by time leave granules out by these."""
+    preamble, steps = many
+    chance = random.Random(5)
+    moved, times = [], []
+    for payload in steps:
+        times.append(1_700_000_000 + chance.randrange(-3600, 3600))
+        moved.append(at_time(payload, times[-1]))
+    at = 0
+    for granule in closed(fragments(preamble, moved)):
+        inside = times[at : at + granule.last_ordinal - granule.first_ordinal + 1]
+        assert (granule.first_time_us, granule.last_time_us) == (min(inside) * 1_000_000, max(inside) * 1_000_000)
+        at += len(inside)
+    assert at > 0
+
+
+def at_time(payload: bytes, seconds: int) -> bytes:
+    """The step as it would have been logged at another time; checksums are not looked at here."""
+    out, at = bytearray(payload), 0
+    while at < len(out):
+        out[at : at + 4] = seconds.to_bytes(4, "little")
+        at += int.from_bytes(out[at + 9 : at + 13], "little")
+    return bytes(out)

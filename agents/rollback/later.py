@@ -12,7 +12,7 @@ from agents.rollback.fold import own_definition
 from agents.rollback.plan import Fragment, Plan
 from streams.events import Problem
 from streams.formats.binlog import events as ev
-from streams.formats.binlog.rows import KINDS, iter_rows, parse_rows
+from streams.formats.binlog.rows import KINDS, iter_rows, layout_of, parse_rows
 from streams.formats.binlog.statements import classify
 from streams.formats.binlog.step import MARKER_TABLE, OWN_SCHEMA
 from streams.formats.binlog.table_map import TableMap, table_map_of
@@ -67,6 +67,10 @@ def _concern(plan: Plan, fragment: Fragment, maps: dict[bytes, TableMap], *, who
             if table is None:
                 continue
             rows = parse_rows(event.type, event.body)
+            if rows.partial or not all(
+                layout_of(table_map, b).full for b in (rows.before, rows.after) if b is not None
+            ):
+                return f"it changes {text}, and the log does not hold all columns of the rows"
             for before, after in iter_rows(rows, table_map):
                 if any(image is not None and table.changes.table.touches(image) for image in (before, after)):
                     return f"it changes a row of {text} that the plan changes, too"

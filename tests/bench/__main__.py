@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, str] = {
     "undo-100k": "tests.bench.undo:hundred_thousand",
     "undo-last-step": "tests.bench.undo_last_step:run",
     "timeline": "tests.bench.timeline:run",
+    "decode": "tests.bench.decode:run",
 }
 
 

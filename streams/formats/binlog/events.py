@@ -105,6 +105,8 @@ CHECKSUM_CRC32: Final = 1
 
 # zlib cannot expand further than this; a larger claim is damage, not a reason to allocate memory.
 _ZLIB_MAX_RATIO = 1032
+# zstd stores a block of 128 KiB of one byte in four bytes.
+_ZSTD_MAX_RATIO = 32768
 _MAX_DECOMPRESSED = 1 << 30
 
 WHOLE_EVENTS_HINT: Final = "give the parser whole events"
@@ -498,7 +500,7 @@ def _tagged(raw: bytes) -> tuple[bytes, str, int]:
         more = (~raw[at] & -~raw[at]).bit_length() - 1 if raw[at] != 0xFF else 8
         if at + 1 + more > len(raw):
             raise IndexError
-        value = int.from_bytes(raw[at : at + 1 + more], "little") >> more + 1
+        value = int.from_bytes(raw[at : at + 1 + more], "little") >> min(more + 1, 8)
         at += 1 + more
         return value
 
@@ -700,18 +702,36 @@ def transaction_payload(body: Buffer) -> bytes:
         algorithm, size = (value, size) if kind == 2 else (algorithm, value) if kind == 3 else (algorithm, size)
     data = raw[at:]
     if algorithm == 255:
-        return data
+        return _without_payloads(data)
     if algorithm != 0:
         raise FormatError("unsupported-event", f"a transaction payload uses algorithm {algorithm}, which is not known")
-    if size > _MAX_DECOMPRESSED:
+    if size > _MAX_DECOMPRESSED or size > _ZSTD_MAX_RATIO * len(data) + 64:
         raise FormatError("too-large", f"a transaction payload of {len(raw)} bytes claims to hold {size}")
+    pieces, left = [], size
     try:
-        out = zstandard.ZstdDecompressor().stream_reader(data).read(size + 1)
+        reader = zstandard.ZstdDecompressor().stream_reader(data)
+        # One more byte is asked for than is claimed. What is asked for is allocated, so it is asked for in pieces.
+        while piece := reader.read(min(left + 1, 1 << 20)):
+            pieces.append(piece)
+            left -= len(piece)
+            if left < 0:
+                break
     except zstandard.ZstdError as error:
         raise damaged("a transaction payload") from error
-    if len(out) != size:
+    if left:
         raise damaged("a transaction payload")
-    return out
+    return _without_payloads(b"".join(pieces))
+
+
+def _without_payloads(events: bytes) -> bytes:
+    """`events`, which must not hold another payload: there would be no end to what they could expand to."""
+    at, end = 0, len(events)
+    while at < end:
+        header = parse_header(events, at)
+        if header.type == TRANSACTION_PAYLOAD:
+            raise damaged("a transaction payload")
+        at += header.length
+    return events
 
 
 def _packed(raw: bytes, at: int) -> tuple[int, int]:

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from streams.formats.binlog import events as ev
 from streams.formats.binlog import jsonb
 from streams.formats.binlog import table_map as t
 from streams.formats.binlog.events import Buffer, decompress, event_name
+from streams.formats.binlog.readers import Reader, reader_of
 from streams.formats.binlog.table_map import TableMap, packed_integer
-from streams.formats.binlog.values import ABSENT, Decoder, JsonBinary, Value, decoder_of, size_of
+from streams.formats.binlog.values import ABSENT, JsonBinary, Value, size_of
 from streams.formats.errors import FormatError, damaged, only_format_errors
 
 Kind = Literal["insert", "update", "delete"]
@@ -69,8 +70,7 @@ MIXED_FRACTIONS_HINT: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RowsHead:
+class RowsHead(NamedTuple):
     """A rows event without its rows. `before` is None for inserts, `after` for deletes: bitmaps of the columns present.
 
     `data` is the offset of the first row image in the buffer that was parsed.
@@ -170,7 +170,7 @@ class RowLayout:
     no_nulls: bytes
     """The bitmap of a row without NULLs, as servers write it that set unused bits."""
     programs: dict[bytes, Program] = field(default_factory=dict)
-    decoders: tuple[Decoder, ...] | None = None
+    reader: Reader | None = None
 
     @property
     def full(self) -> bool:
@@ -204,6 +204,27 @@ class RowLayout:
             self.programs.clear()
         self.programs[nulls] = made
         return made
+
+    def check_constant(self, buffer: bytes, at: int, end: int) -> None:
+        """Images of constant size: the length divides, and all NULL bitmaps are empty (compared a stride at a time)."""
+        size = self.constant or 0
+        if not size:
+            # No column at all is present: the format then cannot say how many rows there are. One is what MINIMAL images
+            # of `INSERT … VALUES ()` mean.
+            if at != end:
+                raise self.damaged()
+            return
+        if at >= end or (end - at) % size:
+            raise self.damaged()
+        no_nulls = self.no_nulls if buffer.startswith(self.no_nulls, at) else bytes(self.null_bytes)
+        for place, expected in enumerate(no_nulls):
+            column = buffer[at + place : end : size]
+            if column.count(expected) != len(column):
+                raise self.damaged()
+
+    def nothing(self) -> tuple[Value, ...]:
+        """The values of an image without any column."""
+        return (ABSENT,) * len(self.table_map.columns)
 
     def damaged(self) -> FormatError:
         table = self.table_map
@@ -245,7 +266,7 @@ def image_ends(layout: RowLayout, buffer: bytes, at: int, end: int) -> list[int]
     """Where each of the images in `buffer[at:end]` ends. They must fill it exactly."""
     if layout.constant is not None:
         size = layout.constant
-        _check_constant(layout, buffer, at, end)
+        layout.check_constant(buffer, at, end)
         return list(range(at + size, end + 1, size)) if size else [at]
     programs, width_of_nulls = layout.programs, layout.null_bytes
     ends: list[int] = []
@@ -271,28 +292,10 @@ def image_ends(layout: RowLayout, buffer: bytes, at: int, end: int) -> list[int]
     return ends
 
 
-def _check_constant(layout: RowLayout, buffer: bytes, at: int, end: int) -> None:
-    """Images of constant size: the length divides, and all NULL bitmaps are empty (compared a stride at a time)."""
-    size = layout.constant or 0
-    if not size:
-        # No column at all is present: the format then cannot say how many rows there are. One is what MINIMAL images
-        # of `INSERT … VALUES ()` mean.
-        if at != end:
-            raise layout.damaged()
-        return
-    if at >= end or (end - at) % size:
-        raise layout.damaged()
-    no_nulls = layout.no_nulls if buffer.startswith(layout.no_nulls, at) else bytes(layout.null_bytes)
-    for place, expected in enumerate(no_nulls):
-        column = buffer[at + place : end : size]
-        if column.count(expected) != len(column):
-            raise layout.damaged()
-
-
 def count_images(layout: RowLayout, buffer: bytes, at: int, end: int) -> int:
     """How many images `buffer[at:end]` holds."""
     if layout.constant is not None:
-        _check_constant(layout, buffer, at, end)
+        layout.check_constant(buffer, at, end)
         return (end - at) // layout.constant if layout.constant else 1
     return len(image_ends(layout, buffer, at, end))
 
@@ -414,27 +417,26 @@ def decode_row(image: bytes, table_map: TableMap, bitmap: bytes | None = None) -
     return _decode(image, layout_of(table_map, bitmap))
 
 
-@only_format_errors("a row image")
 def _decode(image: bytes, layout: RowLayout) -> tuple[Value, ...]:
-    if layout.decoders is None:
-        columns = layout.table_map.columns
-        layout.decoders = tuple(decoder_of(columns[index]) for index in layout.present)
-    at = layout.null_bytes
-    nulls = image[:at]
-    layout.program(nulls)
-    bits = int.from_bytes(nulls, "little")
-    values: list[Value] = [] if layout.full else [ABSENT] * len(layout.table_map.columns)
-    for place, decode in enumerate(layout.decoders):
-        value: Value = None
-        if not bits >> place & 1:
-            value, at = decode(image, at)
-        if layout.full:
-            values.append(value)
-        else:
-            values[layout.present[place]] = value
-    if at != len(image):
+    if not layout.present:
+        layout.check_constant(image, 0, len(image))
+        return layout.nothing()
+    reader = reader_of(layout)
+    rows = next(reader.batches(image, 0, len(image)), [])
+    if len(rows) != 1:
         raise layout.damaged()
-    return tuple(values)
+    return reader.values(rows)[0]
+
+
+def values_of(layout: RowLayout, buffer: bytes, at: int, end: int) -> Iterator[list[tuple[Value, ...]]]:
+    """The values of all images in `buffer[at:end]`, some at a time. Batches but the last are of an even number."""
+    if not layout.present:
+        layout.check_constant(buffer, at, end)
+        yield [layout.nothing()]
+        return
+    reader = reader_of(layout)
+    for rows in reader.batches(buffer, at, end):
+        yield reader.values(rows)
 
 
 @only_format_errors("a row image")

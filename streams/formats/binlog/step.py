@@ -11,8 +11,10 @@ Does not know ordinals, records or topics.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from struct import Struct
 from typing import Final, Literal, NamedTuple
 
@@ -35,6 +37,8 @@ from streams.formats.binlog.rows import (
     COMPRESSED,
     KINDS,
     Kind,
+    RowsEvent,
+    RowsHead,
     count_images,
     decode_partial,
     decode_row,
@@ -44,6 +48,7 @@ from streams.formats.binlog.rows import (
     parse_rows_head,
     partial_ends,
     update_ends,
+    values_of,
 )
 from streams.formats.binlog.statements import classify, defines_only, is_account_statement, statement_text
 from streams.formats.binlog.table_map import Column, TableMap, known_maps, table_map_of
@@ -364,8 +369,7 @@ def no_table_map(kind: int, identity: bytes, at: int) -> FormatError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One row changed. `before` is None for inserts, `after` for deletes; values stand in the order of `columns`."""
 
     schema: str
@@ -373,7 +377,7 @@ class Change:
     kind: Kind
     before: tuple[Value, ...] | None
     after: tuple[Value, ...] | None
-    columns: tuple[Column, ...] = field(repr=False)
+    columns: tuple[Column, ...]
     primary_key: tuple[int, ...] | None = None
 
 
@@ -405,47 +409,106 @@ def iter_changes(
 ) -> Iterator[Change]:
     """As `decode_step`, one by one."""
     fde = fde if isinstance(fde, FormatDescription) else parse_format_description(fde)
+    buffer = payload if isinstance(payload, bytes) else bytes(payload)
     maps: TableMaps = table_maps if table_maps is not None else {}
-    described: TableMaps = {}
-    left = limit
-    for event in iter_events(payload, fde.has_checksum, expand=True):
-        if event.type == ev.TABLE_MAP:
-            identity = bytes(event.body[:6])
-            maps[identity] = table_map_of(bytes(event.body[8:]), fde.mariadb)
-            described.pop(identity, None)
+    described: dict[TableMap, TableMap] = {}
+    left = sys.maxsize if limit is None else limit
+    trailer = CHECKSUM_SIZE if fde.has_checksum else 0
+    for table_map, head, data, at, end in _rows_events(buffer, fde.mariadb, trailer, maps):
+        if left <= 0:
+            if table_maps is None:
+                return
             continue
-        if left == 0 and table_maps is None:
-            return
-        if event.type not in KINDS or left == 0:
-            continue
-        identity = bytes(event.body[:6])
-        table_map = maps.get(identity)
-        if table_map is None:
-            if identity in NO_TABLE:
-                continue
-            raise no_table_map(event.type, identity, event.offset)
-        rows = parse_rows(event.type, event.body)
         if describe is not None:
-            if identity not in described:
-                described[identity] = describe(table_map)
-            table_map = described[identity]
-        schema, table, columns, key = table_map.schema, table_map.table, table_map.columns, table_map.primary_key
-        for before, after in iter_rows(rows, table_map):
-            if offset > 0:
-                offset -= 1
+            filled = described.get(table_map)
+            if filled is None:
+                filled = described[table_map] = describe(table_map)
+            table_map = filled
+        schema, table, columns, key, kind = *table_map.key, table_map.columns, table_map.primary_key, KINDS[head.type]
+        for before, after in _images(table_map, head, data, at, end):
+            count = len(before)
+            if offset >= count:
+                offset -= count
                 continue
-            if left is not None:
-                if left == 0:
-                    break
-                left -= 1
-            old = decode_row(before, table_map, rows.before) if before is not None else None
-            if after is None:
-                new = None
-            elif rows.partial and old is not None:
-                new = decode_partial(after, table_map, rows.after or b"", old)
+            if offset or left < count:
+                before, after = before[offset : offset + left], after[offset : offset + left]
+                offset = 0
+            left -= len(before)
+            yield from map(
+                Change, repeat(schema), repeat(table), repeat(kind), before, after, repeat(columns), repeat(key)
+            )
+            if left <= 0:
+                break
+
+
+_Rows = Sequence[tuple[Value, ...] | None]
+
+
+def _images(table_map: TableMap, head: RowsHead, data: bytes, at: int, end: int) -> Iterator[tuple[_Rows, _Rows]]:
+    """Before and after images of the rows of one event, some rows at a time."""
+    before, after = head.before, head.after
+    if after is None:
+        for values in values_of(layout_of(table_map, before or b""), data, at, end):
+            yield values, [None] * len(values)
+    elif before is None:
+        for values in values_of(layout_of(table_map, after), data, at, end):
+            yield [None] * len(values), values
+    elif before == after and head.type != ev.PARTIAL_UPDATE_ROWS:
+        layout = layout_of(table_map, before)
+        if not layout.present:
+            raise layout.damaged()
+        for values in values_of(layout, data, at, end):
+            if len(values) & 1:
+                raise layout.damaged()
+            yield values[::2], values[1::2]
+    else:
+        event = RowsEvent(
+            KINDS[head.type], head.type, head.table_id, head.flags, head.width, before, after, data[at:end]
+        )
+        for old, new in iter_rows(event, table_map):
+            was = decode_row(old or b"", table_map, before)
+            if event.partial:
+                yield [was], [decode_partial(new or b"", table_map, after, was)]
             else:
-                new = decode_row(after, table_map, rows.after)
-            yield Change(schema, table, rows.kind, old, new, columns, key)
+                yield [was], [decode_row(new or b"", table_map, after)]
+
+
+def _rows_events(
+    buffer: bytes, mariadb: bool, trailer: int, maps: TableMaps
+) -> Iterator[tuple[TableMap, RowsHead, bytes, int, int]]:
+    """The rows events among whole events that end in `trailer` bytes of checksum: table map, head, and where the images are
+    (buffer, from, to). Keeps `maps`."""
+    known, at, end = known_maps(mariadb), 0, len(buffer)
+    least = HEADER_SIZE + trailer
+    while at < end:
+        if end - at < least:
+            raise FormatError("truncated", f"an event is cut off at byte {at}", WHOLE_EVENTS_HINT)
+        _, kind, _, length, _, _ = _unpack_header(buffer, at)
+        stop = at + length
+        if length < least or stop > end:
+            raise FormatError(
+                "truncated",
+                f"{event_name(kind)} at byte {at} claims {length} bytes, {end - at} are there",
+                WHOLE_EVENTS_HINT,
+            )
+        if kind == ev.TABLE_MAP:
+            content = buffer[at + 27 : stop - trailer]
+            maps[buffer[at + 19 : at + 25]] = known.get(content) or table_map_of(content, mariadb)
+        elif kind in KINDS:
+            identity = buffer[at + 19 : at + 25]
+            table_map = maps.get(identity)
+            if table_map is not None:
+                head = parse_rows_head(kind, buffer, at + HEADER_SIZE, stop - trailer)
+                if kind in COMPRESSED:
+                    data = ev.decompress(buffer[head.data : stop - trailer])
+                    yield table_map, head, data, 0, len(data)
+                else:
+                    yield table_map, head, buffer, head.data, stop - trailer
+            elif identity not in NO_TABLE:
+                raise no_table_map(kind, identity, at)
+        elif kind == ev.TRANSACTION_PAYLOAD:
+            yield from _rows_events(ev.transaction_payload(buffer[at + HEADER_SIZE : stop - trailer]), mariadb, 0, maps)
+        at = stop
 
 
 _ENDING = re.compile(rb"\s*(?:COMMIT|ROLLBACK)\s*$", re.IGNORECASE)

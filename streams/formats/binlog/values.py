@@ -13,6 +13,7 @@ temporal and decimal types; compressed columns as observed on MariaDB 10.11.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 import struct
 import zlib
@@ -25,7 +26,7 @@ from typing import Final
 from streams.formats.binlog import jsonb
 from streams.formats.binlog import table_map as t
 from streams.formats.binlog.charsets import decode_text
-from streams.formats.binlog.decimals import decimal_size, decode_decimal
+from streams.formats.binlog.decimals import decimal_reader, decimal_size
 from streams.formats.binlog.table_map import Column
 from streams.formats.errors import FormatError, damaged
 
@@ -86,6 +87,7 @@ class JsonBinary:
 
 Value = int | float | Decimal | str | bytes | EnumValue | SetValue | Undecoded | JsonBinary | Absent | None
 Decoder = Callable[[bytes, int], tuple[Value, int]]
+Convert = Callable[[bytes], Value]
 
 _FIXED: Final[dict[int, int]] = {
     t.NULL: 0,
@@ -140,11 +142,17 @@ def size_of(column: Column) -> tuple[int, int]:
     )
 
 
+def converter_of(column: Column) -> Convert:
+    """A function from the bytes of a non-NULL value (without its length) to the value."""
+    size, width = size_of(column)
+    return _variable(column) if width else _fixed(column, size)
+
+
 def decoder_of(column: Column) -> Decoder:
     """A function (buffer, offset of a non-NULL value) -> (value, offset after it)."""
     size, width = size_of(column)
+    convert = converter_of(column)
     if width:
-        convert = _variable(column)
 
         def decode_variable(buffer: bytes, at: int) -> tuple[Value, int]:
             start = at + width
@@ -154,7 +162,6 @@ def decoder_of(column: Column) -> Decoder:
             return convert(buffer[start:end]), end
 
         return decode_variable
-    convert = _fixed(column, size)
 
     def decode_fixed(buffer: bytes, at: int) -> tuple[Value, int]:
         end = at + size
@@ -165,17 +172,13 @@ def decoder_of(column: Column) -> Decoder:
     return decode_fixed
 
 
-Convert = Callable[[bytes], Value]
-
-
 def _fixed(column: Column, size: int) -> Convert:
     kind, fraction = column.type, column.meta[0]
     if kind in (t.TINY, t.SHORT, t.INT24, t.LONG, t.LONGLONG):
         signed = not column.unsigned
         return lambda raw: int.from_bytes(raw, "little", signed=signed)
     if kind == t.NEWDECIMAL:
-        precision, scale = column.meta
-        return lambda raw: decode_decimal(raw, precision, scale)
+        return decimal_reader(*column.meta)
     if kind in (t.FLOAT, t.DOUBLE):
         unpack = struct.Struct("<f" if kind == t.FLOAT else "<d").unpack
         return lambda raw: unpack(raw)[0]
@@ -200,7 +203,7 @@ def _fixed(column: Column, size: int) -> Convert:
     if kind == t.TIMESTAMP2:
         return lambda raw: _timestamp(int.from_bytes(raw[:4], "big"), _fraction(raw[4:], fraction), fraction)
     if kind == t.DATETIME2:
-        return lambda raw: _datetime2(raw, fraction)
+        return _datetime2 if not fraction else lambda raw: _datetime2(raw, fraction)
     if kind == t.TIME2:
         return lambda raw: _time2(raw, fraction)
     return lambda raw: None
@@ -242,6 +245,9 @@ def _fraction(raw: bytes, digits: int) -> int:
     return int.from_bytes(raw, "big") * (1, 10_000, 100, 1)[(digits + 1) // 2]
 
 
+_TWO_DIGITS: Final = tuple(f"{i:02d}" for i in range(64))
+
+
 def _with_fraction(text: str, microseconds: int, digits: int) -> str:
     return f"{text}.{f'{microseconds:06d}'[:digits]}" if digits else text
 
@@ -256,16 +262,20 @@ def _timestamp(seconds: int, microseconds: int, digits: int) -> str:
     return _with_fraction(f"{moment:%Y-%m-%d %H:%M:%S}", microseconds, digits)
 
 
-def _datetime2(raw: bytes, digits: int) -> str:
+@functools.lru_cache(maxsize=4096)
+def _day(packed: int) -> str:
+    """The date and the space after it, of year and month (as one number, by 13) and day."""
+    year, month = divmod(packed >> 5, 13)
+    return f"{year:04d}-{month:02d}-{packed & 31:02d} "
+
+
+def _datetime2(raw: bytes, digits: int = 0) -> str:
     packed = int.from_bytes(raw[:5], "big") - 0x8000000000
     if packed < 0:
         raise damaged("a DATETIME value")
-    year_month, time = packed >> 22, packed & 0x1FFFF
-    text = (
-        f"{year_month // 13:04d}-{year_month % 13:02d}-{packed >> 17 & 31:02d} "
-        f"{time >> 12:02d}:{time >> 6 & 63:02d}:{time & 63:02d}"
-    )
-    return _with_fraction(text, _fraction(raw[5:], digits), digits)
+    two = _TWO_DIGITS
+    text = f"{_day(packed >> 17)}{two[packed >> 12 & 31]}:{two[packed >> 6 & 63]}:{two[packed & 63]}"
+    return _with_fraction(text, _fraction(raw[5:], digits), digits) if digits else text
 
 
 def _time2(raw: bytes, digits: int) -> str:

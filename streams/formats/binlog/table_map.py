@@ -466,7 +466,8 @@ def _fill(column: Column, declared: Declared) -> Column:
         more["unsigned"] = "unsigned" in text or "zerofill" in text or column.type == YEAR
     if column.charset is None and column.type in _CHARACTER_MARIADB | {ENUM, SET}:
         binary = declared.charset is None and text.startswith(_BINARY_TYPES)
-        more["charset"] = "binary" if binary else declared.charset
+        # What the log calls utf8mb3 was called utf8 by servers for long.
+        more["charset"] = "binary" if binary else "utf8mb3" if declared.charset == "utf8" else declared.charset
     if column.members is None and column.type in (ENUM, SET) and text:
         more["members"] = _declared_members(declared.type)
     return dataclasses.replace(column, **more)

@@ -253,15 +253,27 @@ class Silence:
             )
 
 
+# A broker that has just started says these of topics that it has, until it knows who leads them.
+_STARTING = frozenset(
+    {
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+    }
+)
+
+
 @contextlib.contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Kafka's exceptions as `ConsumeError`."""
     try:
         yield
     except KafkaException as error:
-        away = clients.code_of(error) in clients.UNREACHABLE
+        away, starting = (clients.code_of(error) in codes for codes in (clients.UNREACHABLE, _STARTING))
         raise ConsumeError(
-            "kafka-unreachable" if away else "kafka-refused",
+            "kafka-unreachable" if away or starting else "kafka-refused",
             f"could not {doing}: {clients.text_of(error)}",
-            "is Kafka up and the address right?" if away else "",
+            "is Kafka up and the address right?" if away else "Kafka may just have been started" if starting else "",
         ) from error

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from streams import clients
 from streams.admin import ensure_topics
 from streams.codec import ZERO_DIGEST, chain_digest, encode
-from streams.consume import Message, follow, read_topic
+from streams.consume import ConsumeError, Message, explained, follow, read_topic
 from streams.errors import DeliveryFailed, StreamError
 from streams.events import CallAudited, CommandRequested, Event, JobChanged, SourceChanged
 from streams.ids import now_us, uuid7
@@ -411,3 +412,17 @@ def test_a_broker_that_is_away_is_logged_once_in_a_while(caplog: pytest.LogCaptu
         assert "Connection refused" in stream.trouble or "down" in stream.trouble
         stream.release()
     assert 1 <= sum("refused" in r.getMessage() for r in caplog.records) <= 4
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        (KafkaError._TRANSPORT, "kafka-unreachable"),
+        (KafkaError._UNKNOWN_PARTITION, "kafka-unreachable"),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "kafka-refused"),
+    ],
+)
+def test_a_broker_that_is_just_starting_is_away_and_does_not_refuse(code: int, wanted: str) -> None:
+    with pytest.raises(ConsumeError) as caught, explained("look"):
+        raise KafkaException(KafkaError(code))
+    assert caught.value.code == wanted

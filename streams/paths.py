@@ -8,6 +8,9 @@ effect is that others no longer stand. A *path* is the ascending list of ordinal
     steps      9 10               path at 10: 1-5, 9-10;   6-7 is a branch left behind, still reachable
     forward    to the state at 7: undo 10, 9, redo 6, 7
 
+A *selective undo* takes single changes back and leaves the steps around them: it moves nothing on the path. Its step stands
+there like a user's, is counted like one, and is taken back by undoing it in turn; it is no `Turn`.
+
 So the state after any step is known from the rollbacks alone. Pure; used by the API to resolve a target, by the agent to
 check a plan. Own steps (schema `holdfast`) are in paths like any other but are not counted as user steps.
 """

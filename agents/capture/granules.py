@@ -164,7 +164,7 @@ class Indexer:
 def landmarks(ordinal: int, summary: StepSummary, *, account: bool = False) -> Iterator[Landmark]:
     """What must be known of a step more than its counts. Also of steps that are in no granule yet."""
     for plan in summary.markers:
-        yield Landmark(ordinal, "marker", plan=plan)
+        yield Landmark(ordinal, "undo" if summary.undo else "marker", plan=plan)
     if summary.markers:
         return
     if summary.own:

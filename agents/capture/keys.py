@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
-from agents.rollback.schema import Definition, TableName, parse_definition
+from agents.rollback.schema import Definition, TableName, fitted, parse_definition
 from agents.schema.record import State
 from streams.capture_log import StepFragment
 from streams.events import GranuleClosed, GranuleKeys, KeyedTable, SchemaRecorded
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.events import FormatDescription, parse_format_description
-from streams.formats.binlog.inverse import rows_head
+from streams.formats.binlog.inverse import ROWS_TYPES, rows_head
 from streams.formats.binlog.keys import KeyReader, key_reader
-from streams.formats.binlog.rows import KINDS, RowLayout, image_ends, layout_of, parse_rows
+from streams.formats.binlog.rows import KINDS, UPDATES, RowLayout, image_ends, layout_of, parse_rows
 from streams.formats.binlog.step import OWN_SCHEMA, TableMaps
-from streams.formats.binlog.table_map import Declared, TableMap, known_maps, table_map_of, with_declared
+from streams.formats.binlog.table_map import TableMap, known_maps, table_map_of
 from streams.formats.errors import FormatError
 from streams.key_runs import Hasher, hasher, run_of
 
@@ -121,12 +121,13 @@ class KeyCollector:
                 self._first = fragment.ordinal
             if self.recorded.before(fragment.ordinal):
                 self._known.clear()
-        if fragment.payload is None or fragment.accounts:
+        if fragment.payload is None:
             return
         if self._format is None or fragment.preamble != self._preamble:
             self._format, self._preamble = parse_format_description(fragment.preamble), fragment.preamble
             self._known.clear()
-        self._walk(fragment.payload, _STEP.pack(fragment.ordinal - self._first))
+        trailer = ev.CHECKSUM_SIZE if self._format.has_checksum else 0
+        self._walk(fragment.payload, trailer, _STEP.pack(fragment.ordinal - self._first))
 
     def close(self, granule: GranuleClosed) -> GranuleKeys:
         """The keys of the granule that has just been closed."""
@@ -146,9 +147,9 @@ class KeyCollector:
         self._open()
         return keys
 
-    def _walk(self, payload: bytes, step: bytes) -> None:
+    def _walk(self, payload: bytes, trailer: int, step: bytes) -> None:
+        """Whole events that end in `trailer` bytes of checksum."""
         assert self._format is not None
-        trailer = ev.CHECKSUM_SIZE if self._format.has_checksum else 0
         mariadb = self._format.mariadb
         known, maps, tables = known_maps(mariadb), self._maps, self._known
         at, end = 0, len(payload)
@@ -166,6 +167,8 @@ class KeyCollector:
                     table = tables[table_map] if table_map in tables else self._table(table_map)
                     if table is not None:
                         self._rows(table, kind, payload, at, stop - trailer, step)
+            elif kind == ev.TRANSACTION_PAYLOAD:
+                self._walk(ev.transaction_payload(payload[at + ev.HEADER_SIZE : stop - trailer]), 0, step)
             at = stop
 
     def _table(self, table_map: TableMap) -> _Table | None:
@@ -191,11 +194,13 @@ class KeyCollector:
             return
         head = table.heads.get(kind)
         if head is not None and payload.startswith(head, at + 27):
-            data, first, last, update = payload, at + 27 + len(head), end, kind == ev.UPDATE_ROWS_V1
+            data, first, last, update = payload, at + 27 + len(head), end, kind in UPDATES
         else:
             event = parse_rows(kind, payload[at + ev.HEADER_SIZE : end])
-            if any(b not in (None, table.bitmap) for b in (event.before, event.after)):
-                self._too_many(keys)  # images without all of their columns: nobody can tell the key
+            if kind == ev.PARTIAL_UPDATE_ROWS or any(
+                b not in (None, table.bitmap) for b in (event.before, event.after)
+            ):
+                self._too_many(keys)  # images without all of their columns, or of their documents
                 return
             data, first, last, update = event.data, 0, len(event.data), event.kind == "update"
         read, hashed, entries = table.read, table.hash, keys.entries
@@ -230,28 +235,16 @@ def _shape(table_map: TableMap, definition: Definition | None, secret: bytes) ->
     bitmap = ((1 << count) - 1).to_bytes((count + 7) >> 3, "little")
     layout = layout_of(described, bitmap)
     columns = definition.key[1] if definition.key else ()
-    one, two = rows_head(0, 1, count, bitmap, None)[8:], rows_head(0, 1, count, bitmap, bitmap)[8:]
+    heads: dict[int, bytes] = {}
+    for version, types in ROWS_TYPES.items():
+        one, two = rows_head(0, version, count, bitmap, None)[8:], rows_head(0, version, count, bitmap, bitmap)[8:]
+        heads |= {types["insert"]: one, types["delete"]: one, types["update"]: two}
     return _Table(
         table_map.key,
         layout,
         bitmap,
-        {ev.WRITE_ROWS_V1: one, ev.DELETE_ROWS_V1: one, ev.UPDATE_ROWS_V1: two},
+        heads,
         columns,
         key_reader(layout, definition.indexes(columns)) if columns else None,
         hasher(secret, *table_map.key, columns),
     )
-
-
-def fitted(table_map: TableMap, definition: Definition) -> TableMap | None:
-    """The map with what the definition knows of its columns; None when they are not the same columns."""
-    # A unique key over a long column is kept by a hidden last column, which the log shows and the schema does not.
-    # (One of the user's may be called so, too: only what comes after the recorded columns is hidden.)
-    recorded = [c.name for c in definition.columns]
-    names = [
-        c.name for c in table_map.columns if c.index < len(recorded) or not (c.name or "").startswith("DB_ROW_HASH_")
-    ]
-    if len(names) != len(recorded) or (table_map.named and names != recorded):
-        return None
-    if len(names) != len(table_map.columns):
-        return table_map
-    return with_declared(table_map, (Declared(c.name, c.type, c.charset) for c in definition.columns))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
-from typing import Final
+from typing import Final, Protocol
 
 from agents.rollback.schema import Definition, TableName
 from streams.events import Problem
@@ -28,11 +28,12 @@ from streams.formats.binlog.rows import (
     STATEMENT_END,
     RowLayout,
     image_ends,
+    iter_rows,
     layout_of,
     parse_rows,
 )
 from streams.formats.binlog.statements import classify, statement_text
-from streams.formats.binlog.step import MARKER_TABLE, NO_TABLE, OWN_SCHEMA
+from streams.formats.binlog.step import MARKER_TABLE, NO_TABLE, OWN_SCHEMA, marker_of
 from streams.formats.binlog.table_map import TableMap, known_maps, table_map_of
 from streams.formats.errors import FormatError
 
@@ -53,6 +54,38 @@ _unpack = Struct("<B4xI").unpack_from
 SCRATCH: Final = "or restore the table on a scratch copy (planned, not built yet)"
 
 
+class Sink(Protocol):
+    """Where the rows of one table go: its `NetTable`, or what chooses among them for it."""
+
+    size: int
+    unchecked: bool
+
+    @property
+    def table_map(self) -> TableMap: ...
+    @property
+    def referenced(self) -> tuple[int, ...]: ...
+    def add(self, before: bytes | None, after: bytes | None) -> None: ...
+
+
+class Chooser(Protocol):
+    """Which rows of the steps are folded (`agents.rollback.choose`). Without one all are."""
+
+    took: bool
+    """Set when a row was folded; reset by the reader."""
+
+    def wants(self, name: TableName) -> bool:
+        """Whether rows of this table are to be looked at in the present step."""
+        ...
+
+    def sink(self, net: NetTable, definition: Definition) -> Sink:
+        """What chooses among the rows of this table."""
+        ...
+
+    def counts(self, code: str, name: TableName | None, text: str) -> bool:
+        """Whether a finding stands in the way: of a table, or (None) of the step, `text` being its statement."""
+        ...
+
+
 @dataclass(slots=True)
 class _Finding:
     problem: Callable[[int, int], Problem]
@@ -65,13 +98,14 @@ class _Finding:
 class _Table:
     """What is known of one table map while its rows go by."""
 
-    net: NetTable | None
+    net: Sink | None
     """None: rows of this table are left out (own schema, sequences) or cannot be undone (a finding says why)."""
     layout: RowLayout
     heads: dict[int, bytes]
     """By type of a plain event that holds all columns: what follows its flags, up to the first image."""
     spread_delete: bool
     spread_update: Slicer | None
+    marker: bool = False
 
 
 class Folder:
@@ -81,8 +115,15 @@ class Folder:
     undone and what is redone. `tables` then holds the net changes and `problems()` what stands in the way.
     """
 
-    def __init__(self, definition: Callable[[TableName], Definition | None], *, most_bytes: int) -> None:
+    def __init__(
+        self,
+        definition: Callable[[TableName], Definition | None],
+        *,
+        most_bytes: int,
+        chooser: Chooser | None = None,
+    ) -> None:
         self._definition = definition
+        self._chooser = chooser
         self._most = most_bytes
         self.tables: dict[TableName, NetTable] = {}
         self.definitions: dict[TableName, Definition] = {}
@@ -95,6 +136,7 @@ class Folder:
         """Steps that change accounts: no rows of anybody's, and so not in the way."""
         self.too_large = False
         self._known: dict[TableMap, _Table] = {}
+        self._left: dict[TableMap, _Table] = {}
         self._maps: dict[bytes, TableMap] = {}
         self._findings: dict[tuple[str, str], _Finding] = {}
         self._ordinal = 0
@@ -116,8 +158,17 @@ class Folder:
             out.append(problem)
         return tuple(out)
 
-    def _find(self, code: str, about: str, problem: Callable[[int, int], Problem]) -> None:
-        """Note a finding. `problem` is given the first and the last step that show it."""
+    def _find(
+        self,
+        code: str,
+        about: str,
+        problem: Callable[[int, int], Problem],
+        name: TableName | None = None,
+        text: str = "",
+    ) -> None:
+        """Note a finding. `problem` is given the first and the last step that show it; `name` is the table it is of."""
+        if self._chooser is not None and not self._chooser.counts(code, name, text):
+            return
         known = self._findings.get((code, about))
         if known is None:
             self._findings[code, about] = _Finding(problem, self._ordinal, self._ordinal)
@@ -178,7 +229,11 @@ class Folder:
     def _rows(self, table: _Table, kind: int, payload: bytes, at: int, end: int) -> None:
         net = table.net
         if net is None or self.too_large:
+            if table.marker:
+                self._marker(table, kind, payload[at + ev.HEADER_SIZE : end])
             return
+        if self._chooser is not None:
+            self._chooser.took = False
         head = table.heads.get(kind)
         if head is not None and payload.startswith(head, at + 27):
             flags, what = payload[at + 25], KINDS[kind]
@@ -220,21 +275,26 @@ class Folder:
             self._broken(net, error)
         if flags & ~STATEMENT_END:
             net.unchecked = net.unchecked or bool(flags & NO_CHECK_CONSTRAINT_CHECKS)
-        if table.spread_delete and what == "delete" and not flags & NO_FOREIGN_KEY_CHECKS:
+        if table.spread_delete and what == "delete" and not flags & NO_FOREIGN_KEY_CHECKS and self._took():
             self._cascade(net, "deletes")
         self._most -= net.size - held
         if self._most < 0:
             self._give_up()
 
-    def _updates(self, table: _Table, net: NetTable, data: bytes, first: int, ends: list[int], flags: int) -> None:
+    def _took(self) -> bool:
+        return self._chooser is None or self._chooser.took
+
+    def _updates(self, table: _Table, net: Sink, data: bytes, first: int, ends: list[int], flags: int) -> None:
         if len(ends) & 1:
             raise table.layout.damaged()
         spread = None if flags & NO_FOREIGN_KEY_CHECKS else table.spread_update
         for i in range(0, len(ends), 2):
             middle, end = ends[i], ends[i + 1]
             before, after = data[first:middle], data[middle:end]
+            if self._chooser is not None:
+                self._chooser.took = False
             net.add(before, after)
-            if spread is not None and spread(before) != spread(after):
+            if spread is not None and self._took() and spread(before) != spread(after):
                 self._cascade(net, "changes")
             first = end
 
@@ -242,6 +302,9 @@ class Folder:
         columns = len(table_map.columns)
         bitmap = ((1 << columns) - 1).to_bytes((columns + 7) >> 3, "little")
         layout = layout_of(table_map, bitmap)
+        chooser = self._chooser
+        if chooser is not None and table_map.schema != OWN_SCHEMA and not chooser.wants(table_map.key):
+            return self._unwanted(table_map, layout)
         net = self._net(table_map, layout)
         spread_delete, spread_update = False, None
         if net is not None:
@@ -254,17 +317,32 @@ class Folder:
             one = rows_head(0, version, columns, bitmap, None)[8:]
             two = rows_head(0, version, columns, bitmap, bitmap)[8:]
             heads |= {types["insert"]: one, types["delete"]: one, types["update"]: two}
-        made = _Table(net, layout, heads, spread_delete, spread_update)
+        sink: Sink | None = net
+        if net is not None and chooser is not None:
+            sink = chooser.sink(net, self.definitions[table_map.key])
+        marker = table_map.key == MARKER_TABLE
+        made = _Table(sink, layout, heads, spread_delete, spread_update, marker)
         self._known[table_map] = made
         return made
+
+    def _unwanted(self, table_map: TableMap, layout: RowLayout) -> _Table:
+        """Not looked at now; it may be later."""
+        made = self._left.get(table_map)
+        if made is None:
+            made = self._left[table_map] = _Table(None, layout, {}, False, None)
+        return made
+
+    def _marker(self, table: _Table, kind: int, body: bytes) -> None:
+        """A rollback's step is not undone by its rows: it is a turn of the path. A selective undo's is."""
+        for _, image in iter_rows(parse_rows(kind, body), table.layout.table_map):
+            if image is not None and not marker_of(image, table.layout.table_map)[1]:
+                self._find("rollback-step", "", lambda n, _: Problem(
+                    "rollback-step", f"step {n} is itself a rollback's and cannot be undone by its rows",
+                    "plan a way to a state on the timeline instead"))  # fmt: skip
 
     def _net(self, table_map: TableMap, layout: RowLayout) -> NetTable | None:
         name, text = table_map.key, f"{table_map.schema}.{table_map.table}"
         if table_map.schema == OWN_SCHEMA:
-            if name == MARKER_TABLE:
-                self._find("rollback-step", "", lambda n, _: Problem(
-                    "rollback-step", f"step {n} is itself a rollback's and cannot be undone by its rows",
-                    "plan a way to a state on the timeline instead"))  # fmt: skip
             return None
         definition = self._definition(name)
         if table_map.is_sequence or (definition is not None and definition.is_sequence):
@@ -275,14 +353,14 @@ class Folder:
             if core_of(had.table_map) != core_of(table_map):
                 self._find("layout-changed", text, lambda n, _: Problem(
                     "layout-changed", f"from step {n} on, {text} is laid out differently, without DDL in the log",
-                    "roll back no further than to this step"))  # fmt: skip
+                    "roll back no further than to this step"), name)  # fmt: skip
                 return None
             return had
         problem = _unfit(name, text, definition, table_map)
         if problem is not None or definition is None:
             if problem is not None:
                 self._find(problem.code, text, lambda n, _: Problem(
-                    problem.code, problem.message.replace("{step}", f"step {n}"), problem.hint))  # fmt: skip
+                    problem.code, problem.message.replace("{step}", f"step {n}"), problem.hint), name)  # fmt: skip
             return None
         self.definitions[name] = definition
         key = definition.indexes(definition.key[1]) if definition.key else ()
@@ -341,12 +419,12 @@ class Folder:
         code = {"TRUNCATE": "truncate", "DROP": "drop"}.get(verb, "ddl")
         self._find(code, text, lambda n, last: Problem(
             code, f"step {n} is a definition change: {text}",
-            f"roll back to just after it (step {last}), {SCRATCH}"))  # fmt: skip
+            f"roll back to just after it (step {last}), {SCRATCH}"), text=text)  # fmt: skip
 
     def _statement(self, text: str) -> None:
         self._find("statement-event", "", lambda n, _: Problem(
             "statement-event", f"step {n} was logged as a statement, not as rows" + (f": {text}" if text else ""),
-            f"roll back to just after it (step {n}); set binlog_format=ROW on the source"))  # fmt: skip
+            f"roll back to just after it (step {n}); set binlog_format=ROW on the source"), text=text)  # fmt: skip
 
     def _account(self) -> None:
         self._find("account-statement", "", lambda n, _: Problem(
@@ -358,19 +436,21 @@ class Folder:
             "xa", f"step {n} belongs to an XA transaction, which this version does not undo",
             f"roll back to just after it (step {n})"))  # fmt: skip
 
-    def _partial(self, net: NetTable) -> None:
+    def _partial(self, net: Sink) -> None:
         text = f"{net.table_map.schema}.{net.table_map.table}"
         self._find("partial-image", text, lambda n, _: Problem(
             "partial-image", f"step {n} logged rows of {text} without all of their columns",
-            f"roll back to just after it (step {n}); set binlog_row_image=FULL on the source"))  # fmt: skip
+            f"roll back to just after it (step {n}); set binlog_row_image=FULL on the source"),
+            net.table_map.key)  # fmt: skip
 
-    def _partial_json(self, net: NetTable) -> None:
+    def _partial_json(self, net: Sink) -> None:
         text = f"{net.table_map.schema}.{net.table_map.table}"
         self._find("partial-image", text, lambda n, _: Problem(
             "partial-image", f"step {n} logged of JSON documents in {text} only what changed in them",
-            f"roll back to just after it (step {n}); set binlog_row_value_options='' on the source"))  # fmt: skip
+            f"roll back to just after it (step {n}); set binlog_row_value_options='' on the source"),
+            net.table_map.key)  # fmt: skip
 
-    def _cascade(self, net: NetTable, verb: str) -> None:
+    def _cascade(self, net: Sink, verb: str) -> None:
         text = f"{net.table_map.schema}.{net.table_map.table}"
         children = ", ".join(
             f"{r.schema}.{r.table}" for r in self.definitions[net.table_map.key].referenced_by
@@ -379,12 +459,12 @@ class Folder:
         self._find("cascade", f"{text} {verb}", lambda n, _: Problem(
             "cascade", f"step {n} {verb} rows of {text}, and a foreign key carries that on to {children}: "
             "the log does not hold what it did there",
-            f"roll back to just after it (step {n}), {SCRATCH}"))  # fmt: skip
+            f"roll back to just after it (step {n}), {SCRATCH}"), net.table_map.key)  # fmt: skip
 
-    def _broken(self, net: NetTable, error: FormatError) -> None:
+    def _broken(self, net: Sink, error: FormatError) -> None:
         text = f"{net.table_map.schema}.{net.table_map.table}"
         self._find("chain-broken", text, lambda n, _: Problem(
-            "chain-broken", f"at step {n}: {error.message}", error.hint))  # fmt: skip
+            "chain-broken", f"at step {n}: {error.message}", error.hint), net.table_map.key)  # fmt: skip
 
     def _give_up(self) -> None:
         self.too_large = True

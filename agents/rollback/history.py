@@ -16,7 +16,7 @@ from agents.rollback.stages import FINAL, UNDECIDED
 from agents.schema.record import fold
 from streams.consume import read_topic
 from streams.events import CommitsRecorded, RollbackChanged, RollbackPlanned, SchemaRecorded
-from streams.formats.binlog.step import MARKER_TABLE, summarise
+from streams.formats.binlog.step import MARKER_TABLE, UNDO, summarise
 from streams.paths import Turn, path_at, turn
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
@@ -86,7 +86,7 @@ def turns(history: History, log: Log, lineage: str) -> list[Turn]:
     """The rollbacks that happened in this lineage, ascending."""
     out = []
     for plan, planned in history.plans.items():
-        if planned.lineage != lineage or history.state(plan) != "applied":
+        if planned.lineage != lineage or planned.kind == UNDO or history.state(plan) != "applied":
             continue
         applied = history.last(plan, "applied")
         ordinal = applied.ordinal if applied is not None else 0
@@ -130,7 +130,7 @@ def check_paths(request: Request, known: list[Turn], head: int) -> None:
             f"which steps stand at step {request.head_ordinal} is not what the plan was asked with",
             "another rollback was applied meanwhile: plan again",
         )
-    if path_at(request.target_ordinal, known) != request.path_after:
+    if request.kind != UNDO and path_at(request.target_ordinal, known) != request.path_after:
         raise AgentError(
             "target-unknown", f"the path asked for is not the one at step {request.target_ordinal}", "plan again"
         )

@@ -1,4 +1,5 @@
-"""Plans: what leads from the state of one path to that of another, as net changes, with what stands in the way.
+"""Plans: what leads from the state of one path to that of another, or takes back what a selective undo chose, as net changes,
+with what stands in the way.
 
 A plan is a pure function of (lineage, paths, schema version, options): the same inputs give the same digest in
 whatever process, and nothing else may run under a confirmed one. Reads steps from the log it is given, never from a
@@ -15,11 +16,15 @@ from typing import Any, Final, Protocol
 from blake3 import blake3
 
 from agents.errors import AgentError
+from agents.rollback.choose import Chooser, Index
 from agents.rollback.fold import SCRATCH, Folder
 from agents.rollback.schema import Definition, Schema, TableName
-from streams.events import OrdinalRange, Problem, RollbackPlanned, TableEffect
+from streams.errors import StreamError
+from streams.events import Dependant, OrdinalRange, Problem, RollbackPlanned, TableEffect
 from streams.formats.binlog.net import NetChanges, core_content
+from streams.formats.binlog.step import UNDO
 from streams.paths import Path, length, normalise, way
+from streams.selection import Selection, parse_selection
 
 # The digest's domain. Change it whenever the same inputs come to be carried out differently.
 PLAN_FORMAT: Final = b"holdfast plan 1"
@@ -42,6 +47,8 @@ class Fragment(Protocol):
     def ordinal(self) -> int: ...
     @property
     def number(self) -> int: ...
+    @property
+    def last(self) -> bool: ...
     @property
     def preamble(self) -> bytes: ...
     @property
@@ -67,11 +74,16 @@ class Request:
     path_before: Path
     path_after: Path
     whole_source: bool = True
+    selection: Selection | None = None
+    """Of kind `undo`: what to take back."""
 
     @property
     def options(self) -> str:
         """Canonical JSON of the options that the digest covers."""
-        return json.dumps({"whole_source": self.whole_source}, sort_keys=True, separators=(",", ":"))
+        options: dict[str, Any] = {"whole_source": self.whole_source}
+        if self.selection is not None:
+            options["select"] = self.selection.options()
+        return json.dumps(options, sort_keys=True, separators=(",", ":"))
 
 
 def parse_request(parameters: Mapping[str, Any]) -> Request:
@@ -89,12 +101,22 @@ def parse_request(parameters: Mapping[str, Any]) -> Request:
             path_before=_path(parameters["path_before"]),
             path_after=_path(parameters["path_after"]),
             whole_source=bool(options.get("whole_source", True)),
+            selection=parse_selection(options["select"]) if "select" in options else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AgentError("command-invalid", f"the parameters of rollback.plan are not valid: {error!r}") from error
-    if request.kind not in ("rollback", "forward"):
+    except StreamError as error:
+        raise AgentError("command-invalid", error.message, error.hint) from error
+    if request.kind not in ("rollback", "forward", UNDO):
         raise AgentError("command-invalid", f"{request.kind!r} is no kind of plan")
-    unknown = set(options) - {"whole_source"}
+    if (request.kind == UNDO) != (request.selection is not None):
+        raise AgentError(
+            "command-invalid",
+            f"a plan of kind {request.kind!r} {'needs' if request.kind == UNDO else 'has no'} selection",
+        )
+    if request.kind == UNDO and (request.whole_source or request.path_before != request.path_after):
+        raise AgentError("command-invalid", "a selective undo leaves the path and later steps alone")
+    unknown = set(options) - {"whole_source", "select"}
     if unknown:
         raise AgentError("command-invalid", f"rollback.plan knows no option {', '.join(sorted(unknown))}")
     return request
@@ -102,6 +124,7 @@ def parse_request(parameters: Mapping[str, Any]) -> Request:
 
 def request_of(planned: RollbackPlanned) -> Request:
     """The request that a recorded plan was made from."""
+    options = json.loads(planned.options or "{}")
     return Request(
         plan=planned.plan,
         kind=planned.kind,
@@ -112,7 +135,8 @@ def request_of(planned: RollbackPlanned) -> Request:
         head_ordinal=planned.head_ordinal,
         path_before=planned.path_before,
         path_after=planned.path_after,
-        whole_source=json.loads(planned.options or "{}").get("whole_source", True),
+        whole_source=options.get("whole_source", True),
+        selection=parse_selection(options["select"]) if "select" in options else None,
     )
 
 
@@ -167,15 +191,15 @@ def make_plan(
     source: str,
     by: str,
     planned_us: int,
+    index: Index | None = None,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
-    """Read the steps and say what undoing and redoing them comes to.
+    """Read the steps and say what undoing and redoing them comes to. `index`: where to look for what a selective undo needs;
+    without one, or where it has nothing, every step is looked at.
 
     Never raises for what stands in the way: that is in the event's `obstacles`, and the plan is then not runnable.
     """
-    undo, redo = way(request.path_before, request.path_after)
-    total = length(undo) + length(redo)
     definitions: dict[TableName, Definition | None] = {}
 
     def look_up(name: TableName) -> Definition | None:
@@ -183,28 +207,16 @@ def make_plan(
             definitions[name] = schema.get(name)
         return definitions[name]
 
-    folder = Folder(look_up, most_bytes=memory_bytes)
-    for ranges, undone in ((undo, True), (redo, False)):
-        for r in ranges:
-            for fragment in steps(r.first, r.last):
-                folder.step(fragment.ordinal, fragment.preamble, fragment.payload, first=fragment.number == 0)
-                if folder.steps % 10_000 == 0 and fragment.number == 0:
-                    progress(folder.steps, total)
-        if undone:
-            folder.turn_round()
-    problems = list(folder.problems())
-    if folder.steps != total:
-        problems.insert(0, Problem(
-            "too-few-steps", f"the plan covers {total} steps, of which the log holds {folder.steps}",
-            "roll back less far",
-        ))  # fmt: skip
+    read = _chosen if request.selection is not None else _way
+    folder, made = read(request, look_up, steps, index, memory_bytes, progress)
+    problems = [*folder.problems(), *made.problems]
     tables = () if folder.too_large else _tables(folder, look_up)
-    warnings = _warnings(folder, tables)
+    warnings = [*made.warnings, *_warnings(folder, tables)]
     keyless = sum(t.changes.rows for t in tables if not t.changes.table.keyed)
     rows = sum(t.changes.rows for t in tables)
     problems += _keyless(tables)
-    if not problems and not undo and not redo:
-        problems.append(Problem("nothing-to-do", "the source is in that state already", "see `timeline show`"))
+    if not problems and not made.undo and not made.redo:
+        problems.append(made.nothing)
     event = RollbackPlanned(
         lineage=request.lineage,
         plan=request.plan,
@@ -216,22 +228,103 @@ def make_plan(
         head_ordinal=request.head_ordinal,
         path_before=request.path_before,
         path_after=request.path_after,
-        undo=undo,
-        redo=redo,
-        steps=folder.steps,
+        undo=made.undo,
+        redo=made.redo,
+        steps=made.steps,
         rows=rows,
         payload_bytes=folder.payload_bytes,
         tables=tuple(t.effect for t in tables),
         obstacles=tuple(problems),
         warnings=tuple(warnings),
+        dependants=made.dependants,
+        dependant_steps=made.dependant_steps,
         schema_version=schema.version,
         options=request.options,
         estimate_ms=int(BASE_MS + ROW_MS * rows + KEYLESS_ROW_MS * keyless),
-        digest=plan_digest(request, undo, redo, schema.version, tables),
+        digest=plan_digest(request, made.undo, made.redo, schema.version, tables),
         planned_us=planned_us,
         by=by,
     )
     return Plan(event, tables, folder.preamble)
+
+
+_NOTHING: Final = Problem("nothing-to-do", "the source is in that state already", "see `timeline show`")
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was read into a plan. `nothing`: what there is to say when that is nothing."""
+
+    undo: Path
+    redo: Path
+    steps: int
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    dependants: tuple[Dependant, ...] = ()
+    dependant_steps: int = 0
+    nothing: Problem = _NOTHING
+
+
+LookUp = Callable[[TableName], Definition | None]
+
+
+def _way(
+    request: Request,
+    look_up: LookUp,
+    steps: ReadSteps,
+    index: Index | None,
+    memory_bytes: int,
+    progress: Callable[[int, int], None],
+) -> tuple[Folder, _Made]:
+    """From the state of one path to that of another: all of the steps between."""
+    undo, redo = way(request.path_before, request.path_after)
+    total = length(undo) + length(redo)
+    folder = Folder(look_up, most_bytes=memory_bytes)
+    for ranges, undone in ((undo, True), (redo, False)):
+        for r in ranges:
+            for fragment in steps(r.first, r.last):
+                folder.step(fragment.ordinal, fragment.preamble, fragment.payload, first=fragment.number == 0)
+                if folder.steps % 10_000 == 0 and fragment.number == 0:
+                    progress(folder.steps, total)
+        if undone:
+            folder.turn_round()
+    problems: tuple[Problem, ...] = ()
+    if folder.steps != total:
+        problems = (Problem(
+            "too-few-steps", f"the plan covers {total} steps, of which the log holds {folder.steps}",
+            "roll back less far",
+        ),)  # fmt: skip
+    return folder, _Made(undo, redo, folder.steps, problems)
+
+
+def _chosen(
+    request: Request,
+    look_up: LookUp,
+    steps: ReadSteps,
+    index: Index | None,
+    memory_bytes: int,
+    progress: Callable[[int, int], None],
+) -> tuple[Folder, _Made]:
+    """What was selected, and what depends on it."""
+    assert request.selection is not None
+    chooser = Chooser(request.selection, request.path_before, look_up, index)
+    folder = Folder(look_up, most_bytes=memory_bytes, chooser=chooser)
+    chooser.run(folder, steps, lambda ordinal: progress(ordinal, request.head_ordinal))
+    chosen = chooser.finish(folder)
+    folder.turn_round()
+    nothing = Problem(
+        "nothing-to-do", "no row that stands was changed by what is selected", "see `timeline show` and `row history`"
+    )
+    return folder, _Made(
+        chosen.steps,
+        (),
+        length(chosen.steps),
+        chosen.problems,
+        chosen.warnings,
+        chosen.dependants,
+        chosen.dependant_steps,
+        nothing,
+    )
 
 
 def _tables(folder: Folder, look_up: Callable[[TableName], Definition | None]) -> tuple[TablePlan, ...]:

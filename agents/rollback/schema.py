@@ -13,7 +13,7 @@ from typing import Any
 
 from streams.events import TableDefinition
 from streams.formats.binlog.keys import declared_key
-from streams.formats.binlog.table_map import SEQUENCE_COLUMNS
+from streams.formats.binlog.table_map import SEQUENCE_COLUMNS, Declared, TableMap, with_declared
 
 TableName = tuple[str, str]
 
@@ -27,6 +27,7 @@ class ColumnDefinition:
     nullable: bool
     generated: str | None
     charset: str | None
+    collation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,8 @@ def parse_definition(recorded: TableDefinition) -> Definition:
     """Raises `ValueError` or `KeyError` when the JSON is not canonical."""
     raw: dict[str, Any] = json.loads(recorded.definition)
     columns = tuple(
-        ColumnDefinition(c["name"], c["type"], c["nullable"], c["generated"], c["charset"]) for c in raw["columns"]
+        ColumnDefinition(c["name"], c["type"], c["nullable"], c["generated"], c["charset"], c.get("collation"))
+        for c in raw["columns"]
     )
     unique = {name: tuple(names) for name, names in sorted(raw["unique_keys"].items())}
     return Definition(
@@ -134,3 +136,18 @@ class Schema:
     def get(self, name: TableName) -> Definition | None:
         recorded = self.tables.get(name)
         return None if recorded is None else parse_definition(recorded)
+
+
+def fitted(table_map: TableMap, definition: Definition) -> TableMap | None:
+    """The map with what the definition knows of its columns; None when they are not the same columns."""
+    # A unique key over a long column is kept by a hidden last column, which the log shows and the schema does not.
+    # (One of the user's may be called so, too: only what comes after the recorded columns is hidden.)
+    recorded = [c.name for c in definition.columns]
+    names = [
+        c.name for c in table_map.columns if c.index < len(recorded) or not (c.name or "").startswith("DB_ROW_HASH_")
+    ]
+    if len(names) != len(recorded) or (table_map.named and names != recorded):
+        return None
+    if len(names) != len(table_map.columns):
+        return table_map
+    return with_declared(table_map, (Declared(c.name, c.type, c.charset) for c in definition.columns))

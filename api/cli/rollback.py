@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,11 @@ def plan(ask: Ask, source: str, switch_branch: bool, whole_source: bool, **given
     target = _target(given)
     if not target:
         raise click.UsageError("say how far back: --steps, --to-time, --to-gtid or --to-step")
-    found = _make(ask, source, {"kind": "rollback", **target}, switch_branch, whole_source)
+    _planned(ask, _make(ask, source, {"kind": "rollback", **target}, switch_branch, whole_source))
+
+
+def _planned(ask: Ask, found: dict[str, Any]) -> None:
+    """Say what was planned, and how to go on."""
 
     def human() -> None:
         _summary(ask, found)
@@ -85,6 +90,7 @@ def _get(ask: Ask, plan: str) -> dict[str, Any]:
 def _summary(ask: Ask, found: dict[str, Any]) -> None:
     from api.cli.tables import pairs, size, table
 
+    undo = found["kind"] == "undo"
     way = " and ".join(
         f"{verb} {_steps(found[part])}" for part, verb in (("undo", "undo"), ("redo", "redo")) if found[part]
     )
@@ -94,7 +100,7 @@ def _summary(ask: Ask, found: dict[str, Any]) -> None:
         [
             ("plan", f"{found['plan']} ({found['kind']}, {found['state']})"),
             ("source", found["source"]),
-            ("target", f"{found['target']}: {place}{when}"),
+            ("target", found["target"] if undo else f"{found['target']}: {place}{when}"),
             ("way", way or "nothing to do"),
             ("amount", f"{found['rows']:,} rows of {found['steps']:,} steps, {size(found['bytes'])} of log"),
             ("estimate", _seconds(found["estimate_ms"]) if found["estimate_ms"] else ""),
@@ -117,6 +123,8 @@ def _summary(ask: Ask, found: dict[str, Any]) -> None:
                 for t in found["tables"]
             ],
         )
+    if found["dependant_steps"]:
+        _dependants(found)
     if found["obstacles"]:
         click.echo("In the way, so it cannot run:", err=True)
         say_problems(found["obstacles"])
@@ -126,6 +134,19 @@ def _summary(ask: Ask, found: dict[str, Any]) -> None:
     if found["problems"]:
         click.echo(f"Why it {found['state']}:", err=True)
         say_problems(found["problems"])
+
+
+def _dependants(found: dict[str, Any]) -> None:
+    """Later steps that depend on what is taken back."""
+    from api.cli.tables import clean
+
+    meant = {"cascade": "undone, too", "force": "written over", "leave": "their rows are left"}
+    later = found["options"]["select"]["later"]
+    click.echo(f"\nLater steps that wrote the same rows or depend on them ({meant.get(later, 'in the way')}):")
+    for d in found["dependants"][:10]:
+        click.echo(f"  step {d['ordinal']:,}  {clean(', '.join(d['tables']))}")
+    if found["dependant_steps"] > 10:
+        click.echo(f"  and {found['dependant_steps'] - 10:,} more")
 
 
 def _steps(ranges: list[list[int]]) -> str:
@@ -213,7 +234,8 @@ def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bo
         ask.out(checked, lambda: click.echo("It could run. Nothing was done."))
         return
     if not found["obstacles"]:
-        rows, way = f"{found['rows']:,} rows", f"{found['kind']} {found['target']}"
+        way = found["target"] if found["kind"] == "undo" else f"{found['kind']} {found['target']}"
+        rows = f"{found['rows']:,} rows"
         confirm(ask, source, f"{source} will be changed in place: {way}, {rows}", yes)
     job = ask.api.post(path, {"digest": digest})["job"]
     if no_wait:
@@ -227,6 +249,8 @@ def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bo
         click.echo(f"Done{step}: {result.get('rows', found['rows']):,} rows changed, {found['target']}.")
         if found["kind"] == "rollback":
             click.echo(f"Forward again:  holdfast rollback forward {source}")
+        elif found["kind"] == "undo" and result.get("ordinal"):
+            click.echo(f"Take it back:   holdfast rollback undo {source} --step {result['ordinal']}")
 
     ask.out({"plan": found["plan"], "source": source, "digest": digest, "job": done, "result": result}, human)
 
@@ -263,6 +287,50 @@ def forward(
         if error.exit_code == UNCONFIRMED:
             ask.say(f"The plan stays:  holdfast rollback run {found['plan']}")
         raise
+
+
+@click.command("undo")
+@SOURCE
+@click.option("--step", type=click.IntRange(1), metavar="ORDINAL", help="This transaction.")
+@click.option("--gtid", "position", help="The transaction with this GTID.")
+@click.option("--from-step", "first", type=click.IntRange(1), metavar="ORDINAL", help="Steps from this one on.")
+@click.option("--to-step", "last", type=click.IntRange(1), metavar="ORDINAL", help="Steps up to this one.")
+@click.option("--since", type=MOMENT, help="Steps committed at this moment or later: 12:00, 10m, 2026-01-31 12:00:05.")
+@click.option("--until", type=MOMENT, help="Steps committed at this moment or before.")
+@click.option("--table", metavar="SCHEMA.TABLE", help="Rows of this table only.")
+@click.option(
+    "--keys",
+    multiple=True,
+    metavar="KEY|FIRST..LAST",
+    help="Rows with these keys only: 7, 100..200, or the parts of a composite key with commas. May be repeated.",
+)
+@click.option(
+    "--later",
+    type=click.Choice(["refuse", "cascade", "force", "leave"]),
+    default="refuse",
+    show_default=True,
+    help="When later steps wrote the same rows: refuse; undo these steps, too; go over their writes; leave these rows.",
+)
+@asks
+def undo(ask: Ask, source: str, later: str, keys: tuple[str, ...], **given: Any) -> None:
+    """Plan to take back single changes and leave the steps around them: a transaction, a table, some keys. Nothing is
+    touched."""
+    select = {k: v for k, v in given.items() if v is not None}
+    if keys:
+        select["keys"] = [_key_range(text) for text in keys]
+    if not select.keys() - {"table"}:
+        raise click.UsageError("say what to take back: --step, --gtid, or a range of steps or keys of a --table")
+    body = {"kind": "undo", "select": select, "later": later, "options": {"whole_source": False}}
+    accepted = ask.api.post(f"/v1/sources/{segment(source)}/rollbacks", body)
+    ask.wait(accepted["job"], f"planning for {source}")
+    _planned(ask, _get(ask, accepted["plan"]))
+
+
+def _key_range(text: str) -> dict[str, list[str]]:
+    """`7`, `100..200`, `a,b`. A value that holds commas or dots in a row stands in double quotes: `"a,b"`."""
+    first, dots, last = text.partition("..") if not text.startswith('"') else (text, "", "")
+    ends = [next(csv.reader([end], skipinitialspace=True), [""]) for end in ((first, last) if dots else (first, first))]
+    return {"first": ends[0], "last": ends[1]}
 
 
 @click.command("list")
@@ -311,4 +379,4 @@ def abandon(ask: Ask, plan: str) -> None:
     ask.out({"plan": plan, "job": done}, lambda: click.echo(f"{plan} is abandoned"))
 
 
-COMMANDS = (plan, show, run, forward, list_all, abandon)
+COMMANDS = (plan, undo, show, run, forward, list_all, abandon)

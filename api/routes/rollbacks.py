@@ -4,7 +4,6 @@ runs."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from api import plans, shapes
@@ -14,24 +13,19 @@ from api.errors import ApiError
 from api.routes.sources import known
 from api.routes.timeline import table_of
 from api.timeline import resolve, rows, targets
+from api.timeline.picked import picker_of
+from api.timeline.selecting import Goal, selected
 from api.timeline.source import Now, Timeline, covering
 from projections.views import timeline as view
 from projections.views.base import Connection
 from projections.views.timeline import Plan
+from streams.formats.binlog.step import UNDO
 from streams.formats.errors import FormatError
 from streams.ids import uuid7
-from streams.paths import Path
+from streams.selection import Selection, within
 
 _TARGETS = ("steps", "to_time", "to_position", "to_step", "plan")
 _FINAL = ("applied", "abandoned")
-
-
-@dataclass(frozen=True, slots=True)
-class _Goal:
-    """What shall stand, and how the user said it."""
-
-    after: Path
-    text: str
 
 
 def plan(call: Call) -> Reply:
@@ -43,8 +37,14 @@ def plan(call: Call) -> Reply:
         timeline = call.site.timelines.of(source.source)
         now = timeline.now(conn)
         _check_lineage(source.source, now, body.get("lineage"))
-        goal = _goal(timeline, conn, now, body)
-        found = targets.judge(now.history, goal.after, body["kind"], body["switch_branch"])
+        selection: Selection | None = None
+        if body["kind"] == UNDO:
+            goal, selection = selected(timeline, conn, now, body)
+            found = targets.unmoved(now.history, within(selection.steps, now.history.path))
+        else:
+            _no_selection(body)
+            goal = _goal(timeline, conn, now, body)
+            found = targets.judge(now.history, goal.after, body["kind"], body["switch_branch"])
         target = timeline.one(conn, now, found.target) if found.target else None
     plan_id = uuid7()
     time_us = target.time_us if target else 0
@@ -60,6 +60,8 @@ def plan(call: Call) -> Reply:
         "path_after": targets.ranges(found.after),
         "options": {"whole_source": body["options"].get("whole_source", True)},
     }
+    if selection is not None:
+        parameters["options"] = {"whole_source": False, "select": selection.options()}
     job = ask(call, "rollback.plan", source.source, parameters)
     shown = {
         "text": goal.text,
@@ -92,7 +94,12 @@ def _check_lineage(source: str, now: Now, wanted: str | None) -> None:
         )
 
 
-def _goal(timeline: Timeline, conn: Connection, now: Now, body: Mapping[str, Any]) -> _Goal:
+def _no_selection(body: Mapping[str, Any]) -> None:
+    if "select" in body or body["later"] != "refuse":
+        raise ApiError(422, "selection-unexpected", "only an undo selects what to take back", "say `kind: undo`")
+
+
+def _goal(timeline: Timeline, conn: Connection, now: Now, body: Mapping[str, Any]) -> Goal:
     """The one target that the body names. Raises `ApiError` 422."""
     given = [name for name in _TARGETS if body.get(name) is not None]
     if len(given) > 1:
@@ -103,29 +110,29 @@ def _goal(timeline: Timeline, conn: Connection, now: Now, body: Mapping[str, Any
         case "" if not forward:
             raise ApiError(422, "target-missing", "a rollback needs a target", "steps, to_time, to_position or to_step")
         case "":
-            return _Goal(targets.forward(history), "forward to before the last rollback")
+            return Goal(targets.forward(history), "forward to before the last rollback")
         case "steps":
             steps = body["steps"]
             plural = "step" if steps == 1 else "steps"
             if forward:
-                return _Goal(targets.forward(history, steps), f"{steps} {plural} forward")
-            return _Goal(targets.back(history, steps), f"{steps} {plural} back")
+                return Goal(targets.forward(history, steps), f"{steps} {plural} forward")
+            return Goal(targets.back(history, steps), f"{steps} {plural} back")
         case "plan" if not forward:
             raise ApiError(422, "target-invalid", "only a way forward takes a rollback back", "say `kind: forward`")
         case "plan":
-            return _Goal(targets.before_plan(history, body["plan"]), f"to before rollback {body['plan']}")
+            return Goal(targets.before_plan(history, body["plan"]), f"to before rollback {body['plan']}")
         case "to_step":
             ordinal = body["to_step"]
             text = f"to step {ordinal}" if ordinal else "to the baseline"
-            return _Goal(targets.state_after(history, ordinal), text)
+            return Goal(targets.state_after(history, ordinal), text)
         case "to_time":
             at_us = shapes.microseconds(body["to_time"])
             ordinal = resolve.at_time(timeline, conn, now, at_us)
-            return _Goal(targets.state_after(history, ordinal), f"to {shapes.time(at_us)}")
+            return Goal(targets.state_after(history, ordinal), f"to {shapes.time(at_us)}")
         case _:
             position = body["to_position"]
             ordinal = resolve.at_position(timeline, conn, now, position)
-            return _Goal(targets.state_after(history, ordinal), f"to {position}")
+            return Goal(targets.state_after(history, ordinal), f"to {position}")
 
 
 def list_all(call: Call) -> Reply:
@@ -151,6 +158,7 @@ def preview(call: Call) -> Reply:
     p = call.parameters
     found = _plan(call)
     timeline, definitions = call.site.timelines.of(found.source), call.site.definitions(found.source)
+    picker = picker_of(found, definitions)
     try:
         shown = rows.preview(
             timeline,
@@ -160,6 +168,7 @@ def preview(call: Call) -> Reply:
             found.redo,
             limit=p["limit"],
             table=table_of(p["table"]),
+            picker=picker,
         )
     except FormatError as error:
         raise ApiError(422, error.code, f"the plan's rows cannot be shown: {error.message}", error.hint) from error
@@ -170,6 +179,14 @@ def preview(call: Call) -> Reply:
 def sql(call: Call) -> Download:
     found = _plan(call)
     touched = [*found.undo, *found.redo]
+    picker = picker_of(found, call.site.definitions(found.source))
+    if picker is not None and not picker.exact:
+        raise ApiError(
+            422,
+            "too-many-dependants",
+            f"{found.dependant_steps} steps depend on this undo, too many to be written as SQL",
+            "select less",
+        )
     granules: list[view.Granule] = []
     with call.site.views() as conn:
         for r in touched:
@@ -182,8 +199,10 @@ def sql(call: Call) -> Download:
         "For review. What `holdfast rollback run` does is the plan itself, behind a guard that compares every row first;",
         "these statements find rows by their values and pass over what has changed since.",
     ]
+    if picker is not None and found.dependants:
+        head.append(f"{found.dependant_steps} later steps depend on what is undone: {picker.selection.later}.")
     timeline, definitions = call.site.timelines.of(found.source), call.site.definitions(found.source)
-    chunks = rows.sql(timeline, definitions, found.lineage or "", found.undo, found.redo, granules, head)
+    chunks = rows.sql(timeline, definitions, found.lineage or "", found.undo, found.redo, granules, head, picker)
     return Download(chunks, "application/sql", f"{found.source}-{found.plan}.sql")
 
 
@@ -240,7 +259,8 @@ def _still_now(found: Plan, now: Now) -> None:
 
 
 def _again(found: Plan) -> str:
-    return f"`holdfast rollback {'forward' if found.kind == 'forward' else 'plan'} {found.source} …`"
+    command = {"forward": "forward", UNDO: "undo"}.get(found.kind, "plan")
+    return f"`holdfast rollback {command} {found.source} …`"
 
 
 def abandon(call: Call) -> Reply:

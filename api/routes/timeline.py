@@ -185,7 +185,7 @@ def _follow(
                 after = step.ordinal
                 if step.facts is None or (table is not None and not step.facts.touches(table)):
                     continue
-                data = step_json(timeline.source, lineage, step.facts, not step.facts.plan)
+                data = step_json(timeline.source, lineage, step.facts, step.facts.kind != "rollback")
                 put(ServerEvent("step", data, f"{lineage}:{step.ordinal}"))
         if stop.wait(0.5):
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 from api.timeline import values
 from api.timeline.definitions import Definitions
+from api.timeline.picked import Picker
 from api.timeline.source import Timeline
 from api.timeline.steps import ACCOUNT_TEXT
 from projections.views.timeline import Granule
@@ -110,12 +111,16 @@ def preview(
     *,
     limit: int,
     table: tuple[str, str] | None,
+    picker: Picker | None = None,
 ) -> Preview:
     """Rows as they are and as they would be, `limit` of each table.
 
     Steps to undo are folded in the order of the log, so a row's first image is what it becomes, its last what it is;
     steps to redo are folded on after that. Exact when the whole plan was looked at, which takes two seconds at most.
+    `picker` says which rows of a selective undo.
     """
+    if picker is not None:
+        undo = picker.steps
     deadline = time.monotonic() + SAMPLE_S
     read = looked = 0
     tables: dict[tuple[str, str], _Table] = {}
@@ -128,16 +133,18 @@ def preview(
                 maps = {} if fragment.number == 0 else maps
                 read += len(fragment.payload or b"")
                 for change in fragment_changes(timeline, definitions, lineage, fragment, maps):
-                    if change.schema != OWN_SCHEMA and table in (None, (change.schema, change.table)):
+                    if change.schema == OWN_SCHEMA or (picker and not picker.takes(fragment.ordinal, change)):
+                        continue
+                    if table in (None, (change.schema, change.table)):
                         columns.add(change)
                         known = tables.setdefault((change.schema, change.table), _Table())
                         _fold(known, change, fragment.ordinal, limit, undone)
                 looked += fragment.last
                 if read > SAMPLE_BYTES or time.monotonic() > deadline:
-                    return _preview(tables, columns, limit, looked, steps)
+                    return _preview(tables, columns, limit, looked, steps, picker)
         for known in tables.values():
             _turn_round(known)
-    return _preview(tables, columns, limit, looked, steps)
+    return _preview(tables, columns, limit, looked, steps, picker)
 
 
 def _fold(table: _Table, change: Change, ordinal: int, limit: int, undone: bool) -> None:
@@ -184,19 +191,31 @@ def _key(change: Change, image: Image | None) -> Any:
 
 
 def _preview(
-    tables: dict[tuple[str, str], _Table], columns: values.Tables, limit: int, looked: int, steps: int
+    tables: dict[tuple[str, str], _Table],
+    columns: values.Tables,
+    limit: int,
+    looked: int,
+    steps: int,
+    picker: Picker | None,
 ) -> Preview:
     out = []
     for (schema, name), table in tables.items():
-        rows = [r for r in table.rows.values() if r.before != r.after]
+        rows = [r for r in table.rows.values() if r.before != r.after and not _is_left(picker, r)]
         rows.sort(key=lambda r: -r.step)
         shown = [_row_json(r) for r in rows[:limit]]
         if not shown and not table.full:
             continue
-        complete = len(rows) <= limit and not table.full and looked == steps
+        complete = len(rows) <= limit and not table.full and looked == steps and (picker is None or picker.exact)
         known = columns.of(schema, name)
         out.append({"schema": schema, "table": name, "columns": known, "changes": shown, "complete": complete})
     return Preview(out, looked, steps)
+
+
+def _is_left(picker: Picker | None, row: _Row) -> bool:
+    """Whether a later write turned up after the row had been taken into the sample."""
+    if picker is None or not picker.left:
+        return False
+    return any(picker.row(row.change, image) in picker.left for image in (row.before, row.after) if image is not None)
 
 
 def _row_json(row: _Row) -> dict[str, Any]:
@@ -224,21 +243,46 @@ def sql(
     redo: Path,
     granules: Sequence[Granule],
     head: Sequence[str],
+    picker: Picker | None = None,
 ) -> Iterator[str]:
     """The statements that undo and redo, in the order in which they would have to run, with a comment for each step.
 
     Made in pieces, one of `granules` (ascending, as far as there are any) or some hundred steps at a time, so its size
-    costs no memory; a single step beyond 32 MiB is only named.
+    costs no memory; a single step beyond 32 MiB is only named. A selective undo is gone through once before, to know which of
+    its rows it takes.
     """
+    taken = _taken(timeline, definitions, lineage, picker) if picker is not None else None
     yield "".join(f"-- {line}\n" for line in head) + "\n" + SQL_PREAMBLE + "START TRANSACTION;\n"
     for r in reversed(undo):
         for first, last in reversed(list(_pieces(r, granules))):
-            texts = list(_piece_sql(timeline, definitions, lineage, first, last, undone=True))
+            texts = list(_piece_sql(timeline, definitions, lineage, first, last, undone=True, taken=taken))
             yield "".join(reversed(texts))
     for r in redo:
         for first, last in _pieces(r, granules):
             yield "".join(_piece_sql(timeline, definitions, lineage, first, last, undone=False))
     yield "\nCOMMIT;\n"
+
+
+Taken = dict[int, frozenset[int]]
+"""By step: which of its changes, counted from 0."""
+
+
+def _taken(timeline: Timeline, definitions: Definitions, lineage: str, picker: Picker) -> Taken:
+    rows: dict[int, dict[int, tuple[Any, ...]]] = {}
+    place = 0
+    for r in picker.steps:
+        maps: TableMaps = {}
+        for fragment in timeline.log.steps(lineage, r.first, r.last):
+            if fragment.number == 0:
+                maps, place = {}, 0
+            for change in fragment_changes(timeline, definitions, lineage, fragment, maps):
+                if change.schema != OWN_SCHEMA and picker.takes(fragment.ordinal, change):
+                    keys = (picker.row(change, change.before), picker.row(change, change.after))
+                    rows.setdefault(fragment.ordinal, {})[place] = keys
+                place += 1
+    left = picker.left
+    kept = {o: frozenset(p for p, keys in found.items() if not left.intersection(keys)) for o, found in rows.items()}
+    return {ordinal: places for ordinal, places in kept.items() if places}
 
 
 def _pieces(r: OrdinalRange, granules: Sequence[Granule]) -> Iterator[tuple[int, int]]:
@@ -257,7 +301,14 @@ def _pieces(r: OrdinalRange, granules: Sequence[Granule]) -> Iterator[tuple[int,
 
 
 def _piece_sql(
-    timeline: Timeline, definitions: Definitions, lineage: str, first: int, last: int, *, undone: bool
+    timeline: Timeline,
+    definitions: Definitions,
+    lineage: str,
+    first: int,
+    last: int,
+    *,
+    undone: bool,
+    taken: Taken | None = None,
 ) -> Iterator[str]:
     """One text for each step, ascending."""
     step: list[StepFragment] = []
@@ -272,17 +323,25 @@ def _piece_sql(
             step.clear()
         if not fragment.last:
             continue
+        if taken is not None and fragment.ordinal not in taken:
+            continue
         title = f"\n-- {'undo' if undone else 'redo'} step {fragment.ordinal}\n"
         if fragment.accounts:
             yield f"{title}-- {ACCOUNT_TEXT}, not shown\n"
         elif size > _LARGE_STEP:
             yield f"{title}-- {size} bytes: too large to be written as SQL\n"
         else:
-            yield title + "".join(_statements(timeline, definitions, lineage, step, undone))
+            chosen = taken[fragment.ordinal] if taken is not None else None
+            yield title + "".join(_statements(timeline, definitions, lineage, step, undone, chosen))
 
 
 def _statements(
-    timeline: Timeline, definitions: Definitions, lineage: str, step: Sequence[StepFragment], undone: bool
+    timeline: Timeline,
+    definitions: Definitions,
+    lineage: str,
+    step: Sequence[StepFragment],
+    undone: bool,
+    chosen: frozenset[int] | None,
 ) -> Iterator[str]:
     maps: TableMaps = {}
     try:
@@ -290,6 +349,8 @@ def _statements(
     except FormatError as error:
         yield f"-- this step cannot be written as SQL: {error}\n"
         return
+    if chosen is not None:
+        found = [change for place, change in enumerate(found) if place in chosen]
     for change in reversed(found) if undone else found:
         if change.schema == OWN_SCHEMA:
             continue

@@ -145,10 +145,10 @@ def _facts(first: StepFragment, s: StepSummary, size: int) -> StepFacts:
         time_us=s.commit_time * 1_000_000,
         captured_us=first.captured_us,
         position=s.gtid or (f"{first.file}:{s.end}" if first.file else ""),
-        kind="rollback" if plan else s.kind,
+        kind=("undo" if s.undo else "rollback") if plan else s.kind,
         tables=tuple((name, (c.inserts, c.updates, c.deletes)) for name, c in s.changes.items()),
         size=size,
-        own=bool(s.markers) or s.own,
+        own=(bool(s.markers) and not s.undo) or s.own,
         plan=plan,
         text=text,
     )

@@ -226,6 +226,18 @@ def judge(history: History, after: Path, kind: Kind, switch_branch: bool) -> Way
     return found
 
 
+def unmoved(history: History, undo: Path) -> Way:
+    """A selective undo of these steps: the path stays as it is. Raises `ApiError` (`nothing-to-do`)."""
+    if not undo:
+        raise ApiError(
+            422,
+            "nothing-to-do",
+            "none of these steps stands: they are rollbacks themselves, or were rolled back",
+            f"see `holdfast timeline show {history.source}`",
+        )
+    return Way(history.path, history.path, undo, (), counted(undo, history.own), 0)
+
+
 def ranges(path: Path) -> list[list[int]]:
     """A path in JSON: `[[first, last], …]`, ascending."""
     return [[r.first, r.last] for r in path]

@@ -27,7 +27,7 @@ from projections.views.base import (
     text,
     where,
 )
-from streams.events import Problem, RollbackChanged, RollbackPlanned, TableEffect
+from streams.events import Dependant, Problem, RollbackChanged, RollbackPlanned, TableEffect
 from streams.paths import Path
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Plan:
     tables: tuple[TableEffect, ...]
     obstacles: tuple[Problem, ...]
     warnings: tuple[Problem, ...]
+    dependants: tuple[Dependant, ...]
+    dependant_steps: int
     schema_version: bytes
     options: str
     estimate_ms: int
@@ -101,7 +103,8 @@ _EVENT = """
 """
 _PLANNED_COLUMNS = (
     "kind", "target", "target_ordinal", "target_time_us", "head_ordinal", "path_before", "path_after", "undo", "redo",
-    "steps", "row_count", "payload_bytes", "tables", "obstacles", "warnings", "schema_version", "options",
+    "steps", "row_count", "payload_bytes", "tables", "obstacles", "warnings", "dependants",
+    "dependant_steps", "schema_version", "options",
     "estimate_ms", "digest", "planned_us", "planned_by",
 )  # fmt: skip
 _PLANNED = sql.SQL(
@@ -179,6 +182,8 @@ def _planned(event: RollbackPlanned) -> dict[str, Any]:
         "tables": canonical(effects),
         "obstacles": dump_problems(event.obstacles),
         "warnings": dump_problems(event.warnings),
+        "dependants": canonical([[d.ordinal, [text(t) for t in d.tables], d.taken] for d in event.dependants]),
+        "dependant_steps": event.dependant_steps,
         "schema_version": event.schema_version,
         "options": text(event.options),
         "estimate_ms": event.estimate_ms,
@@ -215,7 +220,8 @@ def _plan(*, row_count: int, **row: Any) -> Plan:
     for name in ("obstacles", "warnings", "problems"):
         row[name] = load_problems(row[name])
     tables = tuple(TableEffect(*t) for t in json.loads(row["tables"]))
-    return Plan(**row | {"tables": tables, "rows": row_count})
+    dependants = tuple(Dependant(o, tuple(names), taken) for o, names, taken in json.loads(row["dependants"]))
+    return Plan(**row | {"tables": tables, "dependants": dependants, "rows": row_count})
 
 
 def _plan_event(*, row_count: int, **row: Any) -> PlanEvent:

@@ -520,7 +520,7 @@ def turns(conn: Connection, source: str, lineage: str) -> list[Turn]:
             WHERE source = %(source)s AND lineage = %(lineage)s AND kind = 'marker'
             UNION
             SELECT ordinal, plan FROM plan
-            WHERE source = %(source)s AND lineage = %(lineage)s AND ordinal > 0 AND state = 'applied'
+            WHERE source = %(source)s AND lineage = %(lineage)s AND ordinal > 0 AND state = 'applied' AND kind <> 'undo'
         ) t LEFT JOIN plan p ON p.plan = t.plan AND p.planned_us IS NOT NULL
         ORDER BY t.ordinal
         """,

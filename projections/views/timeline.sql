@@ -144,6 +144,8 @@ CREATE TABLE plan (
     tables          text NOT NULL DEFAULT '[]',
     obstacles       text NOT NULL DEFAULT '[]',
     warnings        text NOT NULL DEFAULT '[]',
+    dependants      text NOT NULL DEFAULT '[]',
+    dependant_steps bigint NOT NULL DEFAULT 0,
     schema_version  bytea NOT NULL DEFAULT '',
     options         text NOT NULL DEFAULT '',
     estimate_ms     bigint NOT NULL DEFAULT 0,

@@ -7,7 +7,7 @@ from streams.events.commands import CommandRequested
 from streams.events.health import HealthReported
 from streams.events.inventory import SourceChanged, SourceDefined, TokenIssued, TokenRevoked
 from streams.events.jobs import FINAL_STATES, JobChanged
-from streams.events.rollbacks import OrdinalRange, RollbackChanged, RollbackPlanned, TableEffect
+from streams.events.rollbacks import Dependant, OrdinalRange, RollbackChanged, RollbackPlanned, TableEffect
 from streams.events.schema import SchemaRecorded, TableDefinition
 from streams.events.timeline import GranuleClosed, GranuleKeys, KeyedTable, Landmark, TableCount
 
@@ -17,6 +17,7 @@ __all__ = [
     "CallAudited",
     "CommandRequested",
     "CommitsRecorded",
+    "Dependant",
     "Encryption",
     "EpochStarted",
     "Event",

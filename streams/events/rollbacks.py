@@ -30,6 +30,16 @@ class TableEffect:
     keyed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Dependant:
+    """A step that wrote again what a selective undo takes back, or wrote what depends on it: `tables` as `schema.table`.
+    `taken`: the plan undoes it, too, or writes over it."""
+
+    ordinal: int
+    tables: tuple[str, ...]
+    taken: bool
+
+
 @event
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollbackPlanned(Event):
@@ -37,10 +47,13 @@ class RollbackPlanned(Event):
 
     `path_before` and `path_after` are the ordinals whose effects stand before and after it, ascending
     (`streams.paths`); `undo` and `redo` follow from them. `obstacles` make a plan that cannot run; `warnings` do not.
-    `kind`: `rollback` or `forward`. `schema_version` is the digest of the schemas the plan was made with.
+    `kind`: `rollback`, `forward`, or `undo`: a selective undo, whose path is the same before and after it, `undo` the steps of
+    which rows are taken back, and `dependants` the first of the later steps found to depend on these (`options` says what was
+    selected and what becomes of dependants). `schema_version` is the digest of the schemas the plan was made with.
     """
 
     TYPE: ClassVar[str] = "rollback.planned"
+    VERSION: ClassVar[int] = 2
     TOPIC: ClassVar[str] = "rollbacks"
 
     plan: str
@@ -60,6 +73,8 @@ class RollbackPlanned(Event):
     tables: tuple[TableEffect, ...]
     obstacles: tuple[Problem, ...] = ()
     warnings: tuple[Problem, ...] = ()
+    dependants: tuple[Dependant, ...] = ()
+    dependant_steps: int = 0
     schema_version: bytes
     options: str = ""
     estimate_ms: int = 0

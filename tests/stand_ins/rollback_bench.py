@@ -15,6 +15,7 @@ from agents.mysql.apply import NativeTarget
 from agents.mysql.definitions import read_definitions, schema_version
 from agents.protocol import SourceSettings
 from agents.rollback.apply import Application, Outcome
+from agents.rollback.choose import Index
 from agents.rollback.history import History, check_paths, turns
 from agents.rollback.plan import Plan, Request, make_plan
 from agents.rollback.schema import Schema
@@ -22,8 +23,10 @@ from deploy.demo.accounts import create_account, grants_for
 from deploy.demo.mariadb import MariaDB
 from deploy.demo.server import DatabaseServer
 from streams.events import RollbackChanged
+from streams.formats.binlog.step import UNDO
 from streams.ids import uuid7
 from streams.paths import Path, drop_newest, path_at
+from streams.selection import Selection
 from tests.stand_ins.binlog_log import BinlogLog
 
 SOURCE = "shop"
@@ -105,6 +108,27 @@ class RollbackBench:
             by="test",
             planned_us=0,
             memory_bytes=memory_bytes,
+        )
+        self.history.plans[request.plan] = made.event
+        return made
+
+    def undo(self, selection: Selection, index: Index | None = None) -> Plan:
+        """A plan that takes back what is selected."""
+        known = turns(self.history, self.log, self.log.lineage)
+        head = self.head()
+        path = path_at(head, known)
+        request = Request(
+            uuid7(), UNDO, "", head, 0, self.log.lineage, head, path, path, whole_source=False, selection=selection
+        )
+        check_paths(request, known, head)
+        made = make_plan(
+            request,
+            self.schema,
+            lambda first, last: self.log.steps(self.log.lineage, first, last),
+            source=SOURCE,
+            by="test",
+            planned_us=0,
+            index=index,
         )
         self.history.plans[request.plan] = made.event
         return made

@@ -87,6 +87,11 @@ def key_reader(layout: RowLayout, columns: Sequence[int]) -> KeyReader:
     return read
 
 
+def form_of_values(values: Sequence[Value], columns: Sequence[Column]) -> bytes:
+    """The canonical form of a key whose values were decoded."""
+    return canonical([_piece(value, column) for value, column in zip(values, columns, strict=True)])
+
+
 def has_null(layout: RowLayout, columns: Sequence[int]) -> Callable[[bytes], bool]:
     """Whether one of `columns` is NULL in an image."""
     places = [layout.present.index(column) for column in columns]

@@ -19,7 +19,7 @@ lost event) is noticed here. Values are never decoded. Knows nothing of steps, p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -211,6 +211,17 @@ class NetTable:
     def clear(self) -> None:
         """Let go of everything folded so far."""
         self._first, self._now, self._copies, self.size = {}, {}, {}, 0
+
+    def identity(self, image: bytes) -> bytes:
+        """What a row with this image is told by: its key's bytes, or without a key the image itself."""
+        return image if self._key_of is None else self._key_of(image)
+
+    def forget(self, identities: Iterable[bytes]) -> None:
+        """Leave rows out again, as if they had not been folded."""
+        for identity in identities:
+            self._first.pop(identity, None)
+            self._now.pop(identity, None)
+            self._copies.pop(identity, None)
 
     def touches(self, image: bytes) -> bool:
         """Whether a change of this row image's key (for a table without one: of exactly this image) is among these."""

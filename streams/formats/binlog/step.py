@@ -59,6 +59,8 @@ StepKind = Literal["rows", "ddl", "statement", "account", "rolled_back", "xa", "
 
 OWN_SCHEMA: Final = "holdfast"
 MARKER_TABLE: Final = (OWN_SCHEMA, "marker")
+UNDO: Final = "undo"
+"""The kind of plan, in the marker row too, that takes changes back one by one and is no turn of the path."""
 
 # Table maps in force, by the six bytes of their table id as they stand in the event.
 TableMaps = dict[bytes, TableMap]
@@ -107,6 +109,7 @@ class StepSummary:
     - `secret`: holds a statement that must not be kept in clear.
     - `complete`: the closing event is there.
     - `markers`: plans whose marker row this step inserts: it is the step of that rollback.
+    - `undo`: that rollback is a selective undo: no turn of the path, the step stands like a user's.
     - `keyless`, `sequences`: tables among `changes` known to have no primary key, and those that are sequences.
     - `xid`: the XA transaction, as in `XA COMMIT`.
     - `end`: where the step ends in the source's log file. `gtid` is empty where the source numbers no transactions.
@@ -123,6 +126,7 @@ class StepSummary:
     secret: bool
     complete: bool
     markers: tuple[str, ...]
+    undo: bool
     keyless: tuple[tuple[str, str], ...]
     sequences: tuple[tuple[str, str], ...]
     xid: str
@@ -182,6 +186,7 @@ class Summariser:
         "_size",
         "_statements",
         "_time",
+        "_undo",
         "_xid",
     )
 
@@ -194,7 +199,7 @@ class Summariser:
         self._statements: list[str] = []
         self._markers: list[str] = []
         self._database = self._xid = ""
-        self._partial = self._secret = self._complete = self._begun = False
+        self._partial = self._secret = self._complete = self._begun = self._undo = False
         self._time = self._events = self._size = self._end = 0
 
     def feed(self, fragment: Buffer) -> None:
@@ -267,11 +272,10 @@ class Summariser:
             self._partial = self._partial or differences or not (before.full and after.full)
         if table_map.schema == OWN_SCHEMA and head.before is None and table_map.key == MARKER_TABLE:
             for _, image in iter_rows(parse_rows(kind, whole[body]), table_map):
-                plan = decode_row(image, table_map, head.after)[0] if image is not None else None
-                if isinstance(plan, Undecoded):  # a log without metadata does not say that it is text
-                    plan = plan.raw.decode("ascii", "replace")
-                if isinstance(plan, str):
+                plan, undo = marker_of(image, table_map, head.after) if image is not None else ("", False)
+                if plan:
                     self._markers.append(plan)
+                    self._undo = self._undo or undo
 
     def _other(self, kind: int, server_id: int, body: bytes) -> None:
         if kind in ev.GTIDS:
@@ -350,6 +354,7 @@ class Summariser:
             self._secret,
             self._complete,
             tuple(self._markers),
+            self._undo,
             tuple(keyless) if keyless else _NO_CHANGES,
             tuple(sequences) if sequences else _NO_CHANGES,
             self._xid,
@@ -357,6 +362,13 @@ class Summariser:
             self._size,
             self._end,
         )
+
+
+def marker_of(image: bytes, table_map: TableMap, bitmap: bytes | None = None) -> tuple[str, bool]:
+    """The plan that a row of the marker table names (empty: not to be read), and whether that is a selective undo."""
+    values = decode_row(image, table_map, bitmap)
+    plan, kind = (v.raw.decode("ascii", "replace") if isinstance(v, Undecoded) else v for v in (values[0], values[2]))
+    return (plan if isinstance(plan, str) else "", kind == UNDO)
 
 
 def no_table_map(kind: int, identity: bytes, at: int) -> FormatError:

@@ -36,6 +36,7 @@ from agents.capture.keys import KeyCollector, Recorded
 from agents.capture.takeover import Interrupted
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
+from agents.keystore import KeyStore, folder_of
 from agents.protocol import SourceSettings
 from agents.schema.keeper import Keeper
 from agents.schema.origin import SourceOrigin
@@ -44,7 +45,7 @@ from streams.admin import ensure_topics, topic_id
 from streams.capture_log import CaptureLog, StepFragment, Tail
 from streams.consume import batch, decoded, ends, open_consumer, partitions, read_topic
 from streams.errors import BrokenChain, StreamError
-from streams.events import GranuleClosed, HealthReported, SchemaRecorded, SourceChanged
+from streams.events import GranuleClosed, GranuleKeys, HealthReported, SchemaRecorded, SourceChanged
 from streams.formats.binlog.events import parse_format_description
 from streams.formats.binlog.step import StepSummary
 from streams.formats.errors import FormatError
@@ -109,6 +110,7 @@ class Index:
         self._topic = topic_name(settings.kafka.prefix, "capture", source)
         self._publisher = Publisher(settings, f"index-{source}")
         self._secrets = SecretStore(settings)
+        self._store: KeyStore | None = None
         self._steps = self._granules = self._versions = 0
         self._reported = 0.0
 
@@ -142,6 +144,7 @@ class Index:
                 _log.info("indexing %s/%s after step %d", self._source, lineage, after)
                 indexer = Indexer(self._source, lineage, tail.epoch, identity, after + 1)
                 recorded = self._recorded(lineage)
+                self._store = self._open_store(lineage, after)
                 keys = KeyCollector(
                     self._source, lineage, tail.epoch, *self._secrets.derived(PURPOSE), Recorded(lineage, recorded)
                 )
@@ -171,7 +174,9 @@ class Index:
         granule = indexer.rest()
         if granule is not None:
             failpoint("index-rest-closed")
-            self._publisher.sent_and_durable(keys.close(granule), granule)
+            run = keys.close(granule)
+            self._publisher.sent_and_durable(run, granule)
+            self._keep([(run, granule)])
 
     def _follow(
         self, log: CaptureLog, tail: Tail, lineage: str, indexer: Indexer, keys: KeyCollector, keeper: Keeper
@@ -179,7 +184,7 @@ class Index:
         """Index `lineage` until it ends or we are to."""
         first: StepFragment | None = None
         for fragments in log.follow(lineage, indexer.expected - 1, self._stop):
-            closed = 0
+            closed: list[tuple[GranuleKeys, GranuleClosed]] = []
             for fragment in fragments:
                 if fragment.number == 0:
                     first = fragment
@@ -189,15 +194,16 @@ class Index:
                     return
                 if granule is not None:
                     failpoint("index-granule-closed")
-                    self._publisher.publish(keys.close(granule))
+                    closed.append((keys.close(granule), granule))
+                    self._publisher.publish(closed[-1][0])
                     self._publisher.publish(granule)
-                    closed += 1
             if closed:
                 failpoint("index-granule-sent")
                 self._publisher.flush()
                 failpoint("index-granule-durable")
+                self._keep(closed)
             self._steps += len(fragments)
-            self._granules += closed
+            self._granules += len(closed)
             self._report(lineage, tail.epoch, indexer.expected - 1, fragments[-1].captured_us)
 
     def _defines(
@@ -212,6 +218,27 @@ class Index:
         position = last.position_after or step.gtid
         self._versions += keeper.take(first.ordinal, queries, position, last.captured_us, epoch)
         return keeper.state.ordinal >= first.ordinal
+
+    def _open_store(self, lineage: str, upto: int) -> KeyStore | None:
+        """The key index on disk, brought up to step `upto`. None: it cannot be kept; plans then read the log."""
+        try:
+            store = KeyStore(folder_of(self._settings.data_dir, self._source, lineage))
+            store.fill(self._settings.kafka, self._source, lineage, upto)
+        except (OSError, ValueError) as error:
+            _log.warning("the key index of %s cannot be kept on disk: %s", self._source, error)
+            return None
+        return store
+
+    def _keep(self, closed: Sequence[tuple[GranuleKeys, GranuleClosed]]) -> None:
+        """Take durable granules into the key index on disk."""
+        if self._store is None:
+            return
+        try:
+            for run, granule in closed:
+                self._store.add(run, granule)
+        except (OSError, ValueError) as error:
+            _log.warning("the key index of %s cannot be kept on disk: %s", self._source, error)
+            self._store = None
 
     def _recorded(self, lineage: str) -> list[SchemaRecorded]:
         """What the schema topic says of a lineage so far."""

@@ -51,6 +51,11 @@ Node = tuple[TableName, bytes]
 Relation = tuple[str, str, str]
 _WORD: Final = re.compile(r"[\w$]+")
 _STEP_CODES: Final = frozenset({"ddl", "truncate", "drop", "statement-event"})
+_OF_TABLES: Final = frozenset({"table", "index", "database", "schema", "truncate", "rename"})
+_OF_OTHERS: Final = frozenset({
+    "procedure", "function", "trigger", "view", "event", "package", "sequence", "role", "user", "server",
+})  # fmt: skip
+"""The first of these words says what a definition change is about; of the latter, none that rows depend on."""
 _OUTCOME_CODES: Final = frozenset({"xa", "not-transactional"})
 
 
@@ -404,11 +409,14 @@ class Chooser:
         if code in _OUTCOME_CODES:
             self._doubts.add(code)
             return False
-        return code in _STEP_CODES and self._concerns(self._ordinal, text)
+        return code in _STEP_CODES and self._concerns(self._ordinal, code, text)
 
-    def _concerns(self, ordinal: int, text: str) -> bool:
+    def _concerns(self, ordinal: int, code: str, text: str) -> bool:
         """Whether a statement at this step may be about a table of ours, by its words."""
-        words = {word.lower() for word in _WORD.findall(text)}
+        spoken = [word.lower() for word in _WORD.findall(text)]
+        if code != "statement-event" and next((w for w in spoken if w in _OF_TABLES | _OF_OTHERS), "") in _OF_OTHERS:
+            return False
+        words = set(spoken)
         tables = [w.name for w in self._watched.values() if w.first and w.first < ordinal]
         if self._selection.table is not None and self._is_selected(ordinal):
             tables.append(self._selection.table)
@@ -637,10 +645,11 @@ class Chooser:
         for ordinal, kind, text in self._index.marks(self._scope[0].first):
             if not self._in_scope(ordinal) or seen(ordinal):
                 continue  # what was read has spoken for itself
-            if kind == "incident" or (kind in ("ddl", "statement") and self._concerns(ordinal, text)):
+            code = "statement-event" if kind == "statement" else kind
+            if kind == "incident" or (kind in ("ddl", "statement") and self._concerns(ordinal, code, text)):
                 what = {"ddl": "is a definition change", "statement": "was logged as a statement"}.get(kind, "is a gap")
                 yield Problem(
-                    "statement-event" if kind == "statement" else kind,
+                    code,
                     f"step {ordinal} {what}: {text}" if text else f"step {ordinal} {what} in the source's own log",
                     "rows that were changed before it cannot be undone by themselves",
                 )

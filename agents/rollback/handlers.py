@@ -5,6 +5,7 @@ Each reads what the log says, hands it to `plan`, `apply` or `recover`, and publ
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from agents import registry
 from agents.commands import JobFailed
 from agents.errors import AgentError
+from agents.keystore import KeyIndex, open_index
 from agents.rollback import history as past
 from agents.rollback.apply import Application
 from agents.rollback.plan import Plan, Request, make_plan, parse_request, request_of
@@ -154,15 +156,25 @@ def _make(ctx: Context, source: str, request: Request, known: past.History, log:
         raise AgentError("lineage-ended", f"lineage {request.lineage} of {source} is not the current one", "plan again")
     past.check_paths(request, past.turns(known, log, request.lineage), tail.ordinal)
     deadline = time.monotonic() + SCHEMA_WAIT_S
+    settings = ctx.services.settings
+    index = open_index(settings.data_dir, source, request.lineage, ctx.services.secrets) if request.selection else None
+    with contextlib.closing(index) if index is not None else contextlib.nullcontext():
+        return _made(ctx, source, request, log, index, deadline)
+
+
+def _made(ctx: Context, source: str, request: Request, log: past.Log, index: KeyIndex | None, deadline: float) -> Plan:
     while True:
         schema = past.read_schema(ctx.services.settings.kafka, source, request.lineage, request.head_ordinal)
         made = make_plan(
             request,
             schema,
-            lambda first, last: log.steps(request.lineage, first, last),
+            lambda first, last: log.steps(
+                request.lineage, first, last, index.near(first) if index is not None else None
+            ),
             source=source,
             by=ctx.command.requester,
             planned_us=now_us(),
+            index=index,
             progress=lambda done, total: ctx.progress("reading steps", done, total, "steps"),
         )
         # Definitions are recorded a moment after their step is captured.

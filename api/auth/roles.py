@@ -59,6 +59,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("step.list", "GET", "/v1/sources/{source}/steps", _SEE),
     Operation("step.stream", "GET", "/v1/sources/{source}/steps/stream", _SEE),
     Operation("step.show", "GET", "/v1/sources/{source}/steps/{ordinal}", _ROWS),
+    Operation("row.history", "GET", "/v1/sources/{source}/rows/{schema}/{table}/history", _ROWS),
     Operation("branch.list", "GET", "/v1/sources/{source}/branches", _SEE),
     Operation("rollback.list", "GET", "/v1/sources/{source}/rollbacks", _SEE),
     Operation("rollback.plan", "POST", "/v1/sources/{source}/rollbacks", _ACT, changes=True),

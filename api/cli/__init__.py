@@ -46,6 +46,7 @@ NOUNS = (
     Noun("source", "What is protected: add, list, show, pause, resume, remove."),
     Noun("timeline", "A source's steps, as they were committed and as they come."),
     Noun("step", "One step: its rows before and after."),
+    Noun("row", "Every version of a row, and the transactions that wrote it."),
     Noun("rollback", "Plan a rollback, look at it, run it, go forward again."),
     Noun("job", "What agents were asked to do, and how far it is."),
     Noun("projections", "The read models: lag, digests, building them again from the log."),

@@ -20,6 +20,7 @@ HANDLERS: Mapping[str, Handler] = {
     "step.list": timeline.page,
     "step.stream": timeline.stream,
     "step.show": timeline.show,
+    "row.history": timeline.row_history,
     "branch.list": timeline.branches,
     "rollback.list": rollbacks.list_all,
     "rollback.plan": rollbacks.plan,

@@ -12,7 +12,7 @@ from api import shapes
 from api.calls import Call, Events, Reply, ServerEvent
 from api.errors import ApiError
 from api.routes.sources import known
-from api.timeline import rows
+from api.timeline import history, rows
 from api.timeline.source import Filter, Now, Timeline
 from api.timeline.steps import look, step_json
 from api.timeline.targets import stands
@@ -79,6 +79,35 @@ def show(call: Call) -> Reply:
             "changes": shown.changes,
             "offset": p["offset"],
             "next": shown.next,
+        }
+    )
+
+
+def row_history(call: Call) -> Reply:
+    p = call.parameters
+    table = (call.text("schema"), call.text("table"))
+    with call.site.views() as conn:
+        source = known(call, conn).source
+        timeline = call.site.timelines.of(source)
+        now = timeline.now(conn, p["lineage"])
+        try:
+            row = history.row_of(call.site.definitions(source), source, now, table, p["key"], call.site.secrets)
+            found = history.versions(timeline, call.site.definitions(source), conn, now, row, p["before"], p["limit"])
+        except FormatError as error:
+            raise ApiError(422, error.code, error.message, error.hint) from error
+    return Reply(
+        {
+            "source": source,
+            "lineage": now.lineage,
+            "head": now.head,
+            "schema": table[0],
+            "table": table[1],
+            "key_columns": list(row.names),
+            "key": list(row.texts),
+            "columns": found.columns,
+            "items": found.items,
+            "notes": shapes.problems(found.notes),
+            "next": found.next,
         }
     )
 

@@ -123,21 +123,37 @@ FROM (
            ('x' || encode(substring(fan FROM %(at)s + 4 FOR 4), 'hex'))::bit(32)::int AS high
     FROM key_run
     WHERE source = %(source)s AND lineage = %(lineage)s AND first_ordinal < %(before)s
+    ORDER BY first_ordinal DESC LIMIT %(runs)s
 ) r
-WHERE high > low
 ORDER BY first_ordinal DESC
 """
+_RUNS = 64
 
 
-def key_steps(conn: Connection, source: str, lineage: str, hashes: Sequence[bytes], before: int) -> list[int]:
-    """Ordinals below `before` of steps that wrote a key with one of these hashes, newest first: one slice of each run."""
+def key_steps(
+    conn: Connection, source: str, lineage: str, hashes: Sequence[bytes], before: int, most: int | None = None
+) -> list[int]:
+    """Ordinals below `before` of steps that wrote a key with one of these hashes, newest first: one slice of each run.
+    About `most` of them at least, if there are so many."""
     found: set[int] = set()
-    for wanted in hashes:
-        values = {"source": source, "lineage": lineage, "before": before, "entry": ENTRY, "at": wanted[0] * 4 + 1}
-        with conn.cursor(binary=True) as cursor:
-            for first, piece in cursor.execute(_SLICES, values):
-                found.update(first + step for step in steps_in(piece, wanted))
-    return sorted((o for o in found if o < before), reverse=True)
+    below = before
+    while True:
+        rows = 0
+        lowest = below
+        for wanted in hashes:
+            values = {
+                "source": source, "lineage": lineage, "before": below, "entry": ENTRY, "at": wanted[0] * 4 + 1,
+                "runs": _RUNS,
+            }  # fmt: skip
+            with conn.cursor(binary=True) as cursor:
+                slices = cursor.execute(_SLICES, values).fetchall()
+            rows = max(rows, len(slices))
+            for first, piece in slices:
+                lowest = min(lowest, first)
+                found.update(o for step in steps_in(piece, wanted) if (o := first + step) < before)
+        if rows < _RUNS or (most is not None and len(found) >= most):
+            return sorted(found, reverse=True)
+        below = lowest
 
 
 def key_shapes(

@@ -22,6 +22,8 @@ BENCHMARKS: dict[str, str] = {
     "capture-memory": "tests.bench.capture_memory:run",
     "undo-100k": "tests.bench.undo:hundred_thousand",
     "undo-last-step": "tests.bench.undo_last_step:run",
+    "undo-selective": "tests.bench.keyed:undo_selective",
+    "row-history": "tests.bench.keyed:row_history",
     "timeline": "tests.bench.timeline:run",
     "decode": "tests.bench.decode:run",
 }

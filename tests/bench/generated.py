@@ -17,7 +17,7 @@ import dataclasses
 import struct
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -26,6 +26,7 @@ from agents import registry
 from agents.capture.__main__ import defined_source
 from agents.capture.engine import LIMIT, UNDER_WAY
 from agents.capture.granules import MAX_STEPS, Indexer
+from agents.capture.keys import KeyCollector, Recorded
 from agents.capture.records import Recorder
 from agents.capture.takeover import claim, standing
 from agents.protocol import Steps
@@ -33,9 +34,11 @@ from streams.admin import topic_id
 from streams.capture_log import CaptureLog, StepFragment
 from streams.capture_record import unsettled_header
 from streams.consume import read_topic
-from streams.events import CommitsRecorded, GranuleClosed
+from streams.events import CommitsRecorded, GranuleClosed, GranuleKeys, SchemaRecorded
 from streams.ids import now_us
+from streams.key_runs import PURPOSE
 from streams.publish import Publisher, RecordStream
+from streams.secrets import SecretStore
 from streams.settings import Settings
 from streams.topics import topic_name
 
@@ -88,26 +91,32 @@ def extend(settings: Settings, source: str, ends: Sequence[int], template: int, 
         closed = _closed(settings, source, lineage)
         if closed != head // MAX_STEPS * MAX_STEPS:
             raise RuntimeError(f"granules end with step {closed} of {head}: steps too large, or not indexed yet")
-        indexer = Indexer(source, lineage, claimed.epoch, identity, closed + 1)
+        closer = _Closer(settings, source, lineage, claimed.epoch, identity, closed)
         for fragment in log.steps(lineage, closed + 1, head) if closed < head else ():
-            indexer.add(fragment)
+            closer.add(fragment)
 
         total = ends[0] - last - 1
         # What is missing of the granule that real steps have begun; then whole ones; then what begins the last.
         fill = (closed + MAX_STEPS - head) % MAX_STEPS
         blocks = (total - fill) // MAX_STEPS
         done: list[int] = []
-        for granule in _indexed(indexer, writer.write(plain, last + 1, 0, fill, domain, server)):
-            granules.publish(granule)
-        usual = _granule(plain, source, lineage, claimed.epoch, identity, like.preamble)
-        unusual = _granule(odd, source, lineage, claimed.epoch, identity, like.preamble)
+        for record in writer.write(plain, last + 1, 0, fill, domain, server):
+            for fragment in record.fragments():
+                for event in closer.add(fragment):
+                    granules.publish(event)
+        usual, unusual = (closer.block(b, like.preamble) for b in (plain, odd))
         number = last + fill + 1
         for i in range(blocks):
             is_odd = rare > 0 and i % max(1, blocks // 8) == max(1, blocks // 8) // 2
             fragments = writer.write(odd if is_odd else plain, number, 0, MAX_STEPS, domain, server)
             if is_odd:
                 done.append(fragments[0].ordinal + 99)
-            granules.publish(_like(unusual if is_odd else usual, fragments, domain, server, number))
+            keys, granule = unusual if is_odd else usual
+            granule = _like(granule, fragments, domain, server, number)
+            granules.publish(
+                dataclasses.replace(keys, first_ordinal=granule.first_ordinal, last_ordinal=granule.last_ordinal)
+            )
+            granules.publish(granule)
             number += MAX_STEPS
         writer.write(plain, number, 0, ends[0] - number, domain, server)
         _real(settings, source, at.after, writer, len(ends))
@@ -231,12 +240,36 @@ class _Writer:
         self._stream.close(120)
 
 
-def _indexed(indexer: Indexer, written: Iterable[Written]) -> Iterator[GranuleClosed]:
-    for record in written:
-        for fragment in record.fragments():
+class _Closer:
+    """Closes granules with their keys as the indexer does."""
+
+    def __init__(self, settings: Settings, source: str, lineage: str, epoch: int, identity: str, closed: int) -> None:
+        self._named = (source, lineage, epoch)
+        self._identity = identity
+        self._secret = SecretStore(settings).derived(PURPOSE)
+        events = (m.event for m in read_topic(settings.kafka, topic_name(settings.kafka.prefix, "schema", source)))
+        self._recorded = [e for e in events if isinstance(e, SchemaRecorded)]
+        self._indexer = Indexer(*self._named, identity, closed + 1)
+        self._keys = KeyCollector(*self._named, *self._secret, Recorded(lineage, self._recorded))
+
+    def add(self, fragment: StepFragment) -> list[GranuleKeys | GranuleClosed]:
+        granule = self._indexer.add(fragment)
+        self._keys.add(fragment)
+        return [] if granule is None else [self._keys.close(granule), granule]
+
+    def block(self, block: _Block, preamble: bytes) -> tuple[GranuleKeys, GranuleClosed]:
+        """What the indexer says of a block that is a whole granule, wherever it stands (with today's definitions)."""
+        lineage = self._named[1]
+        as_baseline = [dataclasses.replace(e, ordinal=0) for e in self._recorded[:1]]
+        indexer = Indexer(*self._named, self._identity)
+        keys = KeyCollector(*self._named, *self._secret, Recorded(lineage, as_baseline))
+        for i, payload in enumerate(block.steps, 1):
+            fragment = StepFragment(i, 0, True, preamble, payload, False, 0, "", 0)
             granule = indexer.add(fragment)
-            if granule is not None:
-                yield granule
+            keys.add(fragment)
+            if granule is not None and i == len(block.steps):
+                return keys.close(granule), granule
+        raise RuntimeError(f"{len(block.steps)} steps of the log do not make one granule")
 
 
 def _closed(settings: Settings, source: str, lineage: str) -> int:
@@ -245,17 +278,6 @@ def _closed(settings: Settings, source: str, lineage: str) -> int:
     events = (m.event for m in read_topic(settings.kafka, topic))
     ours = (e for e in events if isinstance(e, GranuleClosed) and e.source == source and e.lineage == lineage)
     return max((e.last_ordinal for e in ours), default=0)
-
-
-def _granule(block: _Block, source: str, lineage: str, epoch: int, identity: str, preamble: bytes) -> GranuleClosed:
-    """What the indexer says of a block that is a whole granule."""
-    indexer = Indexer(source, lineage, epoch, identity)
-    found = None
-    for i, payload in enumerate(block.steps, 1):
-        found = indexer.add(StepFragment(i, 0, True, preamble, payload, False, 0, "", 0)) or found
-    if found is None or found.last_ordinal != len(block.steps):
-        raise RuntimeError(f"{len(block.steps)} steps of the log do not make one granule")
-    return found
 
 
 def _like(template: GranuleClosed, written: Sequence[Written], domain: int, server: int, number: int) -> GranuleClosed:

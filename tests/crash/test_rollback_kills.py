@@ -29,6 +29,8 @@ from agents.rollback.plan import Plan
 from agents.rollback.recover import settle_all
 from agents.rollback.stages import STAGES
 from deploy.demo.mariadb import MariaDB
+from streams.events import OrdinalRange
+from streams.selection import KeyRange, Selection
 from tests.stand_ins.rollback_bench import RollbackBench
 from tests.stand_ins.rollback_driver import history, write_job
 
@@ -124,6 +126,32 @@ def test_the_agent_is_killed(bench: RollbackBench, tmp_path: Path, failpoint: st
         bench.run(bench.back(steps))
         bench.run(bench.plan("forward", plan.event.head_ordinal))
     assert content(bench) == before
+
+
+@pytest.mark.parametrize("failpoint", ["rollback-begin", "rollback-apply", "rollback-commit", *AFTER_COMMIT])
+def test_the_agent_is_killed_in_a_selective_undo(bench: RollbackBench, tmp_path: Path, failpoint: str) -> None:
+    """One transaction in the middle is taken back while others stand: all of it, or nothing, and it can be taken back."""
+    before, step = content(bench), bench.head() - 1
+    bench.sql("insert into bare values (9)")
+    later = content(bench)
+    selection = Selection((OrdinalRange(step, step),), ("crash", "t"), (KeyRange(("1",), ("1000",)),), "force")
+    plan = bench.undo(selection)
+    assert plan.event.obstacles == ()
+    assert plan.event.dependant_steps == 1
+    job = write_job(tmp_path, bench, plan)
+    assert finish(drive(job, "run", failpoint)) == -signal.SIGKILL
+    state = settled(bench, job, plan)
+    assert state == ("applied" if failpoint in AFTER_COMMIT else "failed")
+    assert bench.read_only() == 0
+    if state == "failed":
+        assert content(bench) == later
+        bench.history.plans.clear()
+        bench.run(bench.undo(selection))
+    assert bench.sql("select count(*) from t where id <= 1000 and v like 'b%'") == ((0,),)
+    assert bench.sql("select count(*) from t where id <= 1000") == ((1000,),)
+    done = bench.head()
+    bench.run(bench.undo(Selection((OrdinalRange(done, done),), None, (), "refuse")))
+    assert content(bench) == later != before
 
 
 def test_the_next_agent_is_killed_while_it_settles(bench: RollbackBench, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 import httpx
 from blake3 import blake3
 
+from agents.capture.keys import KeyCollector, Recorded
+from agents.mysql.definitions import read_definitions, schema_version
 from api import contract
 from api.__main__ import server
 from api.auth import tokens
@@ -32,6 +34,7 @@ from projections.database import connect
 from projections.migrate import migrate
 from projections.views import VIEWS
 from streams.admin import ensure_topics, topic_id
+from streams.capture_log import StepFragment
 from streams.capture_record import lineage_digest, record_digest, unsettled_header
 from streams.events import (
     CommitsRecorded,
@@ -40,6 +43,7 @@ from streams.events import (
     GranuleClosed,
     Landmark,
     LineageStarted,
+    SchemaRecorded,
     SourceChanged,
     SourceDefined,
     TableCount,
@@ -47,7 +51,9 @@ from streams.events import (
 )
 from streams.formats.binlog.step import StepSummary, summarise
 from streams.ids import now_us, uuid7
+from streams.key_runs import PURPOSE
 from streams.publish import Publisher, RecordStream
+from streams.secrets import SecretStore
 from streams.settings import Settings
 from streams.topics import CATALOGUE, topic_name
 from tests.stand_ins.binlog_log import BinlogLog
@@ -273,6 +279,7 @@ class CapturedLog:
         self._offsets = 0
         self._starts: list[int] = []
         self._captured: list[int] = []
+        self._recorded: list[SchemaRecorded] = []
         at = now_us()
         api.scribe.write(
             SourceDefined(
@@ -350,11 +357,30 @@ class CapturedLog:
         self._captured += [record.captured_us] * len(steps)
         self._send(record)
 
-    def close_granule(self, *, apply: bool = True) -> None:
-        """Index what is written and not yet indexed."""
+    def record_schema(self) -> None:
+        """Say in the schema topic how all tables are defined now, as of the newest step."""
+        definitions = tuple(read_definitions(self.admin))
+        event = SchemaRecorded(
+            source=self.source, lineage=self.lineage, ordinal=len(self.written), position="", full=True, origin="live",
+            statement="", tables=definitions, version=schema_version(definitions), at_us=now_us(),
+        )  # fmt: skip
+        self._recorded.append(event)
+        self.api.scribe.write(event)
+
+    def close_granule(self, *, apply: bool = True, keys: bool = False) -> None:
+        """Index what is written and not yet indexed; `keys`: with its key run, by what `record_schema` said."""
         new = self.written[self.closed :]
         if not new:
             return
+        if keys:
+            self._collector = KeyCollector(
+                self.source, self.lineage, 1, *SecretStore(self.api.settings).derived(PURPOSE),
+                Recorded(self.lineage, self._recorded),
+            )  # fmt: skip
+            for logged in self.binlog.recorded[self.closed : new[-1].ordinal]:
+                self._collector.add(
+                    StepFragment(logged.ordinal, 0, True, logged.preamble, logged.payload, False, 0, "", 0)
+                )
         tables: dict[tuple[str, str], list[int]] = {}
         marks: list[Landmark] = []
         for step in new:
@@ -374,7 +400,7 @@ class CapturedLog:
             topic_id=topic_id(self.api.settings.kafka, self._topic), first_offset=self._starts[self.closed],
             last_offset=self._starts[-1], digest=digest,
         )  # fmt: skip
-        self.api.scribe.write(event)
+        self.api.scribe.write(*((self._collector.close(event), event) if keys else (event,)))
         self.closed = last.ordinal
         if apply:
             self.api.apply("timeline")
@@ -387,7 +413,7 @@ class CapturedLog:
 def _landmarks(step: Written) -> list[Landmark]:
     s = step.summary
     if s.markers:
-        return [Landmark(step.ordinal, "marker", plan=s.markers[0])]
+        return [Landmark(step.ordinal, "undo" if s.undo else "marker", plan=s.markers[0])]
     if s.own:
         return [Landmark(step.ordinal, "own")]
     if s.kind in ("ddl", "statement", "account", "xa", "incident"):

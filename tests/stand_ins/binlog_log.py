@@ -109,7 +109,7 @@ class BinlogLog:
             position[int(step.gtid.split("-")[0])] = step.gtid
         return _Tail(self.lineage, end, _Record(",".join(position[d] for d in sorted(position))))
 
-    def steps(self, lineage: str, first: int, last: int) -> Iterator[FileStep]:
+    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[FileStep]:
         if lineage != self.lineage or last > len(self.recorded):
             raise StreamError("step-unknown", f"there is no step {last}")
         yield from self.recorded[first - 1 : last]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from streams.events import OrdinalRange, Problem, RollbackChanged, RollbackPlanned, TableEffect
+from streams.events import Dependant, OrdinalRange, Problem, RollbackChanged, RollbackPlanned, TableEffect
 from streams.ids import now_us, uuid7
 from streams.paths import way
 from tests.stack.running_api import CapturedLog, Client, RunningApi, eventually
@@ -233,3 +234,94 @@ def test_plans_are_listed_newest_first_page_by_page(api: RunningApi, history: Ca
             break
     assert listed[:5] == made[::-1]
     assert len(set(listed)) == len(listed)
+
+
+# --- selective undo ------------------------------------------------------------------------------------------------------
+
+
+def test_an_undo_is_asked_for_by_what_it_selects(api: RunningApi, history: CapturedLog, operator: Client) -> None:
+    history.execute("insert into api_roll.free values ('to be undone')")
+    head = len(history.written)
+    gtid = history.written[-1].summary.gtid
+    asked = operator.post(
+        "/v1/sources/shop/rollbacks",
+        {"kind": "undo", "select": {"position": gtid, "table": "api_roll.free"}, "later": "cascade"},
+        status=202,
+    )
+    target = asked["target"]
+    assert (target["undo"], target["redo"], target["path_before"]) == ([[head, head]], [], target["path_after"])
+    assert target["text"] == f"undo of api_roll.free in step {head} ({gtid})"
+    command = eventually(lambda: api.server.config.app.state.site.live.job(asked["job"]))  # type: ignore[union-attr]
+    parameters = json.loads(command.requested.parameters)
+    assert parameters["kind"] == "undo"
+    assert parameters["options"] == {
+        "whole_source": False,
+        "select": {"steps": [[head, head]], "table": ["api_roll", "free"], "keys": [], "later": "cascade"},
+    }
+    ranged = operator.post(
+        "/v1/sources/shop/rollbacks",
+        {"kind": "undo", "select": {"first": 5, "table": ITEM, "keys": [{"first": ["1"], "last": ["9"]}]}},
+        status=202,
+    )
+    assert ranged["target"]["text"] == f"undo of api_roll.item keys 1..9 in steps 5 to {head}"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"kind": "undo"}, "selection-missing"),
+        ({"kind": "undo", "select": {"table": ITEM}}, "selection-missing"),
+        ({"kind": "undo", "select": {"keys": [{"first": ["1"], "last": ["1"]}]}}, "table-missing"),
+        ({"kind": "undo", "select": {"step": 3, "first": 2}}, "targets-clash"),
+        ({"kind": "undo", "select": {"first": 3, "since": "2026-01-01T00:00:00Z"}}, "targets-clash"),
+        ({"kind": "undo", "select": {"first": 3, "last": 2}}, "range-empty"),
+        ({"kind": "undo", "steps": 3, "select": {"step": 3}}, "targets-clash"),
+        ({"kind": "undo", "select": {"step": 3}, "later": "sometimes"}, "request-invalid"),
+        ({"kind": "rollback", "steps": 1, "select": {"step": 3}}, "selection-unexpected"),
+        ({"kind": "forward", "later": "force"}, "selection-unexpected"),
+    ],
+)
+def test_an_undo_that_says_too_little_or_too_much_is_refused(
+    history: CapturedLog, operator: Client, body: dict[str, Any], code: str
+) -> None:
+    assert operator.refused("POST", "/v1/sources/shop/rollbacks", 422, json=body) == code
+
+
+@pytest.mark.parametrize("later", ["cascade", "force", "leave"])
+def test_an_undo_is_shown_and_written_as_sql_row_by_row(
+    api: RunningApi, history: CapturedLog, operator: Client, later: str
+) -> None:
+    """Step a wrote 1 to 3; b wrote 2 again, and 7. Both ways of looking agree with what each mode means."""
+    history.execute("delete from api_roll.item")
+    history.execute(*(f"insert into api_roll.item (id, name, price) values ({i}, 'was', 1)" for i in (1, 2, 3, 7)))
+    history.record_schema()
+    history.execute(
+        "update api_roll.item set name = 'a' where id < 4", "update api_roll.item set name = 'b' where id in (2, 7)"
+    )
+    b = len(history.written)
+    a = b - 1
+    options = {
+        "whole_source": False,
+        "select": {"steps": [[a, a]], "table": ["api_roll", "item"], "keys": [[["2"], ["3"]]], "later": later},
+    }
+    taken = later != "leave"
+    event = plan_of(
+        api, history, [[1, b]], [[1, b]], kind="undo", undo=(OrdinalRange(a, b if taken else a),), steps=1,
+        dependants=(Dependant(b, (ITEM,), taken),), dependant_steps=1, options=json.dumps(options),
+    )  # fmt: skip
+    assert seen(operator, event.plan)["dependants"] == [{"ordinal": b, "tables": [ITEM], "taken": taken}]
+    wanted = {"cascade": {2, 3, 7}, "force": {2, 3}, "leave": {3}}[later]
+    preview = operator.get(f"/v1/rollbacks/{event.plan}/preview", limit=20)
+    assert {c["before"]["id"] for t in preview["tables"] for c in t["changes"]} == wanted
+    assert all(c["after"]["name"] == "was" for t in preview["tables"] for c in t["changes"])
+    answer = operator.call("GET", f"/v1/rollbacks/{event.plan}/sql")
+    assert answer.status_code == 200
+    lines = [line for line in answer.text.splitlines() if line and not line.startswith("--")]
+    with history.admin.cursor() as cursor:
+        for statement in "\n".join(lines).split(";\n"):
+            if statement.strip(" ;\n"):
+                cursor.execute(_without_generated(statement))
+        cursor.execute("set sql_mode = default")
+        cursor.execute("select id from api_roll.item where name = 'was'")
+        assert {row[0] for row in cursor.fetchall()} == wanted
+    history.pull()

@@ -64,7 +64,7 @@ class Source:
 class Sealed(BinlogLog):
     """The log as a reader without the site key has it: account statements alone in their record, sealed."""
 
-    def steps(self, lineage: str, first: int, last: int) -> Iterator[FileStep]:
+    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[FileStep]:
         for step in super().steps(lineage, first, last):
             assert step.payload is not None
             accounts = b"USER" in step.payload and is_account_statement(_statement(step.payload))

@@ -235,6 +235,61 @@ def test_newer_steps_are_left_behind_only_when_that_is_said(site: RunningSite, b
     assert balances(bank) == other
 
 
+def test_one_transaction_is_taken_back_and_the_rest_stays(site: RunningSite, bank: MariaDB) -> None:
+    before = balances(bank)
+    step = written(site, bank, "update bank.account set balance = balance + 500 where id = 1")
+    written(site, bank, "update bank.account set owner = 'Grace H.' where id = 2")
+    now = balances(bank)
+
+    shown = site.cli("rollback", "undo", "bank", "--step", str(step))
+    assert f"undo of step {step}" in shown
+    plan = site.json("rollback", "undo", "bank", "--step", str(step))
+    assert balances(bank) == now
+    assert "as they are → as they would be" in site.cli("rollback", "show", plan["plan"])
+    done = site.json("rollback", "run", plan["plan"], "--yes")
+    assert balances(bank) == [before[0], *now[1:]]
+    ordinal = done["result"]["ordinal"]
+    eventually(lambda: head(site) >= ordinal)
+    newest = site.json("timeline", "show", "bank", "--limit", "1")["steps"][0]
+    assert (newest["kind"], newest["own"], newest["stands"], newest["plan"]) == ("undo", False, True, plan["plan"])
+    # It is one step: one step back takes it back.
+    back = site.json("rollback", "plan", "bank", "--steps", "1")
+    assert back["undo"] == [[ordinal, ordinal]]
+    site.cli("rollback", "run", back["plan"], "--yes")
+    assert balances(bank) == now
+
+
+def test_later_writes_to_the_same_rows_are_named_and_dealt_with_as_asked(site: RunningSite, bank: MariaDB) -> None:
+    before = balances(bank)
+    first = written(site, bank, "update bank.account set balance = 7 where id in (1, 2)")
+    later = written(site, bank, "update bank.account set balance = 8 where id in (2, 3)")
+    keys = ("--table", "bank.account", "--keys", "1..2", "--from-step", str(first), "--to-step", str(first))
+
+    refused = site.cli("rollback", "undo", "bank", *keys, expect=11)
+    assert "later-writes" in refused
+    assert f"step {later}" in refused.replace(",", "")
+    left = site.json("rollback", "undo", "bank", *keys, "--later", "leave")
+    assert [(d["ordinal"], d["taken"]) for d in left["dependants"]] == [(later, False)]
+    assert left["rows"] == 1
+    forced = site.json("rollback", "undo", "bank", *keys, "--later", "force")
+    assert forced["rows"] == 2
+    cascaded = site.json("rollback", "undo", "bank", *keys, "--later", "cascade")
+    assert cascaded["rows"] == 3
+    site.cli("rollback", "run", cascaded["plan"], "--yes")
+    assert balances(bank) == before
+    outdated = site.cli("rollback", "run", forced["plan"], "--yes", expect=11)
+    assert "later-write" in outdated, "rows that were written since the plan was made are not gone over"
+    assert balances(bank) == before
+
+    versions = site.json("row", "history", "bank", "bank.account", "2", "--limit", "3")["versions"]
+    assert [v["kind"] for v in versions] == ["undo", "rows", "rows"]
+    assert [v["ordinal"] for v in versions[1:]] == [later, first]
+    told = site.cli("row", "history", "bank", "bank.account", "2", "--limit", "2")
+    assert "by a selective undo" in told
+    assert "balance: 7.00 → 8.00" in told
+    assert "older:  holdfast row history bank bank.account 2 --before" in told
+
+
 def test_an_obstacle_makes_a_plan_that_explains_itself_and_does_not_run(site: RunningSite, bank: MariaDB) -> None:
     written(site, bank, "alter table bank.account add column note varchar(10)")
     shown = site.cli("rollback", "plan", "bank", "--steps", "1", expect=11)
@@ -250,6 +305,8 @@ def test_wrong_use_says_how_it_is_meant(site: RunningSite, bank: MariaDB) -> Non
     assert "say how far back" in site.cli("rollback", "plan", "bank", expect=2)
     assert "different targets" in site.cli("rollback", "plan", "bank", "--steps", "1", "--to-gtid", "0-1-1", expect=2)
     assert "too-few-steps" in site.cli("rollback", "plan", "bank", "--steps", "100000", expect=11)
+    assert "say what to take back" in site.cli("rollback", "undo", "bank", "--table", "bank.account", expect=2)
+    assert "say SCHEMA.TABLE" in site.cli("row", "history", "bank", "account", "1", expect=2)
     assert "source-unknown" in site.cli("timeline", "show", "nosuch", expect=10)
     assert "is no time" in site.cli("timeline", "show", "bank", "--since", "yesterday-ish", expect=2)
     assert "request-invalid" in site.cli("rollback", "show", "not-a-plan", expect=2)

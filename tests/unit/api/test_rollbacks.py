@@ -9,9 +9,18 @@ from typing import Any
 
 import pytest
 
-from streams.events import Dependant, OrdinalRange, Problem, RollbackChanged, RollbackPlanned, TableEffect
+from streams.events import (
+    CommandRequested,
+    Dependant,
+    OrdinalRange,
+    Problem,
+    RollbackChanged,
+    RollbackPlanned,
+    TableEffect,
+)
 from streams.ids import now_us, uuid7
 from streams.paths import way
+from tests.stack.agent import events
 from tests.stack.running_api import CapturedLog, Client, RunningApi, eventually
 
 ITEM = "api_roll.item"
@@ -251,8 +260,8 @@ def test_an_undo_is_asked_for_by_what_it_selects(api: RunningApi, history: Captu
     target = asked["target"]
     assert (target["undo"], target["redo"], target["path_before"]) == ([[head, head]], [], target["path_after"])
     assert target["text"] == f"undo of api_roll.free in step {head} ({gtid})"
-    command = eventually(lambda: api.server.config.app.state.site.live.job(asked["job"]))  # type: ignore[union-attr]
-    parameters = json.loads(command.requested.parameters)
+    command = next(c for c in events(api.settings, "commands", CommandRequested) if c.command == asked["job"])
+    parameters = json.loads(command.parameters)
     assert parameters["kind"] == "undo"
     assert parameters["options"] == {
         "whole_source": False,

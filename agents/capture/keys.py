@@ -8,7 +8,7 @@ there are 49,152 together, no keys are kept; it is *dense*: whoever looks for on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
@@ -21,7 +21,7 @@ from streams.formats.binlog import events as ev
 from streams.formats.binlog.events import FormatDescription, parse_format_description
 from streams.formats.binlog.inverse import ROWS_TYPES, rows_head
 from streams.formats.binlog.keys import KeyReader, key_reader
-from streams.formats.binlog.rows import KINDS, UPDATES, RowLayout, image_ends, layout_of, parse_rows
+from streams.formats.binlog.rows import COMPRESSED, KINDS, UPDATES, RowLayout, image_ends, layout_of, parse_rows
 from streams.formats.binlog.step import OWN_SCHEMA, TableMaps
 from streams.formats.binlog.table_map import TableMap, known_maps, table_map_of
 from streams.formats.errors import FormatError
@@ -87,9 +87,9 @@ class _Table:
 
     name: TableName
     layout: RowLayout
-    bitmap: bytes
-    heads: Mapping[int, bytes]
-    columns: tuple[str, ...]
+    columns: int
+    heads: dict[int, bytes]
+    key: tuple[str, ...]
     read: KeyReader | None
     """None: the whole image."""
     hash: Hasher
@@ -189,7 +189,7 @@ class KeyCollector:
         return keys
 
     def _rows(self, table: _Table, kind: int, payload: bytes, at: int, end: int, step: bytes) -> None:
-        keys = self._keys.get((table.name, table.columns)) or self._of(table.name, table.columns)
+        keys = self._keys.get((table.name, table.key)) or self._of(table.name, table.key)
         if keys.dense:
             return
         head = table.heads.get(kind)
@@ -197,11 +197,13 @@ class KeyCollector:
             data, first, last, update = payload, at + 27 + len(head), end, kind in UPDATES
         else:
             event = parse_rows(kind, payload[at + ev.HEADER_SIZE : end])
-            if kind == ev.PARTIAL_UPDATE_ROWS or any(
-                b not in (None, table.bitmap) for b in (event.before, event.after)
-            ):
+            bitmaps = [b for b in (event.before, event.after) if b is not None]
+            whole = event.width == table.columns and all(layout_of(table.layout.table_map, b).full for b in bitmaps)
+            if kind == ev.PARTIAL_UPDATE_ROWS or not whole:
                 self._too_many(keys)  # images without all of their columns, or of their documents
                 return
+            if kind not in COMPRESSED:  # MySQL sets the bits of a bitmap that no column has
+                table.heads[kind] = payload[at + 27 : end - len(event.data)]
             data, first, last, update = event.data, 0, len(event.data), event.kind == "update"
         read, hashed, entries = table.read, table.hash, keys.entries
         before = len(entries)
@@ -242,7 +244,7 @@ def _shape(table_map: TableMap, definition: Definition | None, secret: bytes) ->
     return _Table(
         table_map.key,
         layout,
-        bitmap,
+        count,
         heads,
         columns,
         key_reader(layout, definition.indexes(columns)) if columns else None,

@@ -148,7 +148,8 @@ def test_the_agent_is_killed_in_a_selective_undo(bench: RollbackBench, tmp_path:
         bench.history.plans.clear()
         bench.run(bench.undo(selection))
     assert bench.sql("select count(*) from t where id <= 1000 and v like 'b%'") == ((0,),)
-    assert bench.sql("select count(*) from t where id <= 1000") == ((1000,),)
+    # Rows that were deleted later and had not been selected (the even ones) are not there.
+    assert bench.sql("select count(*) from t where id <= 1000") == ((1000 - 1000 // 6,),)
     done = bench.head()
     bench.run(bench.undo(Selection((OrdinalRange(done, done),), None, (), "refuse")))
     assert content(bench) == later != before

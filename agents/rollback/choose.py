@@ -13,8 +13,8 @@ a taken one when it
 - takes a unique value that undoing gives back to another row.
 
 With a key index (`Index`) only those steps are read that may hold such changes, and what it does not cover; without one, all.
-The index says where to look and nothing else: what is taken is read from the log. Values that foreign keys and unique keys
-hold are not in the index: for those the granules of the tables they link are read, for unique ones only what is read anyway.
+The index says where to look and nothing else: what is taken is read from the log, and is the same with and without it. Values
+that foreign keys and further unique keys hold are not in the index: for those the granules of their tables are read.
 What all this misses (collations that hold different bytes equal, writes without the log) the target finds: it compares
 every row, looks for children and parents in SQL, and stops at a unique key. Pure.
 """
@@ -146,6 +146,7 @@ class Watched:
         self.key_places = key
         self.first = 0  # the step that tainted the table first
         self.looked_up = 0
+        self.looked_through = False
         self.parents = [
             _Link((child.schema, child.table, fk.name), *self._reader(fk.references), child.name, fk.references)
             for child, fk in chooser.children_of(definition)
@@ -560,6 +561,9 @@ class Chooser:
                 self._needs(link, link.read(before), was)
             for link in self._new(w.uniques, after, before):
                 self._freed.setdefault((link.relation, link.read(before)), was)
+                if link.columns != w.columns and not w.looked_through:
+                    w.looked_through = True
+                    self._look_through(w.name)
             for link in self._new(w.parents, after, before):
                 self._hang_together(self._needed.get((link.relation, link.read(before))), was)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
 
+from agents.capture.granules import MAX_STEPS
 from tests.bench import ground
 from tests.bench.ground import DATABASE
 from tests.bench.report import Report, percentile, report
@@ -52,15 +53,17 @@ def _orders(scale: float) -> Iterator[_Ground]:
             database=DATABASE,
         )
         protect(site)
-        each = real // PLACES
-        ground.one_row_inserts(site.mariadb, _TABLE, each)
+        # What is generated repeats steps from the third granule: no order is written before its end.
+        before = max(real // PLACES, 3 * MAX_STEPS + 100)
+        each = (real - before) // (PLACES - 1)
+        ground.one_row_inserts(site.mariadb, _TABLE, before)
         first = site.captured()
         for place in range(1, PLACES):
             for key in range(KEYS[0] + place - 1, KEYS[1] + 1, PLACES - 1):
                 site.mariadb.execute(
                     f"update orders set state = 'lost', changes = changes + 1 where id = {key}", database=DATABASE
                 )
-            ground.one_row_inserts(site.mariadb, _TABLE, each, place * each + 1)
+            ground.one_row_inserts(site.mariadb, _TABLE, each, before + (place - 1) * each + 1)
         long_log(site, _TABLE, real, total)
         yield _Ground(site, first, site.captured())
 

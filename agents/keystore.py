@@ -63,7 +63,8 @@ class Secrets(Protocol):
     def derived(self, purpose: str, key_id: str = "") -> tuple[str, bytes]: ...
 
 
-def folder_of(data_dir: Path, source: str, lineage: str) -> Path:
+def folder_of(data_dir: Path, source: str, lineage: str = "") -> Path:
+    """The store of a lineage; without one, the folder of all of a source's."""
     return data_dir / "keys" / source / lineage
 
 

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents import registry
+from agents import keystore, registry
 from agents.baseline import manifest as baselines
 from agents.baseline.manifest import Manifest
 from agents.capture.takeover import start_lineage
@@ -281,8 +281,8 @@ def resume(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 
 def remove(command: Command, ctx: Context) -> Mapping[str, Any]:
-    """Handler of `source.remove`: capture ends for good. What was captured stays in the log; with `purge` the baselines
-    and the accounts' passwords go."""
+    """Handler of `source.remove`: capture ends for good. What was captured stays in the log; with `purge` the baselines,
+    the key index on disk and the accounts' passwords go."""
     services, source = ctx.services, command.asset
     entry = services.sources.find(source)
     if entry is None or (entry.state == "removed" and not command.resumed):
@@ -295,6 +295,7 @@ def remove(command: Command, ctx: Context) -> Mapping[str, Any]:
     failpoint("remove.said")
     if command.parameters.get("purge") and entry is not None:
         shutil.rmtree(baselines.folder_of(services.settings.data_dir, source), ignore_errors=True)
+        shutil.rmtree(keystore.folder_of(services.settings.data_dir, source), ignore_errors=True)
         for reference in entry.defined.secrets.values():
             services.secrets.remove(reference)
     return {}

@@ -25,11 +25,13 @@ from streams.formats.binlog.rows import COMPRESSED, KINDS, UPDATES, RowLayout, i
 from streams.formats.binlog.step import OWN_SCHEMA, TableMaps
 from streams.formats.binlog.table_map import TableMap, known_maps, table_map_of
 from streams.formats.errors import FormatError
-from streams.key_runs import Hasher, hasher, run_of
+from streams.key_runs import ENTRY, Hasher, hasher, run_of
 
 MOST_OF_A_TABLE: Final = 32_768
 MOST: Final = 49_152
 """Entries of one granule: 590 KB, so that the event stays below what its topic takes."""
+MOST_BYTES: Final = 850_000
+"""Of an event, tables and entries together: a granule may touch thousands of tables."""
 
 _unpack = Struct("<B4xI").unpack_from
 _STEP: Final = Struct(">I")
@@ -133,6 +135,7 @@ class KeyCollector:
         """The keys of the granule that has just been closed."""
         if self._first not in (0, granule.first_ordinal):
             raise ValueError(f"keys gathered from step {self._first} on are not those of {granule.first_ordinal}")
+        self._fit()
         keys = GranuleKeys(
             lineage=self._lineage,
             epoch=self._epoch,
@@ -146,6 +149,18 @@ class KeyCollector:
         self._first = 0
         self._open()
         return keys
+
+    def _fit(self) -> None:
+        """Let go of the entries of the largest tables until what is left fits into an event."""
+        names = sum(
+            40 + len(f"{schema}{table}{columns}".encode("utf-8", "surrogatepass"))
+            for (schema, table), columns in self._keys
+        )
+        largest = sorted(self._keys.items(), key=lambda item: (-len(item[1].entries), item[0]))
+        for _, keys in largest:
+            if names + self._held * ENTRY <= MOST_BYTES:
+                return
+            self._too_many(keys)
 
     def _walk(self, payload: bytes, trailer: int, step: bytes) -> None:
         """Whole events that end in `trailer` bytes of checksum."""

@@ -138,6 +138,25 @@ def test_too_many_keys_make_a_table_dense_and_leave_others(log: Log, monkeypatch
     assert {(t.schema, t.table) for t in few.tables} == {(t.schema, t.table) for t in whole.tables}
 
 
+def test_what_does_not_fit_into_an_event_is_dense_the_largest_table_first(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preamble, steps, definitions = log
+    whole = collect(fragments(preamble, steps), recorded(definitions))
+    assert not whole.tables[0].dense or len(whole.tables) > 1
+    monkeypatch.setattr(module, "MOST_BYTES", 40 * len(whole.tables) + len(whole.entries))
+    less = collect(fragments(preamble, steps), recorded(definitions))
+    assert 0 < len(less.entries) < len(whole.entries)
+    dense = {(t.schema, t.table) for t in less.tables if t.dense} - {
+        (t.schema, t.table) for t in whole.tables if t.dense
+    }
+    assert dense
+    monkeypatch.setattr(module, "MOST_BYTES", 0)
+    none = collect(fragments(preamble, steps), recorded(definitions))
+    assert none.entries == b""
+    assert all(t.dense for t in none.tables)
+
+
 def test_sealed_steps_leave_no_key(log: Log) -> None:
     preamble, _, definitions = log
     sealed = (StepFragment(i, 0, True, preamble, None, True, 0, "", i) for i in range(1, 4))

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from api.cli import NOUNS, cli
 from api.cli.connection import find, segment
 from api.cli.errors import CliError
+from api.cli.rollback import _key_range
 from api.cli.tables import cells, change, clean, counts, fit, size, value
 from api.cli.timeline import picture, what
 from api.cli.times import ago, parse
@@ -292,3 +293,18 @@ def test_starting_a_command_loads_no_driver_and_no_http_library(tmp_path: Path) 
         check=True,
     )
     assert done.stdout.strip() in ("[]", "['ssl']"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("7", ["7"], ["7"]),
+        ("-5..12", ["-5"], ["12"]),
+        ("7,de", ["7", "de"], ["7", "de"]),
+        ('"a,b"', ["a,b"], ["a,b"]),
+        ('"1..2"', ["1..2"], ["1..2"]),
+        ("1,a..1,b", ["1", "a"], ["1", "b"]),
+    ],
+)
+def test_keys_are_written_as_values_ranges_and_parts(text: str, first: list[str], last: list[str]) -> None:
+    assert _key_range(text) == {"first": first, "last": last}

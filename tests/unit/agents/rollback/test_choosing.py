@@ -411,6 +411,19 @@ def test_undone_twice_is_as_it_was(bench: RollbackBench) -> None:
     assert content(bench)["plain"] == [(1, 11, "a"), (2, 21, "b"), (3, 30, "c")]
 
 
+def test_two_undos_of_different_rows_may_be_planned_together_those_of_the_same_not(bench: RollbackBench) -> None:
+    bench.sql(f"INSERT INTO {SCHEMA}.plain VALUES (1, 10, 'a')")
+    one = bench.head()
+    bench.sql(f"INSERT INTO {SCHEMA}.plain VALUES (2, 20, 'b')")
+    plans = [bench.undo(Selection((OrdinalRange(o, o),), None, (), "refuse")) for o in (one, one + 1, one)]
+    bench.run(plans[0])
+    bench.run(plans[1])
+    assert content(bench)["plain"] == []
+    with pytest.raises(Stopped) as stopped:
+        bench.run(plans[2])
+    assert {p.code for p in stopped.value.problems} <= {"conflict", "later-write"}
+
+
 def test_a_definition_change_in_between_is_in_the_way_of_its_table_only(bench: RollbackBench) -> None:
     bench.sql(f"INSERT INTO {SCHEMA}.plain VALUES (1, 10, 'a')")
     step = bench.head()

@@ -19,13 +19,16 @@ import pytest
 from agents.capture.granules import MAX_STEPS, Indexer
 from agents.capture.index import newest_granule
 from agents.capture.keys import KeyCollector, Recorded
+from agents.keystore import open_index
 from agents.mysql.definitions import read_definitions, schema_version
 from agents.schema.record import fold
 from deploy.demo.mariadb import MariaDB
 from streams.admin import ensure_topics, topic_id
 from streams.capture_log import CaptureLog
 from streams.events import GranuleClosed, GranuleKeys, SchemaRecorded
-from streams.key_runs import PURPOSE
+from streams.formats.binlog.keys import key_of_texts
+from streams.formats.binlog.table_map import Declared
+from streams.key_runs import PURPOSE, Run, hasher
 from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
@@ -145,6 +148,22 @@ def keys_of(made: Protected, wanted: list[GranuleClosed]) -> list[GranuleKeys]:
     return out
 
 
+def assert_found_on_disk(made: Protected, wanted: list[GranuleClosed]) -> None:
+    """The agent's own copy of the key index says what the topic says, whenever its writer was killed."""
+    secrets = SecretStore(made.site)
+    hashed = hasher(secrets.derived(PURPOSE)[1], "indexed", "a", ("id",))
+    index = open_index(made.site.data_dir, made.source, made.lineage, secrets)
+    assert index is not None
+    with contextlib.closing(index):
+        assert (index.first, index.last) == (wanted[0].first_ordinal, wanted[-1].last_ordinal)
+        for number in (1, 17, 3001, 9999, 10**9):
+            form = key_of_texts([Declared("id", "int")], [str(number)])
+            runs = [Run(k.first_ordinal, k.last_ordinal, 1, k.entries) for k in keys(made)]
+            said = [step for run in runs for step in run.steps(hashed(form))]
+            assert list(index.steps_of(("indexed", "a"), ("id",), form, 0)) == said
+            assert len(said) == (number < 10**9)
+
+
 def granules(made: Protected) -> list[GranuleClosed]:
     return [g for g in events(made.site, "commits", GranuleClosed) if g.source == made.source]
 
@@ -168,6 +187,7 @@ def finish(made: Protected, wanted: list[GranuleClosed]) -> None:
     assert keys(made) == keys_of(made, wanted)
     assert {t.columns for k in keys(made) for t in k.tables} == {("id",)}
     assert sum(len(k.entries) for k in keys(made)) >= 12 * 3000 * PARTS
+    assert_found_on_disk(made, wanted)
     assert newest_granule(made.site.kafka, made.source) == wanted[-1]
     assert newest_granule(made.site.kafka, "another") is None
 

@@ -133,7 +133,7 @@ def _integers() -> tuple[Column, ...]:
         out.append(Column(name, name, (str(-half), str(half - 1), "0", "-1", "1")))
         out.append(Column(f"{name}_u", f"{name} unsigned", ("0", str(2 * half - 1), str(half), str(half - 1), "1")))
     out.append(Column("zero_filled", "int(7) unsigned zerofill", ("0", "42", "4294967295")))
-    out.append(Column("truth", "boolean", ("0", "1", "-128")))
+    out.append(Column("truth", "tinyint(1)", ("0", "1", "-128")))
     return tuple(out)
 
 
@@ -368,7 +368,8 @@ _ADDRESSES: Final = (
     Column("u", "uuid", ("'123e4567-e89b-12d3-a456-426655440000'", "'00000000-0000-0000-0000-000000000000'",
                          "'ffffffff-ffff-ffff-ffff-ffffffffffff'"), Since((10, 7), None)),
     Column("i4", "inet4", ("'1.2.3.4'", "'0.0.0.0'", "'255.255.255.255'"), Since((10, 10), None)),
-    Column("i6", "inet6", ("'2001:db8::ff00:42:8329'", "'::'", "'::ffff:1.2.3.4'"), MARIADB),
+    Column("i6", "inet6", ("'2001:db8::ff00:42:8329'", "'::'", "'::1'", "'::ffff:1.2.3.4'", "'::1.2.3.4'", "'1:0:0:2::3'"),
+           MARIADB),
 )  # fmt: skip
 
 # --- tables whose shape is what is looked at -------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from streams.formats.binlog.rows import (
     Kind,
     RowLayout,
 )
-from streams.formats.binlog.table_map import TableMap, packed_integer
+from streams.formats.binlog.table_map import TableMap, needed_metadata, packed_integer
 from streams.formats.errors import FormatError
 
 Slicer = Callable[[bytes], bytes]
@@ -342,7 +342,8 @@ def core_of(table_map: TableMap) -> tuple[tuple[int, tuple[int, int], bool], ...
 
 
 def core_content(table_map: TableMap, schema: str, table: str) -> bytes:
-    """The body of a table map (without table id and flags) for a table of this layout, without optional metadata."""
+    """The body of a table map (without table id and flags) for a table of this layout, without optional metadata but that
+    which a server cannot do without."""
     raw = table_map.content
     at = raw[0] + 2
     at += raw[at] + 2
@@ -352,4 +353,4 @@ def core_content(table_map: TableMap, schema: str, table: str) -> bytes:
     size, at = packed_integer(raw, at)
     at += size + ((count + 7) >> 3)
     names = (name.encode() for name in (schema, table))
-    return b"".join([bytes((len(n),)) + n + b"\0" for n in names]) + raw[start:at]
+    return b"".join([bytes((len(n),)) + n + b"\0" for n in names]) + raw[start:at] + needed_metadata(raw, at)

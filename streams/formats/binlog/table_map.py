@@ -100,7 +100,7 @@ _CHARACTER_MARIADB: Final = _CHARACTER | {VARCHAR_COMPRESSED, BLOB_COMPRESSED, G
 # Codes of the optional metadata.
 _SIGNEDNESS, _DEFAULT_CHARSET, _COLUMN_CHARSET, _COLUMN_NAME, _SET_VALUES, _ENUM_VALUES = 1, 2, 3, 4, 5, 6
 _GEOMETRY_TYPE, _PRIMARY_KEY, _PRIMARY_KEY_PREFIX, _ENUM_SET_DEFAULT, _ENUM_SET_CHARSET = 7, 8, 9, 10, 11
-_VISIBILITY = 12
+_VISIBILITY, _VECTOR_DIMENSIONS = 12, 13
 
 _GEOMETRY_NAMES: Final = (
     "geometry",
@@ -321,6 +321,13 @@ def _optional_fields(raw: bytes, at: int) -> dict[int, bytes]:
         fields[code] = _take(raw, at, size)
         at += size
     return fields
+
+
+def needed_metadata(raw: bytes, at: int) -> bytes:
+    """Of the optional metadata that begin at `at`: what a server asks for before it applies rows (MySQL: how many dimensions
+    vectors have)."""
+    dimensions = _optional_fields(raw, at).get(_VECTOR_DIMENSIONS)
+    return b"" if dimensions is None else bytes((_VECTOR_DIMENSIONS, len(dimensions))) + dimensions
 
 
 def _describe(

@@ -381,6 +381,13 @@ def _display_bytes(raw: bytes, declared: str) -> str:
         text = raw.hex()
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
     if declared in ("inet4", "inet6") and len(raw) in (4, 16):
+        # An IPv4 address in IPv6 is written with dots, as by inet_ntop.
+        if (
+            len(raw) == 16
+            and raw[:10] == bytes(10)
+            and (raw[10:12] == b"\xff\xff" or (not any(raw[10:12]) and any(raw[12:14])))
+        ):
+            return ("::ffff:" if raw[10] else "::") + str(ipaddress.IPv4Address(raw[12:]))
         return str(ipaddress.ip_address(raw))
     return "0x" + raw.hex()
 

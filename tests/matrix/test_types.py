@@ -97,12 +97,7 @@ def test_every_value_is_decoded_as_the_server_has_it(database: DatabaseServer) -
         for table in tables:
             columns = [*([table.key] if table.key else []), *table.columns]
             said = [
-                tuple(
-                    f"{max(-_MOST, min(_MOST, float(v))):.13e}"
-                    if v is not None and c.declared.startswith(("float", "double"))
-                    else v
-                    for v, c in zip(row, columns, strict=True)
-                )
+                tuple(_said(value, column) for value, column in zip(row, columns, strict=True))
                 for row in zoo.contents(bench.admin, table)
             ]
             assert sorted(found[table.name], key=repr) == sorted(said, key=repr), table.name

@@ -8,16 +8,19 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.formats.binlog import events as ev
+from streams.formats.binlog import jsonb
 from streams.formats.binlog.events import FormatDescription, iter_events, parse_format_description
-from streams.formats.binlog.inverse import native_batches, rename_table_map
+from streams.formats.binlog.inverse import encode_event, native_batches, rename_table_map
 from streams.formats.binlog.rows import KINDS, parse_rows
 from streams.formats.binlog.sql import to_sql
 from streams.formats.binlog.statements import classify, is_account_statement
-from streams.formats.binlog.step import decode_step, split_steps, summarise
+from streams.formats.binlog.step import Change, Summariser, TableMaps, decode_step, split_steps, summarise
 from streams.formats.binlog.table_map import parse_table_map
 from streams.formats.binlog.values import display
 from streams.formats.errors import FormatError
@@ -47,9 +50,12 @@ PARSERS: list[Callable[[bytes], Any]] = [
     lambda raw: list(iter_events(raw, checksum=True)),
     lambda raw: list(iter_events(raw, checksum=False)),
     lambda raw: rename_table_map(raw, "s", "t"),
+    ev.transaction_payload,
+    jsonb.decode,
+    jsonb.parse_diffs,
     classify,
     is_account_statement,
-    *[lambda raw, kind=kind: ev.parse_gtid(kind, 1, raw) for kind in (ev.GTID, ev.MYSQL_GTID, 42)],
+    *[lambda raw, kind=kind: ev.parse_gtid(kind, 1, raw) for kind in (*ev.GTIDS, 77)],
     *[lambda raw, kind=kind: parse_rows(kind, raw) for kind in (*KINDS, ev.PARTIAL_UPDATE_ROWS)],
 ]
 
@@ -117,7 +123,7 @@ def test_damaged_steps(damaged: tuple[FormatDescription, bytes]) -> None:
 def test_damage_inside_one_event(step: tuple[FormatDescription, bytes], which: int, at: int, value: int) -> None:
     """The event's length is kept, so the damage reaches the parser of its body."""
     fde, payload = step
-    events = list(iter_events(payload, checksum=True))
+    events = list(iter_events(payload, fde.has_checksum))
     event = events[which % len(events)]
     if len(event.body):
         raw = bytearray(payload)
@@ -148,3 +154,117 @@ def test_claims_do_not_take_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+# --- streams of bytes ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(STEPS), st.lists(st.integers(0), max_size=5), st.binary(max_size=30))
+def test_framing_does_not_depend_on_cuts(step: tuple[FormatDescription, bytes], cuts: list[int], rest: bytes) -> None:
+    """Whole, in pieces, and with the beginning of another event behind: the same whole events are found."""
+    fde, payload = step
+    ends = [event.offset + event.length for event in iter_events(payload, fde.has_checksum)]
+    held, at, found = b"", 0, 0
+    for end in sorted({cut % (len(payload) + 1) for cut in cuts} | {len(payload)}):
+        held += payload[at:end]
+        at = end
+        done, wanted = ev.whole_events(held, found)
+        assert done == max([e for e in ends if e <= len(held)], default=0)
+        assert wanted > len(held) or wanted == done + ev.HEADER_SIZE
+        found = done
+    assert found == len(payload)
+    with contextlib.suppress(FormatError):
+        assert ev.whole_events(held + rest, 0)[0] >= len(payload)
+
+
+@pytest.mark.parametrize("name", golden_names())
+def test_fragments_say_what_the_whole_says(name: str) -> None:
+    """A step event by event, and cut anywhere else: the first is the same as the whole, the second is refused."""
+    log = golden(name)
+    for step in log.steps[:12]:
+        if len(step) > 20_000:
+            continue
+        whole = survived(lambda: summarise(log.fde, step))  # noqa: B023
+        piecewise = Summariser(log.fde)
+        maps: TableMaps = {}
+        changes: list[Change] = []
+        for event in iter_events(step, log.fde.has_checksum):
+            piece = step[event.offset : event.offset + event.length]
+            if whole is not None:
+                piecewise.feed(piece)
+            with contextlib.suppress(FormatError):
+                changes += decode_step(log.fde, piece, table_maps=maps)
+            for cut in {1, ev.HEADER_SIZE - 1, ev.HEADER_SIZE, event.length - 1}:
+                with pytest.raises(FormatError):
+                    summarise(log.fde, step[: event.offset + cut])
+        if whole is not None:
+            assert piecewise.finish() == whole
+        assert changes == (survived(lambda: decode_step(log.fde, step)) or changes)  # noqa: B023
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(STEPS), st.binary(min_size=1, max_size=200))
+def test_what_comes_behind_a_step_is_events_or_refused(step: tuple[FormatDescription, bytes], rest: bytes) -> None:
+    fde, payload = step
+    try:
+        summarise(fde, payload + rest)
+    except FormatError:
+        return
+    assert ev.whole_events(rest)[0] == len(rest)
+
+
+@pytest.mark.parametrize("name", ["mysql9_compressed", "mysql9_partial", "mysql9", "mysql55", "zoo"])
+def test_every_byte_of_some_steps_changed(name: str) -> None:
+    """Not at random: each byte in turn becomes each of the values that lengths and counts are most sensitive to."""
+    log = golden(name)
+    for step in [s for s in log.steps if len(s) < 1200][2:5]:
+        for at in range(19, len(step)):
+            for value in (0, 0xFB, 0xFC, 0xFF, step[at] ^ 0x80):
+                raw = bytearray(step)
+                raw[at] = value
+                survives(decode_step, log.fde, bytes(raw))
+                survives(summarise, log.fde, bytes(raw))
+
+
+def payload_event(events: bytes, claim: int | None = None) -> bytes:
+    """The body of a transaction payload that holds `events` compressed, and claims to hold `claim` bytes."""
+    data = zstandard.ZstdCompressor().compress(events)
+    size = len(events) if claim is None else claim
+    return b"\x02\x01\x00" + b"\x03\x09\xfe" + size.to_bytes(8, "little") + b"\x01\x05\xfe" + bytes(4) + b"\x00" + data
+
+
+def test_compressed_transactions_take_no_more_than_they_hold() -> None:
+    """Claims of gigabytes, bombs, payloads within payloads."""
+    log = golden("mysql9_compressed")
+    inner = b"".join(log.steps[-1][e.offset : e.offset + e.length - 4] for e in iter_events(log.steps[-1], True))
+    inner = bytearray(inner)
+    at = 0
+    for event in iter_events(log.steps[-1], True):
+        inner[at + 9 : at + 13] = (event.length - 4).to_bytes(4, "little")
+        at += event.length - 4
+    sound = ev.transaction_payload(payload_event(bytes(inner)))
+    assert sound == inner
+    tracemalloc.start()
+    try:
+        for claim in (1 << 40, 1 << 30, len(inner) + 1, len(inner) - 1, 0):
+            with pytest.raises(FormatError):
+                ev.transaction_payload(payload_event(bytes(inner), claim))
+        # A gigabyte of zeros in some kilobytes, that says it were little.
+        with pytest.raises(FormatError):
+            ev.transaction_payload(payload_event(bytes(32 << 20), 1000))
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    finally:
+        tracemalloc.stop()
+    nested = encode_event(ev.TRANSACTION_PAYLOAD, payload_event(bytes(inner)))
+    with pytest.raises(FormatError):
+        ev.transaction_payload(payload_event(nested))
+    with pytest.raises(FormatError):
+        ev.transaction_payload(b"\x02\x01\xff\x00" + nested)
+
+
+def survived(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except FormatError:
+        return None

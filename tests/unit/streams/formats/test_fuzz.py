@@ -237,8 +237,9 @@ def payload_event(events: bytes, claim: int | None = None) -> bytes:
 def test_compressed_transactions_take_no_more_than_they_hold() -> None:
     """Claims of gigabytes, bombs, payloads within payloads."""
     log = golden("mysql9_compressed")
-    inner = b"".join(log.steps[-1][e.offset : e.offset + e.length - 4] for e in iter_events(log.steps[-1], True))
-    inner = bytearray(inner)
+    inner = bytearray().join(
+        log.steps[-1][e.offset : e.offset + e.length - 4] for e in iter_events(log.steps[-1], True)
+    )
     at = 0
     for event in iter_events(log.steps[-1], True):
         inner[at + 9 : at + 13] = (event.length - 4).to_bytes(4, "little")

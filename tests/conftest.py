@@ -117,7 +117,7 @@ def nothing_of_earlier_modules_on_databases() -> None:
         if not server.alive:
             continue
         for (name,) in server.execute("SELECT schema_name FROM information_schema.schemata"):
-            if name not in ("mysql", "sys", "information_schema", "performance_schema", "test"):
+            if name not in ("mysql", "sys", "information_schema", "performance_schema"):
                 server.execute(f"DROP DATABASE `{str(name).replace('`', '``')}`")
 
 

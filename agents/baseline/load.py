@@ -136,9 +136,10 @@ def _fill(conn: pymysql.Connection[Any], folder: Path, table: TableFile) -> None
     with conn.cursor(Cursor) as cursor:
         for text in row_statements(folder, table):
             cursor.execute(text)  # type: ignore[call-overload]
-            if cursor.warning_count:
+            if cursor.warning_count and text.startswith(b"INSERT"):  # MySQL warns of settings as well
                 cursor.execute("SHOW WARNINGS")
                 for level, code, message in cursor.fetchall():
+                    message = message.decode("utf-8", "replace") if isinstance(message, bytes) else message
                     if level != "Note" and not (code == _TRUNCATED and message.startswith(harmless)):
                         name = quoted(table.schema, table.table)
                         raise AgentError("baseline-value", f"{name} does not take a value that it had: {message}")

@@ -82,8 +82,6 @@ class Dialect:
     row_lock_privilege: str
     """What an account needs, besides SELECT, to lock the rows it reads."""
     super_read_only: bool
-    cascades_logged: bool
-    """What foreign keys do to child rows is in the log."""
 
 
 _SESSION = (
@@ -139,7 +137,6 @@ _MARIADB = Dialect(
     },
     row_lock_privilege="",
     super_read_only=False,
-    cascades_logged=False,
 )
 
 _MARIADB_10_11 = dataclasses.replace(
@@ -228,10 +225,9 @@ _MYSQL_8 = dataclasses.replace(
     },
 )
 _MYSQL_8_2 = dataclasses.replace(_MYSQL_8, since=(8, 2), log_status="SHOW BINARY LOG STATUS")
-_MYSQL_9_6 = dataclasses.replace(_MYSQL_8_2, since=(9, 6))
 
 # Of each family, ascending.
-DIALECTS: Final = (_MARIADB, _MARIADB_10_11, _MYSQL_5_5, _MYSQL_5_6, _MYSQL_5_7, _MYSQL_8, _MYSQL_8_2, _MYSQL_9_6)
+DIALECTS: Final = (_MARIADB, _MARIADB_10_11, _MYSQL_5_5, _MYSQL_5_6, _MYSQL_5_7, _MYSQL_8, _MYSQL_8_2)
 
 _NUMBERS = re.compile(r"(?:5\.5\.5-)?(\d+)\.(\d+)")
 

@@ -21,6 +21,7 @@ from streams.formats.binlog import events as ev
 from streams.formats.binlog.inverse import ROWS_TYPES, SYSTEM_SCHEMAS, rows_head
 from streams.formats.binlog.net import NetTable, Slicer, column_slicer, core_of
 from streams.formats.binlog.rows import (
+    CASCADES_LOGGED,
     COMPRESSED,
     KINDS,
     NO_CHECK_CONSTRAINT_CHECKS,
@@ -46,6 +47,8 @@ _HARMLESS: Final = ev.GTIDS | {
     ev.ANNOTATE_ROWS, ev.BINLOG_CHECKPOINT, ev.GTID_LIST, ev.HEARTBEAT, ev.FORMAT_DESCRIPTION, ev.IGNORABLE, ev.ROWS_QUERY,
     ev.TRANSACTION_CONTEXT, ev.VIEW_CHANGE,
 }  # fmt: skip
+# With one of these flags a rows event caused no change of child rows that the log does not hold.
+_NO_HIDDEN_CASCADES: Final = NO_FOREIGN_KEY_CHECKS | CASCADES_LOGGED
 _MOST_FINDINGS: Final = 50
 
 # Type and length of an event, from its fifth byte on; there are 14 more bytes of header after that.
@@ -275,7 +278,7 @@ class Folder:
             self._broken(net, error)
         if flags & ~STATEMENT_END:
             net.unchecked = net.unchecked or bool(flags & NO_CHECK_CONSTRAINT_CHECKS)
-        if table.spread_delete and what == "delete" and not flags & NO_FOREIGN_KEY_CHECKS and self._took():
+        if table.spread_delete and what == "delete" and not flags & _NO_HIDDEN_CASCADES and self._took():
             self._cascade(net, "deletes")
         self._most -= net.size - held
         if self._most < 0:
@@ -287,7 +290,7 @@ class Folder:
     def _updates(self, table: _Table, net: Sink, data: bytes, first: int, ends: list[int], flags: int) -> None:
         if len(ends) & 1:
             raise table.layout.damaged()
-        spread = None if flags & NO_FOREIGN_KEY_CHECKS else table.spread_update
+        spread = None if flags & _NO_HIDDEN_CASCADES else table.spread_update
         for i in range(0, len(ends), 2):
             middle, end = ends[i], ends[i + 1]
             before, after = data[first:middle], data[middle:end]

@@ -190,7 +190,9 @@ def _accounts_5_5(password: str) -> str:
         f"GRANT ALL PRIVILEGES ON *.* TO '{ROOT}'@'127.0.0.1' IDENTIFIED BY '{password}' WITH GRANT OPTION;\n"
         f"SET PASSWORD FOR '{ROOT}'@'localhost' = PASSWORD('{password}');\n"
         "DELETE FROM mysql.user WHERE User = '' OR Password = '';\n"
+        "DELETE FROM mysql.db WHERE User = '';\n"
         "FLUSH PRIVILEGES;\n"
+        "DROP DATABASE IF EXISTS test;\n"
     )
 
 

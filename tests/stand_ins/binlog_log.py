@@ -12,6 +12,8 @@ from typing import Any
 
 import pymysql
 
+from agents.mysql import file_positions, gtid_sets, whereabouts
+from agents.mysql.dialects import dialect
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.step import split_steps
@@ -19,7 +21,7 @@ from streams.formats.binlog.step import split_steps
 
 @dataclass(frozen=True)
 class FileStep:
-    """As `streams.capture_log.StepFragment`."""
+    """As `streams.capture_log.StepFragment`. `gtid`: or file and offset, where the server has none."""
 
     ordinal: int
     preamble: bytes
@@ -61,23 +63,17 @@ class BinlogLog:
         self.hold: int | None = None
         self._connection = connection
         self._directory = directory
-        self._position: dict[int, str] = {}
         self.began = start or self._status()
-        file, offset, base = self.began
-        for gtid in filter(None, base.split(",")):
-            self._position[int(gtid.split("-")[0])] = gtid
-        self._base = dict(self._position)
-        self._file, self._offset = file, offset
+        self._file, self._offset, self._base = self.began
 
     def _status(self) -> tuple[str, int, str]:
+        spoken = dialect(self._connection)
         with self._connection.cursor() as cursor:
-            cursor.execute("SHOW MASTER STATUS")
+            cursor.execute(spoken.log_status)
             row = cursor.fetchone()
-            cursor.execute("SELECT @@global.gtid_binlog_pos")
-            position = cursor.fetchone()
+            position = whereabouts.position(cursor, spoken)
         assert row is not None
-        assert position is not None
-        return str(row[0]), int(row[1]), str(position[0])
+        return str(row[0]), int(row[1]), position
 
     def refresh(self) -> None:
         """Take in what has been written."""
@@ -95,21 +91,37 @@ class BinlogLog:
             done = 0
             for step in split_steps(fde, raw):
                 payload = bytes(step)
-                event = next(ev.iter_events(payload, fde.has_checksum))
-                gtid = ev.parse_gtid(ev.GTID, event.server_id, event.body)
-                self.recorded.append(FileStep(len(self.recorded) + 1, fde.raw, payload, gtid.text))
+                self.recorded.append(FileStep(len(self.recorded) + 1, fde.raw, payload, _place(fde, payload, file)))
                 done = raw.index(payload, done) + len(payload)
             self._offset += done
 
     def tail(self) -> _Tail:
         self.refresh()
         end = len(self.recorded) if self.hold is None else min(self.hold, len(self.recorded))
-        position = dict(self._base)
-        for step in self.recorded[:end]:
-            position[int(step.gtid.split("-")[0])] = step.gtid
-        return _Tail(self.lineage, end, _Record(",".join(position[d] for d in sorted(position))))
+        return _Tail(self.lineage, end, _Record(after_steps(self._base, [step.gtid for step in self.recorded[:end]])))
 
     def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[FileStep]:
         if lineage != self.lineage or last > len(self.recorded):
             raise StreamError("step-unknown", f"there is no step {last}")
         yield from self.recorded[first - 1 : last]
+
+
+def _place(fde: ev.FormatDescription, payload: bytes, file: str) -> str:
+    events = list(ev.iter_events(payload, fde.has_checksum))
+    first = events[0]
+    if first.type in ev.GTIDS and first.type != ev.MYSQL_ANONYMOUS_GTID:
+        return ev.parse_gtid(first.type, first.server_id, first.body).text
+    return f"{file}:{events[-1].next_pos}"
+
+
+def after_steps(base: str, places: list[str]) -> str:
+    """Where the server is after steps at `places`."""
+    if file_positions.is_file_position(base):
+        return f"{base.rpartition('/')[0]}/{places[-1]}" if places else base
+    if ":" in "".join(places) or ":" in base:
+        gtids = gtid_sets.parse(base)
+        for place in places:
+            gtid_sets.add(gtids, gtid_sets.gtid(place))
+        return gtid_sets.show(gtids)
+    position = {gtid.split("-")[0]: gtid for gtid in (*filter(None, base.split(",")), *places)}
+    return ",".join(position[domain] for domain in sorted(position, key=int))

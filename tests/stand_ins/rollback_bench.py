@@ -1,4 +1,4 @@
-"""Plans and rollbacks on a real MariaDB without Kafka: the log is the server's own binlog files, events go into a list.
+"""Plans and rollbacks on a real server without Kafka: the log is the server's own binlog files, events go into a list.
 
 Everything between the two is what the agent runs: plans from steps, paths from what was said, all stages of applying.
 """
@@ -20,7 +20,6 @@ from agents.rollback.history import History, check_paths, turns
 from agents.rollback.plan import Plan, Request, make_plan
 from agents.rollback.schema import Schema
 from deploy.demo.accounts import create_account, grants_for
-from deploy.demo.mariadb import MariaDB
 from deploy.demo.server import DatabaseServer
 from streams.events import RollbackChanged
 from streams.formats.binlog.step import UNDO
@@ -31,13 +30,6 @@ from tests.stand_ins.binlog_log import BinlogLog
 
 SOURCE = "shop"
 USER, PASSWORD = "hf_rollback", "rollback-pw"
-# The least that docs/guides/rollback.md asks for.
-GRANTS = (
-    f"CREATE OR REPLACE USER {USER}@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'",
-    f"GRANT SELECT, TRIGGER ON *.* TO {USER}@'127.0.0.1'",
-    f"GRANT BINLOG REPLAY, BINLOG ADMIN, READ_ONLY ADMIN ON *.* TO {USER}@'127.0.0.1'",
-    f"GRANT SELECT, INSERT, CREATE, ALTER, DROP ON holdfast.* TO {USER}@'127.0.0.1'",
-)
 
 
 def grant_rollback(server: DatabaseServer) -> None:
@@ -49,10 +41,11 @@ def grant_rollback(server: DatabaseServer) -> None:
 class RollbackBench:
     """One source from now on: make the tables first. `admin` is root's connection, for whatever a test does."""
 
-    def __init__(self, server: MariaDB, statements: Iterable[str] = ()) -> None:
+    def __init__(self, server: DatabaseServer, statements: Iterable[str] = ()) -> None:
         self.server = server
         self.admin: pymysql.Connection[Any] = server.connect()
-        for statement in (*GRANTS, *statements):
+        grant_rollback(server)
+        for statement in statements:
             self.sql(statement)
         self.log = BinlogLog(self.admin, server.datadir)
         self.history = History()
@@ -136,7 +129,7 @@ class RollbackBench:
     def settings(self, port: int = 0, host: str = "127.0.0.1") -> SourceSettings:
         return SourceSettings(
             SOURCE,
-            "mariadb",
+            self.server.kind,
             host,
             port or self.server.port,
             accounts={"rollback": USER},

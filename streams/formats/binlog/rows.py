@@ -31,6 +31,8 @@ STATEMENT_END: Final = 0x01
 NO_FOREIGN_KEY_CHECKS: Final = 0x02
 RELAXED_UNIQUE_CHECKS: Final = 0x04
 COMPLETE_ROWS: Final = 0x08
+# MySQL 9.6: foreign keys were the server's own business and not the engine's, so what they did to child rows is in the log.
+CASCADES_LOGGED: Final = 0x10
 NO_CHECK_CONSTRAINT_CHECKS: Final = 0x80
 
 KINDS: Final[dict[int, Kind]] = {

@@ -24,7 +24,7 @@ from deploy.demo.mariadb import MariaDB
 from streams.formats.binlog.statements import is_account_statement
 from tests.stack.contents import everything
 from tests.stand_ins import walk_load
-from tests.stand_ins.binlog_log import BinlogLog, FileStep
+from tests.stand_ins.binlog_log import BinlogLog, FileStep, after_steps
 
 GRANTS = "SELECT, SHOW VIEW, TRIGGER, EVENT, REPLICATION SLAVE, BINLOG MONITOR"
 DEFINITIONS = (
@@ -69,10 +69,7 @@ class Sealed(BinlogLog):
             assert step.payload is not None
             accounts = b"USER" in step.payload and is_account_statement(_statement(step.payload))
             if accounts:
-                position = dict(self._base)
-                for earlier in self.recorded[: step.ordinal]:
-                    position[int(earlier.gtid.split("-")[0])] = earlier.gtid
-                after = ",".join(position[d] for d in sorted(position))
+                after = after_steps(self._base, [earlier.gtid for earlier in self.recorded[: step.ordinal]])
                 step = dataclasses.replace(step, payload=None, accounts=True, position_after=after)
             yield step
 

@@ -49,7 +49,9 @@ def file_position(cursor: Any, dialect: Dialect, like: FilePosition | None) -> F
     if row is None:
         raise log_off()
     file, offset = str(row[0]), int(row[1])
-    if like is not None and like.server == server and _nothing_after(cursor, like, file):
+    if like is not None and (file_number(file), offset) < like.order:
+        pass  # the log went back: it was reset
+    elif like is not None and like.server == server and _nothing_after(cursor, like, file):
         file, offset = like.file, like.offset
     elif like is None:
         file, offset = _last_step(cursor, file, offset)
@@ -59,8 +61,6 @@ def file_position(cursor: Any, dialect: Dialect, like: FilePosition | None) -> F
 def _nothing_after(cursor: Any, like: FilePosition, newest: str) -> bool:
     """Whether no step came after `like`: nothing but the ends and heads of files, up to `newest`."""
     file, offset = like.file, like.offset
-    if file_number(newest) < file_number(file):
-        return False
     while file_number(file) <= file_number(newest):
         found = _events(cursor, file, offset)
         if found is None or any(kind not in _BETWEEN for kind in found):

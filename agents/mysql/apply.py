@@ -188,7 +188,8 @@ class NativeTarget:
 
     def _own_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
         """Whether the account may work in schema `holdfast`: asked of the privilege tables, so that nothing is made."""
-        needed = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
+        needed = ["SELECT", "INSERT", "CREATE", "ALTER", "DROP"]
+        needed += filter(None, [self._dialect.row_lock_privilege])
         if _privileges(control, account, OWN_SCHEMA).issuperset(needed) or self._has_role(control):
             return []
         return [_grant(", ".join(needed), "`holdfast`.*", account)]

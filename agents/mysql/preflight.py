@@ -291,7 +291,7 @@ def missing_for_rollback(account: str, lines: Sequence[str], version: str) -> It
     for needed, there, where in (
         (("SELECT", "TRIGGER", *lock), anywhere, "*.*"),
         (dict.fromkeys(names[0] for names in spoken.privileges.values()), given, "*.*"),
-        (OWN_PRIVILEGES, has | privileges(lines, _OWN), "holdfast.*"),
+        ((*OWN_PRIVILEGES, *lock), has | privileges(lines, _OWN), "holdfast.*"),
     ):
         if "ALL PRIVILEGES" in there:
             continue

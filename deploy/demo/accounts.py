@@ -34,7 +34,7 @@ MYSQL = Grants(
     rollback=(
         "grant select, trigger, lock tables on *.* to {account}",
         "grant binlog_admin, system_variables_admin, connection_admin on *.* to {account}",
-        "grant select, insert, create, alter, drop on holdfast.* to {account}",
+        "grant select, insert, create, alter, drop, lock tables on holdfast.* to {account}",
     ),
 )
 MYSQL_5_5 = Grants(

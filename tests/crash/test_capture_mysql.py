@@ -34,6 +34,10 @@ def each(
     made.stop()
 
 
+def numbered(server: DatabaseServer) -> bool:
+    return server.version.startswith("9.") and server.execute("select @@gtid_mode") == [("ON",)]
+
+
 def awkward(server: DatabaseServer) -> None:
     """A step of each shape."""
     server.execute(
@@ -48,14 +52,15 @@ def awkward(server: DatabaseServer) -> None:
     with contextlib.closing(server.connect(autocommit=False)) as connection, connection.cursor() as cursor:
         cursor.execute("insert into shapes.t values (3, 'c', 3)")
         cursor.execute("savepoint here")
-        cursor.execute("insert into shapes.plain values (3)")
+        if not numbered(server):  # with GTIDs the server does not let a transaction mix engines
+            cursor.execute("insert into shapes.plain values (3)")
         cursor.execute("insert into shapes.t values (4, 'd', 4)")
         cursor.execute("rollback to here")
         connection.commit()
         for n in range(700):  # more than a record holds
             cursor.execute("insert into shapes.t values (%s, repeat('x', 1900), 0)", (100 + n,))
         connection.commit()
-    if server.version.startswith("9.") and server.execute("select @@gtid_mode") == [("ON",)]:
+    if numbered(server):
         with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
             cursor.execute("set session binlog_transaction_compression = 1")
             cursor.execute("insert into shapes.t values (50, repeat('z', 900), 5)")

@@ -34,7 +34,9 @@ USER, PASSWORD = "hf_rollback", "rollback-pw"
 
 def grant_rollback(server: DatabaseServer) -> None:
     """The rollback account with the least that it needs, on any server."""
-    with contextlib.closing(server.connect()) as admin:
+    with contextlib.closing(server.connect()) as admin, admin.cursor() as cursor:
+        with contextlib.suppress(pymysql.err.OperationalError):  # 5.5 knows no IF EXISTS
+            cursor.execute(f"drop user {USER}@'127.0.0.1'")
         create_account(admin, USER, PASSWORD, grants_for(admin).rollback)
 
 

@@ -708,3 +708,18 @@ def test_a_conflict_among_many_rows_is_found(bench: RollbackBench) -> None:
     assert stopped(bench, plan) == [
         ("conflict", "app.other (id=29999) is not as the plan expects it: expected v=29999, found v=0")
     ]
+
+
+@only("mysql-9")
+def test_what_a_cascade_did_is_undone_where_the_log_holds_it(bench: RollbackBench) -> None:
+    bench.sql(
+        "create table kin (id int primary key, up int, foreign key (up) references parent (id) on delete cascade)"
+    )
+    bench.schema = bench._read_schema()
+    bench.sql("insert into parent values (1, 1), (2, 2)")
+    bench.sql("insert into kin values (10, 1), (11, 1), (12, 2)")
+    before = (content(bench), bench.sql("select * from kin"))
+    bench.sql("delete from parent where id = 1")
+    assert bench.sql("select id from kin") == ((12,),)
+    bench.run(bench.back(1))
+    assert (content(bench), bench.sql("select * from kin")) == before

@@ -81,6 +81,18 @@ class Preflight:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """One of the two log groups that a transaction in two phases is made of (XA), or a group that is no step of its own.
+
+    `kind`: `prepared` (rows, and no outcome yet), `committed`, `rolled back` (outcomes), `announced` (says nothing: a
+    later group says all). `name`: of the transaction, as the source's log has it.
+    """
+
+    kind: Literal["prepared", "committed", "rolled back", "announced"]
+    name: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Steps:
     """Whole consecutive steps as the source sent them.
 
@@ -88,6 +100,7 @@ class Steps:
     and after it. `preamble` is what the payload is read with. `file`/`offset`: coordinate after the last event, a hint that
     is good for `server_id` (whose log it is) only.
     `step_time_us`: commit time of the last one by the source's clock. `accounts`: one step, not to be kept in clear.
+    `phase`: one group, which is not a step by itself; a platform puts such groups together, and no `Stream` hands them over.
     """
 
     payload: bytes
@@ -101,13 +114,14 @@ class Steps:
     offset: int
     step_time_us: int
     accounts: bool = False
+    phase: Phase | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A piece of one step that is too large to be handed over whole. `first` opens it, `last` completes it.
 
-    `before` is the position before the step; `after` is the position after it, and is meaningful with `last` only. A
+    `before` is the position before the step, `after` the one after it (which a log without GTIDs says with `last` only). A
     piece with `first` while another step is open says that the open one never completed on the source.
     """
 
@@ -123,6 +137,7 @@ class Piece:
     offset: int
     step_time_us: int
     accounts: bool = False
+    phase: Phase | None = None
 
 
 Taken = Steps | Piece

@@ -21,7 +21,8 @@ from streams.ids import uuid7
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where capture stands: after step `ordinal`, which the source shows between native `before` and `after`.
+    """Where capture stands: after step `ordinal`, at native `after`. The source shows that step again to whoever asks for what
+    is after `before`: right before it, or earlier, where a transaction that was prepared then has no outcome yet.
 
     `proof` is the BLAKE3-256 of that step's payload in clear: what the source sends after `before` must have it. None: the
     lineage has no step yet, and `before` and `after` are where it started.

@@ -255,6 +255,10 @@ class NativeTarget:
     def covers(self, position: str, other: str) -> bool:
         return coordinates.covers(position, other)
 
+    def nudge(self) -> None:
+        with self._explained():
+            _run(self._control, guard.SCHEMA_DDL)
+
     def read_only(self) -> str:
         with self._explained():
             ((value,),) = _ask(self._control, "SELECT @@global.read_only")

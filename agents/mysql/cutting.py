@@ -7,6 +7,11 @@ where the format description says so, a CRC32. A packet of 2^24-1 bytes goes on 
     GTID … XID                         a transaction
     GTID … QUERY COMMIT | ROLLBACK     one that touched tables without transactions
     GTID(standalone) … QUERY           a definition or account statement; ends at its first event that stands for itself
+    GTID(prepared XA) … XA_PREPARE     a transaction in two phases, and much later its outcome:
+    GTID(completed XA) QUERY XA COMMIT | XA ROLLBACK
+    GTID(start alter) QUERY            an ALTER in two phases, which its second group repeats whole (or takes back)
+
+The groups of what has two phases are handed over by themselves, with a `Phase`; `parking` makes steps of them.
 
 Between steps come rotations, format descriptions, checkpoints, GTID lists and heartbeats. Whatever else comes stops
 capture: an event that is not understood might end a step, or be one.
@@ -31,9 +36,8 @@ from struct import Struct
 from typing import ClassVar
 
 from agents.errors import DAMAGED, AgentError, CaptureStopped, SourceUnavailable
-from agents.mysql.coordinates import Coordinates, Domains, Mark
-from agents.mysql.positions import show_gtid
-from agents.protocol import Piece, Steps, Taken
+from agents.mysql.coordinates import Coordinates, Domains, Files, Mark, covers
+from agents.protocol import Phase, Piece, Steps, Taken
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.statements import is_account_statement
@@ -70,15 +74,16 @@ STATEMENTS = frozenset({ev.QUERY, ev.QUERY_COMPRESSED})
 PASSING = (ev.HEARTBEAT, ev.BINLOG_CHECKPOINT, ev.GTID_LIST, ev.START_ENCRYPTION, ev.STOP)
 _NOT_PLAIN = ev.GTID_STANDALONE | ev.GTID_DDL | ev.GTID_PREPARED_XA | ev.GTID_COMPLETED_XA
 _XA = ev.GTID_PREPARED_XA | ev.GTID_COMPLETED_XA
+_ANNOUNCED = Phase("announced")
 
 
 class Cutter:
     """State between packets. `feed` it what was received, in any cuts; `take` what has come of it.
 
     `position`: the GTID set that the dump started after. `limit`: bytes of payload handed over at a time (a whole event
-    may exceed it, up to `WHOLE`). `first_alone`: the first step is handed over by itself. Memory: about `limit` + `WHOLE` +
-    what one call of `feed` is given. `whole_file`: the dump starts with a file, not with the position, which must be where
-    that file starts.
+    may exceed it, up to `WHOLE`). `proof`: each step up to this position is handed over by itself, and at least the first.
+    `whole_file`: the dump starts with a file, not with the position, which must be where that file starts; where position
+    is None it is what the file says. Memory: about `limit` + `WHOLE` + what one call of `feed` is given.
     """
 
     # What writes such a log, and how it is known from a format description.
@@ -86,11 +91,13 @@ class Cutter:
     _inside: ClassVar[frozenset[int]] = INSIDE | STATEMENTS | {ev.XID}
     _passing: ClassVar[tuple[int, ...]] = PASSING
 
-    def __init__(self, position: str, limit: int, *, first_alone: bool = False, whole_file: bool = False) -> None:
-        self._at: Coordinates = self._coordinates(position)
+    def __init__(self, position: str | None, limit: int, *, proof: str | None = None, whole_file: bool = False) -> None:
+        self._at: Coordinates = self._coordinates(position or "")
+        self._anywhere = position is None
+        self._proof = proof or ""
         self._whole_file = whole_file
         self._limit = limit
-        self._first_alone = first_alone
+        self._first_alone = proof is not None
         self._rest = b""
         self._ready: deque[Taken] = deque()
         self._failure: AgentError | None = None
@@ -104,6 +111,7 @@ class Cutter:
         self._mark: Mark = None  # of the open step
         self._pieces = 0  # of the open step that were handed over
         self._accounts = False  # the open step holds an account statement
+        self._phase: Phase | None = None  # what is open is one group of two
         # A long event passing through: its type, bytes of it to come in all and in its packet, whether another follows.
         self._long_type = 0
         self._long = self._long_packet = 0
@@ -261,7 +269,7 @@ class Cutter:
         """Any event, whole."""
         kind = event[4]
         if self._state > CLOSED:
-            if kind in self._inside:
+            if kind in self._inside or (kind == ev.XA_PREPARE and self._preparing):
                 self._event_inside(kind, event)
                 return
             if kind in self._passing[:3]:
@@ -291,18 +299,37 @@ class Cutter:
         if self._whole_file:
             raise _damaged("a file that does not say what is behind it")
         gtid = _gtid(event, 5)
-        if gtid[3] & _XA:
-            raise xa(f"{show_gtid(gtid)} at {self._where()}")
+        self._phase = self._phase_of(event, gtid[3])
+        if self._phase is not None:
+            self._seal()
+        alone = self._first_alone or self._phase is not None
         self._mark = gtid
-        self._state = STANDALONE if gtid[3] & ev.GTID_STANDALONE else MARKED if self._first_alone else OPEN
+        self._state = STANDALONE if gtid[3] & ev.GTID_STANDALONE else MARKED if alone else OPEN
         self._append(event)
         return True
 
+    def _phase_of(self, event: bytes, flags: int) -> Phase | None:
+        """Whether the group that this GTID event opens is one of two. Of an outcome, its statement says which it is."""
+        if not flags & (_XA | ev.GTID_DDL):
+            return None
+        gtid = ev.parse_gtid(ev.GTID, 0, event[HEADER : len(event) - self._checksum])
+        if gtid.xa is not None:
+            name = b"%d %b %b" % (gtid.xa.format_id, gtid.xa.gtrid.hex().encode(), gtid.xa.bqual.hex().encode())
+            return Phase("prepared" if gtid.prepared_xa else "rolled back", name)
+        # START ALTER says nothing that COMMIT ALTER does not say again; ROLLBACK ALTER says that nothing came of it.
+        return _ANNOUNCED if gtid.flags_extra & (ev.GTID_START_ALTER | ev.GTID_ROLLBACK_ALTER) else None
+
+    @property
+    def _preparing(self) -> bool:
+        return self._phase is not None and self._phase.kind == "prepared"
+
     def _event_inside(self, kind: int, event: bytes) -> None:
-        ends = kind == ev.XID
+        ends = kind in (ev.XID, ev.XA_PREPARE)
         if kind in STATEMENTS:
             text = statement(event, self._checksum)
             ends = text in (b"COMMIT", b"ROLLBACK")
+            if self._phase is not None and self._phase.name and text.startswith(b"XA COMMIT"):
+                self._phase = Phase("committed", self._phase.name)
             if not ends and text != b"BEGIN" and is_account_statement(text):
                 self._mark_accounts()
         self._append(event)
@@ -338,14 +365,15 @@ class Cutter:
             self._ends.append(self._total)
             self._marks.append(self._mark)
             self._done = len(self._out)
-            if self._accounts or self._first_alone:
-                self._seal(accounts=self._accounts)
-        self._first_alone = False
+            if self._accounts or self._first_alone or self._phase is not None:
+                self._seal(accounts=self._accounts, phase=self._phase)
+        self._first_alone = self._first_alone and not covers(self.position, self._proof)
         self._close()
 
     def _close(self) -> None:
         self._state = FIRST if self._first_alone else CLOSED
         self._accounts = False
+        self._phase = None
         self._pieces = 0
 
     def _cut_off(self, kind: int, event: bytes) -> None:
@@ -399,6 +427,10 @@ class Cutter:
         assert isinstance(self._at, Domains)
         body = event[HEADER : len(event) - self._checksum]
         behind = {g.domain: (g.server_id, g.sequence) for g in ev.parse_gtid_list(body).entries}
+        if self._anywhere:
+            self._at = Domains(
+                ",".join(f"{domain}-{server}-{sequence}" for domain, (server, sequence) in behind.items())
+            )
         here = {domain: (g[0], g[1]) for domain, g in self._at.position.items()}
         if behind != here:
             raise CaptureStopped(
@@ -445,7 +477,7 @@ class Cutter:
             raise self._failure
         return None
 
-    def _seal(self, accounts: bool = False) -> None:
+    def _seal(self, accounts: bool = False, phase: Phase | None = None) -> None:
         """Complete steps become ready; the open one stays."""
         if not self._ends:
             return
@@ -465,6 +497,7 @@ class Cutter:
                 offset=offset,
                 step_time_us=time * 1_000_000,
                 accounts=accounts,
+                phase=phase,
             )
         )
         self._out = self._out[self._done :]
@@ -498,6 +531,8 @@ class Cutter:
     def _piece(self, first: int, end: int, last: bool) -> None:
         self._at.check(self._mark, self._file)
         before = after = self._at.text()
+        if not isinstance(self._at, Files):
+            after = self._at.text(self._mark)
         if last:
             before, after = self._at.advance([self._mark], self._file)
         time, offset = _times(self._out[end - 1], 0) if last else (0, 0)
@@ -515,6 +550,7 @@ class Cutter:
                 offset=offset,
                 step_time_us=time * 1_000_000,
                 accounts=self._accounts,
+                phase=self._phase,
             )
         )
         self._pieces += 1
@@ -539,11 +575,11 @@ def _damaged(what: str) -> SourceUnavailable:
 
 
 def xa(where: str) -> CaptureStopped:
-    """An XA transaction in two phases, which is not handled."""
+    """An XA transaction in two phases, where steps have no GTIDs."""
     return CaptureStopped(
         "capture-xa",
         f"the source logged an XA transaction: {where}",
-        "XA is not handled yet: keep XA transactions off this source, then take a new baseline",
+        "XA is followed by GTIDs only: switch them on, or keep XA off this source; then take a new baseline",
     )
 
 
@@ -551,8 +587,6 @@ def _unexpected(kind: int, state: int, where: str) -> AgentError:
     name = ev.event_name(kind)
     if state == UNHEARD:
         return _damaged(f"a {name} event before any format description")
-    if kind == ev.XA_PREPARE:
-        return xa(where)
     if kind == ev.INCIDENT:
         return CaptureStopped(
             "capture-incident",

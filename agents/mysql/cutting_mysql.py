@@ -4,18 +4,19 @@
     GTID  QUERY BEGIN … QUERY COMMIT|ROLLBACK one that touched tables without transactions
     GTID  QUERY                               a definition or account statement: no BEGIN, so it ends itself
     GTID  TRANSACTION_PAYLOAD                 a compressed transaction, whole in one event
-    GTID  QUERY XA START … XA_PREPARE         XA, committed in one phase (a flag of its last event says so)
+    GTID  QUERY XA START … XA_PREPARE         XA: in one phase (a flag of its last event says so), or prepared, and then
+    GTID  QUERY XA COMMIT | XA ROLLBACK       its outcome
 
 The GTID event is missing altogether before 5.6, and is an anonymous one with `gtid_mode=OFF`: then positions are files and
 offsets (`coordinates.Files`), and a step begins with whatever comes first. A log may change from one to the other only at a
-new baseline.
+new baseline. XA in two phases is followed by GTIDs only: an offset says nothing of what was prepared before it.
 
 https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_replication_binlog_event.html
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from agents.errors import CaptureStopped
 from agents.mysql import gtid_sets
@@ -33,6 +34,7 @@ from agents.mysql.cutting import (
     statement,
     xa,
 )
+from agents.protocol import Phase
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.statements import is_account_statement
 
@@ -87,19 +89,33 @@ class MySQLCutter(Cutter):
             text = statement(event, self._checksum)
             begins = self._state == STANDALONE and (text == b"BEGIN" or text.startswith(b"XA START"))
             ends = text in (b"COMMIT", b"ROLLBACK")
-            if self._state == STANDALONE and text.startswith(b"XA ") and not begins:
-                raise xa(f"{text[:80].decode('utf-8', 'replace')} at {self._where()}")
+            if self._state == STANDALONE and text.startswith(b"XA "):
+                self._xa_statement(text)
             if not ends and not begins and is_account_statement(text):
                 self._mark_accounts()
         elif kind == ev.XA_PREPARE:
-            if not ev.parse_xa_prepare(event[HEADER : len(event) - self._checksum]).one_phase:
+            if ev.parse_xa_prepare(event[HEADER : len(event) - self._checksum]).one_phase:
+                self._phase = None
+            elif isinstance(self._at, Files):
                 raise xa(f"a prepared transaction at {self._where()}")
             ends = True
         self._append(event)
         if begins:
-            self._state = MARKED if self._first_alone or isinstance(self._at, Files) else OPEN
+            alone = self._first_alone or self._phase is not None
+            self._state = MARKED if alone or isinstance(self._at, Files) else OPEN
         else:
             self._end_of_event(kind, ends)
+
+    def _xa_statement(self, text: bytes) -> None:
+        """What opens the group of an XA transaction, or is its outcome."""
+        verb, _, name = text[3:].partition(b" ")
+        kinds: dict[bytes, Literal["prepared", "committed", "rolled back"]] = {
+            b"START": "prepared", b"COMMIT": "committed", b"ROLLBACK": "rolled back",
+        }  # fmt: skip
+        if verb not in kinds or (isinstance(self._at, Files) and verb != b"START"):
+            raise xa(f"{text[:80].decode('utf-8', 'replace')} at {self._where()}")
+        self._seal()
+        self._phase = Phase(kinds[verb], name.strip())
 
     def _begin_long(self, kind: int, size: int, length: int, next_position: int) -> None:
         if isinstance(self._at, Files) and self._state < STANDALONE and kind in STATEMENTS:

@@ -29,7 +29,8 @@ from agents.mysql.coordinates import covers
 from agents.mysql.cutting import TORN, Cutter, position_lost
 from agents.mysql.cutting_mysql import MySQLCutter
 from agents.mysql.dialects import Dialect, dialect
-from agents.protocol import SourceSettings, Taken
+from agents.mysql.parking import Parking
+from agents.protocol import SourceSettings, Steps, Taken
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 10.0
@@ -38,6 +39,7 @@ CHUNK = 1 << 18
 _COM_BINLOG_DUMP = 0x12
 _COM_BINLOG_DUMP_GTID = 0x1E
 _THROUGH_GTID = 0x04
+_NON_BLOCK = 1  # of a dump: it ends where the log ends
 # How a server family's log is cut. Which one it is, the kind of source says.
 CUTTERS = {"mariadb": Cutter, "mysql": MySQLCutter}
 _log = logging.getLogger("holdfast.capture")
@@ -61,12 +63,15 @@ class Dump:
         self._buffer = bytearray(CHUNK)
         self._view = memoryview(self._buffer)
         self._side: pymysql.Connection[Any] | None = None
-        cutter = CUTTERS[settings.kind](position, limit, first_alone=proof is not None)
+        cutter = CUTTERS[settings.kind](position, limit, proof=proof)
+        # Where steps have no GTIDs nothing is parked, so what comes first is the proof.
+        numbered = not file_positions.is_file_position(position)
+        self._parking = Parking(cutter, limit, proof if numbered else None, covers, self._look_back)
         self._start(cutter, proof or position, position, "")
 
     def _start(self, cutter: Cutter, proof: str, position: str, file: str) -> None:
         """Connect and ask for what is after `position`, or for `file` from its start."""
-        self._cutter = cutter
+        self._cutter = self._parking.cutter = cutter
         self._connection = connect(self._settings, "capture", read_timeout=SILENCE_S)
         try:
             _ask(self._connection, self._settings, proof, position, file)
@@ -109,11 +114,24 @@ class Dump:
         _log.warning("%s: %s; going on with %s", self._settings.source, error.message, following)
         self._start(Cutter(position, self._limit, whole_file=True), position, position, following)
 
+    def _look_back(self, name: bytes, position: str) -> list[Taken]:
+        """The group that prepared XA transaction `name`, from the log before `position`, its newest file first."""
+        if self._settings.kind != "mariadb":
+            return []  # where a MySQL file starts, its list of GTIDs says, which is not read
+        files = _files(self._settings)
+        at = files.index(self._cutter.file) + 1 if self._cutter.file in files else len(files)
+        _log.info("%s: looking back for an XA transaction prepared before the lineage", self._settings.source)
+        for file in reversed(files[:at]):
+            found = _prepared_in(self._settings, file, name, position)
+            if found:
+                return found
+        return []
+
     def _take(self, timeout: float) -> Taken | None:
         deadline = time.monotonic() + timeout
         cutter = self._cutter
         while True:
-            taken = cutter.take(False)
+            taken = self._parking.take(False)
             if taken is not None:
                 return taken
             received = self._receive()
@@ -121,7 +139,7 @@ class Dump:
                 cutter.feed(bytes(self._view[:received]))
                 continue
             # The source is silent just now: what there is goes out, however little.
-            taken = cutter.take(True)
+            taken = self._parking.take(True)
             now = time.monotonic()
             if taken is not None:
                 self._moved = now
@@ -187,7 +205,9 @@ class Dump:
         self._side = None
 
 
-def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: str, position: str, file: str) -> None:
+def _ask(
+    connection: pymysql.Connection[Any], settings: SourceSettings, proof: str, position: str, file: str, flags: int = 0
+) -> None:
     """Set up the session as a replica does and start the dump."""
     spoken = dialect(connection)
     try:
@@ -211,7 +231,7 @@ def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: s
             cursor.execute("SET SESSION net_write_timeout = 3600")
         # A replica's server id must be its own: the server ends an older dump with the same one.
         server_id = int(settings.options.get("server_id") or 0) or (1 << 30) + secrets.randbelow(1 << 30)
-        body = _request(spoken, position, file, server_id)
+        body = _request(spoken, position, file, server_id, flags)
         connection._sock.sendall(struct.pack("<I", len(body)) + body)  # type: ignore[attr-defined]
     except AgentError:
         raise
@@ -219,7 +239,7 @@ def _ask(connection: pymysql.Connection[Any], settings: SourceSettings, proof: s
         raise error_of(error, settings) from error
 
 
-def _request(spoken: Dialect, position: str, file: str, server_id: int) -> bytes:
+def _request(spoken: Dialect, position: str, file: str, server_id: int, flags: int) -> bytes:
     """The command that starts the dump: from `file`, else after `position`."""
     if spoken.family == "MySQL" and not file and not file_positions.is_file_position(position):
         gtids = gtid_sets.encode(gtid_sets.parse(position))
@@ -229,7 +249,7 @@ def _request(spoken: Dialect, position: str, file: str, server_id: int) -> bytes
     if file_positions.is_file_position(position):
         at = file_positions.parse(position)
         file, offset = at.file, at.offset
-    return struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, 0, server_id) + file.encode()
+    return struct.pack("<BIHI", _COM_BINLOG_DUMP, offset, flags, server_id) + file.encode()
 
 
 def file_created(settings: SourceSettings, server: str, file: str) -> int:
@@ -247,20 +267,55 @@ def file_created(settings: SourceSettings, server: str, file: str) -> int:
     raise SourceUnavailable("source-silent", f"the source does not send {file}")
 
 
+def _prepared_in(settings: SourceSettings, file: str, name: bytes, until: str) -> list[Taken]:
+    """The group that prepared XA transaction `name` in `file`, up to position `until`, if it has no outcome there."""
+    cutter = Cutter(None, CHUNK, whole_file=True)
+    found: list[Taken] = []
+    connection = connect(settings, "capture", read_timeout=SILENCE_S)
+    try:
+        _ask(connection, settings, "", "", file, _NON_BLOCK)
+        while data := connection._sock.recv(CHUNK):  # type: ignore[attr-defined]
+            cutter.feed(data)
+            while (taken := cutter.take(False)) is not None:
+                if covers(taken.before, until) or taken.file != file:
+                    return found
+                if taken.phase is not None and taken.phase.name == name:
+                    if taken.phase.kind != "prepared":
+                        found = []
+                    elif isinstance(taken, Steps) or taken.first:
+                        found = [taken]
+                    else:
+                        found.append(taken)
+    except SourceUnavailable as error:
+        if error.code != "source-ended":
+            raise
+    except (pymysql.err.MySQLError, OSError) as error:
+        raise error_of(error, settings) from error
+    finally:
+        with contextlib.suppress(OSError, pymysql.err.Error):
+            connection._force_close()  # type: ignore[attr-defined]
+    return found
+
+
 def _file_after(settings: SourceSettings, file: str) -> str | None:
     """The log file that the server wrote after `file`."""
+    names = _files(settings)
+    at = names.index(file) + 1 if file in names else len(names)
+    return names[at] if at < len(names) else None
+
+
+def _files(settings: SourceSettings) -> list[str]:
+    """The server's log files, oldest first."""
     connection = connect(settings, "capture", read_timeout=SILENCE_S)
     try:
         with connection.cursor() as cursor:
             cursor.execute("SHOW BINARY LOGS")
-            names = [str(row[0]) for row in cursor.fetchall()]
+            return [str(row[0]) for row in cursor.fetchall()]
     except (pymysql.err.MySQLError, OSError, *NONSENSE) as error:
         raise error_of(error, settings) from error
     finally:
         with contextlib.suppress(pymysql.err.MySQLError, OSError):
             connection.close()
-    at = names.index(file) + 1 if file in names else len(names)
-    return names[at] if at < len(names) else None
 
 
 def _check(now: str, wanted: str) -> None:

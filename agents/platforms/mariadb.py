@@ -43,7 +43,6 @@ REQUIREMENTS: Final = (
                 ("ON",),
                 "GTIDs may be logged out of order, and a position would not say what is behind it",
             ),
-            Must("binlog_alter_two_phase", ("OFF",), "one ALTER TABLE is logged as two steps, which is not handled yet"),
         ),
         warn=(
             *common_warnings("mariadbd"),

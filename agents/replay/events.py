@@ -56,6 +56,34 @@ def description(preamble: bytes, *, resumed: bool) -> bytes:
     return bytes(event)
 
 
+def one_phase(payload: bytes, *, checksum: bool) -> bytes:
+    """An XA transaction's step, which is both its groups, as the step of a plain transaction with the second one's GTID.
+
+    A replica that took the groups would be told to go back: the first one's GTID is older than what came in between.
+    """
+    events = list(ev.iter_events(payload, checksum))
+    gtids = [e for e in events if e.type == ev.GTID]
+    if len(gtids) != 2:
+        raise damaged("an XA transaction's step")
+    gtid = ev.parse_gtid(ev.GTID, gtids[1].server_id, gtids[1].body)
+    head = Struct("<QIB").pack(gtid.sequence, gtid.domain, ev.GTID_TRANSACTIONAL) + bytes(6)
+    common = {"server_id": gtid.server_id, "checksum": checksum, "artificial": False}
+    kept = [
+        payload[e.offset : e.offset + e.length]
+        for e in events
+        if e.offset < gtids[1].offset and e.type not in (ev.GTID, ev.XA_PREPARE) and not _ends_xa(e)
+    ]
+    return b"".join([
+        made(ev.GTID, head, **common), *kept, made(ev.XID, bytes(8), **common),  # type: ignore[arg-type]
+    ])  # fmt: skip
+
+
+def _ends_xa(event: ev.Event) -> bool:
+    return event.type in (ev.QUERY, ev.QUERY_COMPRESSED) and ev.parse_query(event.body, event.type).sql.startswith(
+        b"XA "
+    )
+
+
 def empty_step(domain: int, server_id: int, sequence: int, why: str, *, checksum: bool) -> bytes:
     """A step that changes nothing, in the place of one that is not to be applied: its GTID, and a comment."""
     gtid = Struct("<QIB").pack(sequence, domain, ev.GTID_STANDALONE) + bytes(6)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, Protocol
 
@@ -67,7 +67,7 @@ def position_after(log: Log, lineage: str, start: str, ordinal: int, first: int 
         begin = max(first, ordinal - back)
         whole = begin == first
         position = dict(parse(start))
-        for fragment in log.steps(lineage, begin, ordinal):
+        for fragment in _plainly(log.steps(lineage, begin, ordinal)):
             if fragment.number == 0 and not fragment.accounts and fragment.payload is not None:
                 gtid = gtid_of(fragment.payload)
                 position[gtid[2]] = gtid
@@ -76,6 +76,28 @@ def position_after(log: Log, lineage: str, start: str, ordinal: int, first: int 
         if whole:
             return show(position)
         back *= 8
+
+
+def _plainly(fragments: Iterable[StepFragment]) -> Iterator[StepFragment]:
+    """The same, with XA transactions as plain ones. Each is held whole, which capture's bound on them makes bearable."""
+    held: list[StepFragment] = []
+    for fragment in fragments:
+        payload = fragment.payload
+        if fragment.number == 0:
+            held = []
+            if fragment.accounts or payload is None or not gtid_of(payload)[3] & ev.GTID_PREPARED_XA:
+                yield fragment
+                continue
+        elif not held:
+            yield fragment
+            continue
+        held.append(fragment)
+        if fragment.last:
+            described = ev.parse_format_description(fragment.preamble)
+            whole = b"".join(f.payload or b"" for f in held)
+            plain = made.one_phase(whole, checksum=described.has_checksum)
+            yield replace(held[0], payload=plain, last=True, position_after=fragment.position_after)
+            held = []
 
 
 def gtid_of(payload: bytes) -> tuple[int, int, int, int]:
@@ -111,7 +133,7 @@ class Feed:
         at: dict[int, tuple[int, int, int, int]] = dict(parse(served.start))
         batch: list[bytes] = []
         size = 0
-        for fragment in served.log.steps(served.lineage, served.first, served.last):
+        for fragment in _plainly(served.log.steps(served.lineage, served.first, served.last)):
             payload = fragment.payload
             if fragment.number == 0:
                 gtid = self._gtid(fragment, at)

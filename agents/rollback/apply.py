@@ -26,6 +26,9 @@ from streams.ids import now_us
 
 LAG_WAIT_S: Final = 30.0
 SETTLE_WAIT_S: Final = 30.0
+# What the source logged last may be no step (a transaction prepared, or rolled back when it was): then capture's position
+# moves with the next step only, and we make one.
+NUDGE_S: Final = 2.0
 CAPTURED_WAIT_S: Final = 60.0
 RECONNECT_WAIT_S: Final = 120.0
 _TURN_S: Final = 0.01
@@ -122,7 +125,8 @@ class Application:
     def _await_capture(self, timeout: float) -> None:
         """Return when capture has everything that the source has committed by now."""
         wanted = self.target.position()
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline, nudged = began + timeout, False
         while True:
             tail = self.log.tail()
             if tail is None or tail.lineage != self.plan.event.lineage:
@@ -136,6 +140,9 @@ class Application:
                     f"capture has not reached {wanted} within {timeout:g} s (it is at {after or 'its beginning'})",
                     "see `holdfast source show`: capture must run for a rollback",
                 )
+            if not nudged and time.monotonic() - began > NUDGE_S:
+                self.target.nudge()
+                nudged = True
             self.check()
             time.sleep(_TURN_S)
 

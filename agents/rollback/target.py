@@ -49,6 +49,10 @@ class Target(Protocol):
         """Whether native `position` has all of `other` behind it."""
         ...
 
+    def nudge(self) -> None:
+        """Commit a step of our own that changes nothing, so that capture comes to say where it is."""
+        ...
+
     def read_only(self) -> str:
         """What the server's read-only switch stands at."""
         ...

@@ -33,12 +33,19 @@ _header = Struct("<IBIIIH").unpack_from
 
 
 def gtid_of(fragment: StepFragment) -> str:
-    """The GTID of the step whose first fragment this is; empty when it does not begin with one."""
-    payload = fragment.payload or b""
-    if len(payload) < HEADER_SIZE:
-        return ""
-    _, kind, server, size, _, _ = _header(payload, 0)
-    return parse_gtid(kind, server, payload[HEADER_SIZE:size]).text if kind in ev.GTIDS else ""
+    """The GTID of a step, from the fragment that has it: the first; of an XA transaction, whose step begins with the group that
+    prepared it, the last. Empty for any other."""
+    payload, at = fragment.payload or b"", 0
+    while at + HEADER_SIZE <= len(payload):
+        _, kind, server, size, _, _ = _header(payload, at)
+        if kind in ev.GTIDS:
+            gtid = parse_gtid(kind, server, payload[at + HEADER_SIZE : at + size])
+            if not gtid.prepared_xa:
+                return gtid.text
+        elif at == 0 and not fragment.last:
+            break
+        at += max(size, HEADER_SIZE)
+    return ""
 
 
 def place_of(fragment: StepFragment) -> str:
@@ -115,7 +122,7 @@ def _is(fragment: StepFragment, wanted: str) -> bool:
     """Whether `wanted` is this fragment's step's."""
     if _FILE.fullmatch(wanted):
         return fragment.last and place_of(fragment) == wanted
-    return fragment.number == 0 and gtid_of(fragment) == wanted
+    return gtid_of(fragment) == wanted
 
 
 def _domain(gtid: str) -> str:
@@ -151,8 +158,8 @@ def _newest_of_domain(timeline: Timeline, now: Now, gtid: str, ordinal: int, las
         )
     domain = _domain(gtid)
     for fragment in timeline.fragments(now.lineage, ordinal + 1, last, []):
-        other = gtid_of(fragment) if fragment.number == 0 else ""
-        if _domain(other) == domain:
+        other = gtid_of(fragment)
+        if other and _domain(other) == domain:
             raise ApiError(
                 422,
                 "position-not-a-state",

@@ -39,7 +39,7 @@ from streams.settings import Settings
 from streams.topics import topic_name
 from tests.stack.servers import config_file
 
-QUERY, XID, ANNOTATE, GTID = 2, 16, 160, 162
+QUERY, XID, XA_PREPARE, ANNOTATE, GTID = 2, 16, 38, 160, 162
 LEADING = (5, 13, 14, 19, 160)
 
 
@@ -59,8 +59,9 @@ def logged_steps(server: DatabaseServer, after: str = "") -> list[LoggedStep]:
     behind = _sequences(after)
     index = (server.datadir / "binlog.index").read_text().split()
     steps: list[LoggedStep] = []
+    prepared: dict[bytes, list[bytes]] = {}  # first groups of XA transactions, until their outcome
     for name in index:
-        steps += _steps_of((server.datadir / name).read_bytes())
+        steps += _steps_of((server.datadir / name).read_bytes(), prepared)
     return [s for s in steps if int(s.gtid.split("-")[2]) > behind.get(int(s.gtid.split("-")[0]), 0)]
 
 
@@ -94,10 +95,10 @@ def _steps_of_mysql(name: str, data: bytes) -> Iterator[LoggedStep]:
             events, begun = [], False
 
 
-def _steps_of(data: bytes) -> Iterator[LoggedStep]:
+def _steps_of(data: bytes, prepared: dict[bytes, list[bytes]]) -> Iterator[LoggedStep]:
     assert data[:4] == b"\xfebin"
     at = 4
-    gtid, events, standalone = "", [], False
+    gtid, events, standalone, flags, xid = "", [], False, 0, b""
     while at + 19 <= len(data):
         kind, server, size = data[at + 4], *struct.unpack_from("<II", data, at + 5)
         event = data[at : at + size]
@@ -107,12 +108,20 @@ def _steps_of(data: bytes) -> Iterator[LoggedStep]:
         if kind == GTID:
             sequence, domain, flags = struct.unpack_from("<QIB", event, 19)
             gtid, events, standalone = f"{domain}-{server}-{sequence}", [event], bool(flags & 1)
+            if flags & 0x20 and event[32] & 0x0A:
+                events = []  # START ALTER and ROLLBACK ALTER: COMMIT ALTER says all
+            xid = event[32 : 38 + event[36] + event[37]] if flags & 0xC0 else b""
+        elif events and kind == XA_PREPARE:
+            prepared[xid] = [*events, event]
+            events = []
         elif events and kind != ANNOTATE:
             events.append(event)
             ends = kind == XID or (kind == QUERY and event[-11:-4] in (b"\0COMMIT",))
             ends = ends or (kind == QUERY and event[-13:-4] == b"\0ROLLBACK") or (standalone and kind not in LEADING)
             if ends:
-                yield LoggedStep(gtid, b"".join(events))
+                first = prepared.pop(xid, []) if flags & 0x80 else []
+                if not flags & 0x80 or b"XA COMMIT" in event:
+                    yield LoggedStep(gtid, b"".join([*first, *events]))
                 events = []
 
 
@@ -145,12 +154,15 @@ def captured_steps(site: Settings, source: str, *, keyed: bool = True) -> list[C
 
 
 def _gtid_of(payload: bytes | None) -> str:
-    if payload is None:
-        return ""
-    if payload[4] != GTID:
-        return ""
-    sequence, domain = struct.unpack_from("<QI", payload, 19)
-    return f"{domain}-{int.from_bytes(payload[5:9], 'little')}-{sequence}"
+    """Of its last group: an XA transaction has two."""
+    gtid, at = "", 0
+    while payload and at + 19 <= len(payload):
+        size = int.from_bytes(payload[at + 9 : at + 13], "little")
+        if payload[at + 4] == GTID:
+            sequence, domain = struct.unpack_from("<QI", payload, at + 19)
+            gtid = f"{domain}-{int.from_bytes(payload[at + 5 : at + 9], 'little')}-{sequence}"
+        at += size
+    return gtid
 
 
 def captured_to(site: Settings, source: str) -> str:

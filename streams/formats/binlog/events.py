@@ -99,6 +99,10 @@ GTID_WAITED: Final = 0x10
 GTID_DDL: Final = 0x20
 GTID_PREPARED_XA: Final = 0x40
 GTID_COMPLETED_XA: Final = 0x80
+# `flags_extra` of a MariaDB GTID: one ALTER in two groups (binlog_alter_two_phase).
+GTID_START_ALTER: Final = 0x02
+GTID_COMMIT_ALTER: Final = 0x04
+GTID_ROLLBACK_ALTER: Final = 0x08
 
 CHECKSUM_NONE: Final = 0
 CHECKSUM_CRC32: Final = 1
@@ -252,7 +256,6 @@ _STATUS_SIZES: Final[dict[int, int]] = {
     20: 1,
     128: 3,
     129: 8,
-    130: 2,
 }
 
 
@@ -587,6 +590,9 @@ def _parse_status(raw: bytes) -> dict[int, bytes]:
         elif code in (5, 6):  # time zone, catalogue: length and text
             size = 1 + raw[at]
             value = raw[at + 1 : at + size]
+        elif code == 130:  # MariaDB: the GTID's `flags_extra`, and of an ALTER's second group which one was its first
+            size = 9 if raw[at] & (GTID_COMMIT_ALTER | GTID_ROLLBACK_ALTER) else 1
+            value = raw[at : at + size]
         elif code == 2:  # catalogue of 5.0, with a terminator
             size = 2 + raw[at]
             value = raw[at + 1 : at + size - 1]

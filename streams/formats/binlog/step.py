@@ -97,9 +97,9 @@ class StepSummary:
     """What a step does, without its values.
 
     - `kind`: the worst of what is in it: `incident` (the server lost events), `xa` (prepare or outcome of an XA
-      transaction), `rolled_back` (all of it, or to a savepoint: some of the rows in it do not stand), `account`, `ddl`
-      (also with rows: CREATE … SELECT), `statement` (rows changed by a logged statement, or one not recognised),
-      `rows`, `empty`.
+      transaction without the other; both together are a step like any other), `rolled_back` (all of it, or to a
+      savepoint: some of the rows in it do not stand), `account`, `ddl` (also with rows: CREATE … SELECT), `statement`
+      (rows changed by a logged statement, or one not recognised), `rows`, `empty`.
     - `commit_time`: timestamp of the closing event, seconds since 1970.
     - `changes`: by (schema, table), in order of first appearance.
     - `statements`: DDL and other statements as text, shortened; account statements as a marker.
@@ -156,6 +156,7 @@ class StepSummary:
 # The name it has in the design; the summary is the view.
 StepView = StepSummary
 
+_XA_COMMIT: Final = re.compile(rb"\s*XA\s+COMMIT\b", re.IGNORECASE)
 _NO_CHANGES: Final[tuple[tuple[str, str], ...]] = ()
 
 
@@ -182,6 +183,7 @@ class Summariser:
         "_maps",
         "_markers",
         "_partial",
+        "_phases",
         "_secret",
         "_size",
         "_statements",
@@ -199,6 +201,7 @@ class Summariser:
         self._statements: list[str] = []
         self._markers: list[str] = []
         self._database = self._xid = ""
+        self._phases: set[str] = set()
         self._partial = self._secret = self._complete = self._begun = self._undo = False
         self._time = self._events = self._size = self._end = 0
 
@@ -289,7 +292,9 @@ class Summariser:
             self._query(kind, body)
         elif kind == ev.XA_PREPARE:
             self._kinds.add("xa")
-            self._xid = str(parse_xa_prepare(body).xid)
+            prepare = parse_xa_prepare(body)
+            self._xid = str(prepare.xid)
+            self._phases.add("one phase" if prepare.one_phase else "prepared")
             self._complete = True
         elif kind == ev.INCIDENT:
             self._kinds.add("incident")
@@ -312,6 +317,8 @@ class Summariser:
             self._kinds.add("account")
         elif what == "xa":
             self._kinds.add("xa")
+            if _XA_COMMIT.match(query.sql):
+                self._phases.add("committed")
         elif what in ("dml", "other"):
             self._kinds.add("statement")
         if what in ("rollback", "commit", "xa") or not self._begun:
@@ -336,6 +343,8 @@ class Summariser:
             if table_map.primary_key == () and key not in keyless:
                 (sequences if table_map.is_sequence else keyless).append(key)
         kinds = self._kinds
+        if "one phase" in self._phases or {"prepared", "committed"} <= self._phases:
+            kinds = kinds - {"xa"}
         kind: StepKind
         if kinds:
             kind = next(worst for worst in _WORST_FIRST if worst in kinds)

@@ -41,7 +41,7 @@ class ProvingCutter(Cutter):
     """As after a restart: the first step is to be compared with what was captured before."""
 
     def __init__(self, position: str, limit: int) -> None:
-        super().__init__(position, limit, first_alone=True)
+        super().__init__(position, limit, proof="")
 
 
 @dataclass
@@ -289,9 +289,7 @@ def opening(w: Writer) -> list[bytes]:
 @pytest.mark.parametrize(
     ("code", "make"),
     [
-        ("capture-xa", lambda w: [w.gtid(2, flags=bl.PREPARED), w.event(bl.WRITE, b"r")]),
-        ("capture-xa", lambda w: [w.gtid(2, flags=bl.COMPLETED), w.query(b"XA COMMIT X'61'")]),
-        ("capture-xa", lambda w: [w.gtid(2), w.event(bl.XA_PREPARE, bytes(20))]),
+        ("capture-step-open", lambda w: [w.gtid(2), w.event(bl.XA_PREPARE, bytes(20))]),
         ("capture-incident", lambda w: [w.event(bl.INCIDENT, b"\1\0\0")]),
         ("capture-incident", lambda w: [w.gtid(2), w.event(bl.INCIDENT, b"\1\0\0")]),
         ("capture-no-gtid", lambda w: [w.query(b"BEGIN"), w.event(bl.WRITE, b"r"), w.xid(2)]),

@@ -11,7 +11,9 @@ import pytest
 
 from agents.errors import AgentError
 from agents.mysql import cutting
+from agents.mysql.coordinates import covers
 from agents.mysql.cutting_mysql import MySQLCutter
+from agents.mysql.parking import Parking
 from agents.protocol import Piece, Steps
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.step import split_steps, summarise
@@ -113,7 +115,7 @@ def test_a_servers_log_is_cut_into_its_steps_whatever_cuts_it_comes_in(name: str
 def test_the_first_step_is_handed_over_alone_for_the_proof() -> None:
     for name, position in (("mysql9", ""), ("mysql55", FILE)):
         events = events_of(name)
-        cutter = MySQLCutter(position, 1 << 20, first_alone=True)
+        cutter = MySQLCutter(position, 1 << 20, proof="")
         cutter.feed(packets([Writer(checksum=name != "mysql55").rotate("binlog.000001", artificial=True), *events]))
         first = cutter.take(True)
         assert isinstance(first, Steps)
@@ -184,13 +186,47 @@ def test_what_must_not_pass() -> None:
         w.query(b"XA END X'7831',X'',1"),
         w.event(ev.XA_PREPARE, prepared),
     ]
-    assert code(events, "") == "capture-xa"
+    assert code(events, FILE) == "capture-xa"
     w = Writer()
-    assert code([*started(w), gtid(w, 1), w.query(b"XA COMMIT X'7831',X'',1")], "") == "capture-xa"
+    assert code([*started(w), w.query(b"XA COMMIT X'7831',X'',1")], FILE) == "capture-xa"
     w = Writer()
     began = w.time
     assert code(started(w), f"1/{began - 1}/binlog.000001:4") == "capture-position-lost"
     cut(packets(started(Writer())), f"1/{began}/binlog.000001:4")
+
+
+def test_xa_in_two_phases_is_parked_until_its_outcome() -> None:
+    w = Writer()
+    prepared = struct.pack("<BiII", 0, 1, 2, 0) + b"x1"
+    row = [w.query(b"BEGIN"), w.event(ev.TABLE_MAP, b"t"), w.event(ev.WRITE_ROWS, b"r"), w.xid()]
+    first = [
+        gtid(w, 1),
+        w.query(b"XA START X'7831',X'',1"),
+        w.event(ev.TABLE_MAP, b"t"),
+        w.event(ev.WRITE_ROWS, b"r"),
+        w.query(b"XA END X'7831',X'',1"),
+        w.event(ev.XA_PREPARE, prepared),
+    ]
+    between = [gtid(w, 2), *row]
+    second = [gtid(w, 3), w.query(b"XA COMMIT X'7831',X'',1")]
+    last = [gtid(w, 4), *row]
+
+    def read(position: str, proof: str | None) -> list[Steps | Piece]:
+        sent = [g for n, g in enumerate((first, between, second, last), 1) if position != f"{UUID}:1" or n > 1]
+        cutter = MySQLCutter(position, 1 << 20, proof=proof)
+        parked = Parking(cutter, 1 << 20, proof, covers, lambda name, position: [])
+        cutter.feed(packets([*started(w), *itertools.chain(*sent)]))
+        out = []
+        while (taken := parked.take(True)) is not None:
+            out.append(taken)
+        return out
+
+    whole = read("", None)
+    assert steps_of(whole) == [b"".join(between), b"".join([*first, *second]), b"".join(last)]
+    # After the second step: it is read again, from before its first group on.
+    again = read("", f"{UUID}:1-3")
+    assert steps_of(again) == [b"".join([*first, *second]), b"".join(last)]
+    assert again[0].before == ""
 
 
 def test_xa_in_one_phase_is_a_transaction() -> None:

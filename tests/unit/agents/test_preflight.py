@@ -26,7 +26,6 @@ WRONG = {
     "innodb_flush_log_at_trx_commit": "2",
     "binlog_checksum": "NONE",
     "binlog_expire_logs_seconds": "60",
-    "binlog_alter_two_phase": "ON",
 }
 
 
@@ -57,7 +56,6 @@ def test_each_wrong_setting_is_mended_by_its_hint(make_mariadb: Callable[..., Ma
         "source-binlog-row-image",
         "source-binlog-row-metadata",
         "source-gtid-strict-mode",
-        "source-binlog-alter-two-phase",
     }
     assert {p.code for p in found.warnings} >= {
         "source-sync-binlog",

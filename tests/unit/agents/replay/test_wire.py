@@ -15,7 +15,9 @@ from agents.replay import events as made
 from agents.replay import wire
 from agents.replay.session import Session
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.step import summarise
 from streams.formats.errors import FormatError
+from tests.unit.streams.formats.recorded import golden
 
 # A 10.11 replica's answer to the greeting, recorded; user `replay`, 20 bytes of response.
 CAPABILITIES = wire.PROTOCOL_41 | wire.SECURE_CONNECTION | wire.PLUGIN_AUTH
@@ -108,6 +110,23 @@ def test_a_replica_sets_where_it_is() -> None:
     assert session.connect_state is None
     session.answer("SET @slave_connect_state='0-1-100,3-1-7'", 0, 1)
     assert session.connect_state == "0-1-100,3-1-7"
+
+
+def test_an_xa_transaction_is_served_as_a_plain_one() -> None:
+    log = golden("groups")
+    events = {e.offset: e for e in ev.iter_events(log.events, checksum=True)}
+    starts = [o for o, e in events.items() if e.type == ev.GTID and ev.parse_gtid(ev.GTID, 1, e.body).xa is not None]
+    end = next(o + e.length for o, e in events.items() if o > starts[1] and e.type == ev.QUERY)
+    step = log.events[starts[0] : end]
+    whole, plain = summarise(log.fde, step), summarise(log.fde, made.one_phase(step, checksum=True))
+    assert (plain.gtid, plain.kind, plain.changes, plain.xid, plain.complete) == (
+        whole.gtid,
+        "rows",
+        whole.changes,
+        "",
+        True,
+    )
+    assert whole.xid
 
 
 @pytest.mark.parametrize("checksum", [True, False])

@@ -24,6 +24,7 @@ from agents.rollback.target import Stopped
 from deploy.demo.accounts import create_account, grants_for
 from deploy.demo.server import DatabaseServer
 from streams.events import RollbackChanged
+from streams.formats.binlog.step import summarise
 from tests.stand_ins.mariadb_proxy import MariaDBProxy
 from tests.stand_ins.rollback_bench import PASSWORD, USER, RollbackBench
 
@@ -383,6 +384,28 @@ def test_definitions_cannot_change_while_a_plan_is_applied(bench: RollbackBench)
 
     bench.application(bench.back(1), Target(bench.settings())).run()
     assert refused == [1205]
+
+
+def test_a_transaction_that_stays_prepared_holds_nobody_up(
+    bench: RollbackBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source has logged something that is no step: capture does not get there until there is another one."""
+    plan = bench.back(3)
+    with closing(bench.server.connect(database="app")) as user, user.cursor() as cursor:
+        for statement in ("xa start 'x'", "insert into other values (77, 7)", "xa end 'x'", "xa prepare 'x'"):
+            cursor.execute(statement)
+    read, steps = bench.log.refresh, bench.log.recorded
+
+    def parked() -> None:
+        """As capture does: what is prepared only is no step."""
+        read()
+        steps[:] = [s for s in steps if s.payload is None or summarise(s.preamble, s.payload).kind != "xa"]
+
+    monkeypatch.setattr(bench.log, "refresh", parked)
+    try:
+        assert bench.run(plan).rows == plan.event.rows
+    finally:
+        bench.sql("xa rollback 'x'")
 
 
 # -- connections ----------------------------------------------------------------------------------------------------

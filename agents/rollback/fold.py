@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, Protocol
 
+from agents.rollback.redefined import Redefinition, Redefinitions
 from agents.rollback.schema import Definition, TableName
 from streams.events import Problem
 from streams.formats.binlog import events as ev
@@ -124,9 +125,18 @@ class Folder:
         *,
         most_bytes: int,
         chooser: Chooser | None = None,
+        redefinitions: Redefinitions | None = None,
+        whole_source: bool = True,
     ) -> None:
         self._definition = definition
         self._chooser = chooser
+        self._redefinitions = redefinitions or Redefinitions()
+        self._whole_source = whole_source
+        self._era = -1
+        self.crossed: dict[int, Redefinition] = {}
+        """Definition changes that are in nobody's way, by step: they stay as they are."""
+        self.unrecorded = False
+        """Some step defines something, and no version of the schema says what."""
         self._most = most_bytes
         self.tables: dict[TableName, NetTable] = {}
         self.definitions: dict[TableName, Definition] = {}
@@ -143,6 +153,8 @@ class Folder:
         self._maps: dict[bytes, TableMap] = {}
         self._findings: dict[tuple[str, str], _Finding] = {}
         self._ordinal = 0
+        # Of the step being read: it belongs to an XA transaction, prepares it, is all of it.
+        self._xa_seen = self._xa_prepared = self._xa_whole = False
 
     def turn_round(self) -> None:
         """What was folded so far is to be undone."""
@@ -151,6 +163,7 @@ class Folder:
 
     def problems(self) -> tuple[Problem, ...]:
         """What stands in the way, by the step that shows it first."""
+        self._close()
         found = sorted(self._findings.values(), key=lambda f: f.first)
         out = []
         for f in found[:_MOST_FINDINGS]:
@@ -185,8 +198,13 @@ class Folder:
         None in place of the payload: it holds account statements or what looks like them, and cannot be unsealed here.
         """
         if first:
+            self._close()
             self._maps.clear()
             self.steps += 1
+            era = self._redefinitions.era(ordinal)
+            if era != self._era:
+                self._known.clear()  # the same name may mean another table now
+                self._era = era
         self._ordinal = ordinal
         if payload is None:
             self._account()
@@ -220,7 +238,7 @@ class Folder:
                     raise FormatError("unknown-table", f"a rows event of step {ordinal} has no table map before it")
             elif kind == ev.GTID:
                 if payload[at + 31] & (ev.GTID_PREPARED_XA | ev.GTID_COMPLETED_XA):
-                    self._xa()
+                    self._xa_seen = True
             elif kind == ev.TRANSACTION_PAYLOAD:
                 self._events(ordinal, ev.transaction_payload(payload[at + ev.HEADER_SIZE : stop - trailer]), 0)
             elif kind != ev.XID:
@@ -311,7 +329,7 @@ class Folder:
         net = self._net(table_map, layout)
         spread_delete, spread_update = False, None
         if net is not None:
-            definition = self.definitions[table_map.key]
+            definition = self.definitions[net.table_map.key]
             spread_delete = any(r.on_delete in _SPREADS for r in definition.referenced_by)
             if any(r.on_update in _SPREADS for r in definition.referenced_by):
                 spread_update = column_slicer(layout, net.referenced)
@@ -347,6 +365,10 @@ class Folder:
         name, text = table_map.key, f"{table_map.schema}.{table_map.table}"
         if table_map.schema == OWN_SCHEMA:
             return None
+        name, barrier = self._redefinitions.now(name, self._ordinal)
+        if barrier is not None:
+            self._barrier(barrier.ordinal, barrier.text)
+            return None
         definition = self._definition(name)
         if table_map.is_sequence or (definition is not None and definition.is_sequence):
             self.sequences.add(name)
@@ -369,6 +391,8 @@ class Folder:
         key = definition.indexes(definition.key[1]) if definition.key else ()
         split = {c for names in definition.unique_keys.values() for c in names}
         split |= {c for fk in definition.foreign_keys for c in fk.columns}
+        if name != table_map.key:
+            table_map = replace(table_map, schema=name[0], table=name[1], compiled={})
         referenced = _referenced(definition, self._definition)
         net = self.tables[name] = NetTable(
             table_map, layout, key, tuple(sorted(set(definition.indexes(split)) - set(key))), referenced
@@ -383,7 +407,8 @@ class Folder:
             if query.sql not in (b"BEGIN", b"COMMIT"):
                 self._query(query)
         elif kind == ev.XA_PREPARE:
-            self._xa()
+            self._xa_seen = self._xa_prepared = True
+            self._xa_whole = ev.parse_xa_prepare(body).one_phase
         elif kind == ev.INCIDENT:
             self._find("incident", "", lambda n, _: Problem(
                 "incident", f"at step {n} the source itself lost events: what happened there is not in the log",
@@ -405,7 +430,8 @@ class Folder:
                 "not-transactional", f"step {n} was rolled back but left changes in tables that cannot roll back",
                 "roll back no further than to this step"))  # fmt: skip
         elif what == "xa":
-            self._xa()
+            self._xa_seen = True
+            self._xa_whole = self._xa_prepared and query.sql.startswith(b"XA COMMIT")
         elif what == "account":
             self.accounts.append(self._ordinal)
         elif what == "ddl":
@@ -416,13 +442,23 @@ class Folder:
     def _ddl(self, query: ev.Query) -> None:
         if own_definition(query):
             return
-        text = statement_text(query.sql, 120)
+        change = self._redefinitions.at(self._ordinal)
+        if change is not None and (change.keeps_rows or not self._whole_source):
+            self.crossed[self._ordinal] = change
+            return
+        self.unrecorded = self.unrecorded or change is None
+        self._barrier(self._ordinal, statement_text(query.sql, 120))
+
+    def _barrier(self, ordinal: int, text: str) -> None:
+        """Step `ordinal` redefines what rows of the present step stand in."""
         words = text.split()
         verb = words[0].upper() if words else ""
         code = {"TRUNCATE": "truncate", "DROP": "drop"}.get(verb, "ddl")
+        reading, self._ordinal = self._ordinal, ordinal
         self._find(code, text, lambda n, last: Problem(
             code, f"step {n} is a definition change: {text}",
             f"roll back to just after it (step {last}), {SCRATCH}"), text=text)  # fmt: skip
+        self._ordinal = reading
 
     def _statement(self, text: str) -> None:
         self._find("statement-event", "", lambda n, _: Problem(
@@ -438,6 +474,12 @@ class Folder:
         self._find("xa", "", lambda n, _: Problem(
             "xa", f"step {n} belongs to an XA transaction, which this version does not undo",
             f"roll back to just after it (step {n})"))  # fmt: skip
+
+    def _close(self) -> None:
+        """The step is read. An XA transaction with its outcome is like any other; one half of it is not."""
+        if self._xa_seen and not self._xa_whole:
+            self._xa()
+        self._xa_seen = self._xa_prepared = self._xa_whole = False
 
     def _partial(self, net: Sink) -> None:
         text = f"{net.table_map.schema}.{net.table_map.table}"

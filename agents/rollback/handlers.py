@@ -23,6 +23,7 @@ from agents.rollback.target import Stopped
 from streams.capture_log import CaptureLog
 from streams.events import Problem, RollbackChanged
 from streams.ids import now_us
+from streams.paths import way
 
 if TYPE_CHECKING:
     from agents.commands import Command, Context, Services
@@ -163,8 +164,12 @@ def _make(ctx: Context, source: str, request: Request, known: past.History, log:
 
 
 def _made(ctx: Context, source: str, request: Request, log: past.Log, index: KeyIndex | None, deadline: float) -> Plan:
+    between = [r for part in way(request.path_before, request.path_after) for r in part]
+    first = min((r.first for r in between), default=request.head_ordinal + 1)
     while True:
-        schema = past.read_schema(ctx.services.settings.kafka, source, request.lineage, request.head_ordinal)
+        schema = past.read_schema(
+            ctx.services.settings.kafka, source, request.lineage, request.head_ordinal, log=log, first=first
+        )
         made = make_plan(
             request,
             schema,
@@ -178,7 +183,8 @@ def _made(ctx: Context, source: str, request: Request, log: past.Log, index: Key
             progress=lambda done, total: ctx.progress("reading steps", done, total, "steps"),
         )
         # Definitions are recorded a moment after their step is captured.
-        if time.monotonic() > deadline or not _SCHEMA_BEHIND & {p.code for p in made.event.obstacles}:
+        behind = made.behind or _SCHEMA_BEHIND & {p.code for p in made.event.obstacles}
+        if time.monotonic() > deadline or not behind:
             return made
         ctx.check()
         time.sleep(0.25)

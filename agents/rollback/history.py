@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agents.errors import AgentError
+from agents.rollback.fold import own_definition
 from agents.rollback.plan import Fragment, Request
+from agents.rollback.redefined import Redefinition, Redefinitions, redefinition
 from agents.rollback.schema import Schema
 from agents.rollback.stages import FINAL, UNDECIDED
-from agents.schema.record import fold
+from agents.schema.record import State, versions
+from agents.schema.replay import definitions_in
 from streams.consume import read_topic
 from streams.events import CommitsRecorded, RollbackChanged, RollbackPlanned, SchemaRecorded
+from streams.formats.binlog.events import Query, parse_format_description
 from streams.formats.binlog.step import MARKER_TABLE, UNDO, summarise
 from streams.paths import Turn, path_at, turn
 from streams.settings import KafkaSettings
@@ -75,11 +79,32 @@ def read_history(kafka: KafkaSettings, source: str) -> History:
     return history
 
 
-def read_schema(kafka: KafkaSettings, source: str, lineage: str, ordinal: int) -> Schema:
-    """The source's schema as it was recorded after step `ordinal`."""
+def read_schema(
+    kafka: KafkaSettings, source: str, lineage: str, ordinal: int, *, log: Log | None = None, first: int = 0
+) -> Schema:
+    """The source's schema as it was recorded after step `ordinal`; with `log`, what has been redefined from step `first` on."""
     events = (m.event for m in read_topic(kafka, topic_name(kafka.prefix, "schema", source)))
-    state = fold(e for e in events if isinstance(e, SchemaRecorded) and e.lineage == lineage and e.ordinal <= ordinal)
-    return Schema(state.tables, state.version)
+    mine = (e for e in events if isinstance(e, SchemaRecorded) and e.lineage == lineage and e.ordinal <= ordinal)
+    state, trusted = State(), True
+    found: list[Redefinition] = []
+    for version, origin in versions(mine):
+        # A live schema may be that of a later step: what happened at this one, and at the next, it does not tell.
+        known, trusted = trusted and origin != "live", origin != "live"
+        if log is not None and version.ordinal >= max(first, 1):
+            queries = _definitions(log, lineage, version.ordinal)
+            found.append(redefinition(version.ordinal, queries, state.tables, version.tables if known else None))
+        state = version
+    return Schema(state.tables, state.version, Redefinitions(found) if log is not None else None)
+
+
+def _definitions(log: Log, lineage: str, ordinal: int) -> list[Query]:
+    """The definition statements of one step, which stand in its first fragment."""
+    for fragment in log.steps(lineage, ordinal, ordinal):
+        if fragment.payload is None or fragment.accounts:
+            return []
+        described = parse_format_description(fragment.preamble)
+        return [q for q in definitions_in(described, fragment.payload) if not own_definition(q)]
+    return []
 
 
 def turns(history: History, log: Log, lineage: str) -> list[Turn]:

@@ -12,6 +12,7 @@ from agents.rollback.fold import own_definition
 from agents.rollback.plan import Fragment, Plan
 from streams.events import Problem
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.ddl import ANSI_QUOTES, effect
 from streams.formats.binlog.rows import KINDS, RowsEvent, iter_rows, layout_of, parse_rows
 from streams.formats.binlog.statements import classify
 from streams.formats.binlog.step import MARKER_TABLE, OWN_SCHEMA, marker_of
@@ -44,6 +45,14 @@ def _undoes(rows: RowsEvent, table_map: TableMap) -> bool:
     """Whether these marker rows are all of selective undos."""
     images = [after for _, after in iter_rows(rows, table_map)]
     return all(image is not None and marker_of(image, table_map)[1] for image in images)
+
+
+def _redefines(plan: Plan, query: ev.Query) -> bool:
+    """Whether a definition statement may be of tables that the plan changes. (What they are defined as is compared, too.)"""
+    told = effect(query.sql, query.database, ansi_quotes=bool((query.sql_mode or 0) & ANSI_QUOTES))
+    if told.tables is None:
+        return True
+    return any(plan.table(name) is not None for name in told.tables.union(*told.renamed))
 
 
 def _hint(whole_source: bool) -> str:
@@ -85,11 +94,13 @@ def _concern(plan: Plan, fragment: Fragment, maps: dict[bytes, TableMap], *, who
         elif event.type in (ev.QUERY, ev.QUERY_COMPRESSED):
             query = ev.parse_query(event.body, event.type)
             what = classify(query.sql)
-            if what in ("begin", "commit", "savepoint", "neutral") or own_definition(query):
+            if what in ("begin", "commit", "savepoint", "neutral", "xa") or own_definition(query):
                 continue
             if what == "account":
                 return _ACCOUNT
+            if what == "ddl" and not whole_source and not _redefines(plan, query):
+                continue
             return "it changes definitions" if what == "ddl" else "it was logged as a statement, not as rows"
-        elif event.type in (ev.XA_PREPARE, ev.INCIDENT):
-            return "it is an XA transaction's or a gap in the source's log"
+        elif event.type == ev.INCIDENT:
+            return "it is a gap in the source's log"
     return ""

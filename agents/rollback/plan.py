@@ -37,6 +37,8 @@ KEYLESS_MOST_ROWS: Final = 20_000
 ROW_MS: Final = 0.01
 BASE_MS: Final = 150
 
+CROSSED_SHOWN: Final = 5
+
 DEFAULT_MEMORY_BYTES: Final = 512 << 20
 
 
@@ -174,6 +176,8 @@ class Plan:
     tables: tuple[TablePlan, ...]
     preamble: bytes
     """The format description that native events of this plan are replayed with."""
+    behind: bool = False
+    """A step of it defines something that is not recorded yet: planned again in a moment, it may not be in the way."""
 
     @property
     def runnable(self) -> bool:
@@ -208,7 +212,7 @@ def make_plan(
         return definitions[name]
 
     read = _chosen if request.selection is not None else _way
-    folder, made = read(request, look_up, steps, index, memory_bytes, progress)
+    folder, made = read(request, schema, look_up, steps, index, memory_bytes, progress)
     problems = [*folder.problems(), *made.problems]
     tables = () if folder.too_large else _tables(folder, look_up)
     warnings = [*made.warnings, *_warnings(folder, tables)]
@@ -245,7 +249,7 @@ def make_plan(
         planned_us=planned_us,
         by=by,
     )
-    return Plan(event, tables, folder.preamble)
+    return Plan(event, tables, folder.preamble, folder.unrecorded and request.selection is None)
 
 
 _NOTHING: Final = Problem("nothing-to-do", "the source is in that state already", "see `timeline show`")
@@ -270,6 +274,7 @@ LookUp = Callable[[TableName], Definition | None]
 
 def _way(
     request: Request,
+    schema: Schema,
     look_up: LookUp,
     steps: ReadSteps,
     index: Index | None,
@@ -279,7 +284,9 @@ def _way(
     """From the state of one path to that of another: all of the steps between."""
     undo, redo = way(request.path_before, request.path_after)
     total = length(undo) + length(redo)
-    folder = Folder(look_up, most_bytes=memory_bytes)
+    folder = Folder(
+        look_up, most_bytes=memory_bytes, redefinitions=schema.redefinitions, whole_source=request.whole_source
+    )
     for ranges, undone in ((undo, True), (redo, False)):
         for r in ranges:
             for fragment in steps(r.first, r.last):
@@ -299,6 +306,7 @@ def _way(
 
 def _chosen(
     request: Request,
+    schema: Schema,
     look_up: LookUp,
     steps: ReadSteps,
     index: Index | None,
@@ -365,6 +373,14 @@ def _warnings(folder: Folder, tables: tuple[TablePlan, ...]) -> list[Problem]:
             "account-statement", f"step {first} changes accounts or privileges" + (f", and so do {more} more" if more else "")
             + ": they stay as they are now", "change them by hand where that is meant, too",
         ))  # fmt: skip
+    crossed = sorted(folder.crossed.items())
+    for ordinal, change in crossed[:CROSSED_SHOWN]:
+        out.append(Problem(
+            "definition-stays", f"what step {ordinal} defined stays as it is: {change.text}",
+            "rows are rolled back, definitions are not",
+        ))  # fmt: skip
+    if len(crossed) > CROSSED_SHOWN:
+        out.append(Problem("definition-stays", f"and {len(crossed) - CROSSED_SHOWN} more steps that define something"))
     for schema, table in sorted(folder.sequences):
         out.append(Problem(
             "sequence", f"sequence {schema}.{table} keeps its value: numbers already given are not given again"

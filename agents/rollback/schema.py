@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streams.events import TableDefinition
 from streams.formats.binlog.keys import declared_key
 from streams.formats.binlog.table_map import SEQUENCE_COLUMNS, Declared, TableMap, with_declared
+
+if TYPE_CHECKING:
+    from agents.rollback.redefined import Redefinitions
 
 TableName = tuple[str, str]
 
@@ -128,10 +131,12 @@ def parse_definition(recorded: TableDefinition) -> Definition:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """All tables of a source as of some step. `version` identifies it (`SchemaRecorded.version`); empty: unknown."""
+    """All tables of a source as of some step. `version` identifies it (`SchemaRecorded.version`); empty: unknown.
+    `redefinitions`: what was defined on the way there, as far back as somebody asked; None: nothing is known of that."""
 
     tables: Mapping[TableName, TableDefinition]
     version: bytes = b""
+    redefinitions: Redefinitions | None = None
 
     def get(self, name: TableName) -> Definition | None:
         recorded = self.tables.get(name)

@@ -55,6 +55,14 @@ def fold(events: Iterable[SchemaRecorded]) -> State:
 
     A version that was being written when its writer died lacks its last events: it does not count.
     """
+    whole = State()
+    for version, _ in versions(events):
+        whole = version
+    return whole
+
+
+def versions(events: Iterable[SchemaRecorded]) -> Iterator[tuple[State, str]]:
+    """Each version of one lineage that is there whole, with its origin."""
     whole = state = State()
     for event in events:
         if event.ordinal <= whole.ordinal and not event.full:
@@ -62,4 +70,4 @@ def fold(events: Iterable[SchemaRecorded]) -> State:
         state = (state if event.ordinal == state.ordinal else whole).after(event)
         if state.version == event.version:
             whole = state
-    return whole
+            yield whole, event.origin

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 Statement = str | tuple[str, str]
 Write = Statement | tuple[Statement, ...]
@@ -46,7 +47,8 @@ class Case:
     - `settings`: global, for the time of the case, for connections made in it.
     - `options`: of every plan.
     - `compared`: tables that are compared; empty: all of the case's database. `renamed`: names then, names now.
-    - `only`: names of servers that have what the case is about; `why` they alone. Empty: all.
+    - `differs`: by the beginning of a server's name, the first that fits: fields that are others there. None: it has nothing
+      that the case is about.
     """
 
     name: str
@@ -63,8 +65,14 @@ class Case:
     before: int = 3
     after: int = 3
     turns: int = 3
-    only: tuple[str, ...] = ()
-    why: str = ""
+    differs: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
+
+    def on(self, server: str) -> Case | None:
+        """The case as it is on a server of this name."""
+        for name, fields in self.differs.items():
+            if server.startswith(name):
+                return None if fields is None else replace(self, differs={}, **fields)
+        return self
 
     @property
     def database(self) -> str:

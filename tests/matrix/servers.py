@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import secrets
-import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
+from tests.stack.servers import start_database
 
 
 @dataclass(frozen=True, slots=True)
 class ServerKind:
-    """`options`: of the server program. `encrypted`: its binary log is, with a key of its own."""
+    """`database`: its name in `tests.stack.servers.DATABASES`. `options`: of the server program. `encrypted`: its binary log
+    is, with a key of its own."""
 
     name: str
-    version: str
+    database: str
     encrypted: bool = False
     options: Mapping[str, str | None] = field(default_factory=dict)
 
-    def start(self, directory: Path) -> MariaDB:
-        """A running server in `directory`; it dies with the tests, `stop` it all the same."""
+    def start(self, directory: Path) -> DatabaseServer:
+        """A running server in `directory`; it dies with the tests, `stop` it all the same. Skips where it cannot be had."""
         options = dict(self.options)
         if self.encrypted:
             keys = directory.parent / "binlog.keys"
@@ -32,12 +33,10 @@ class ServerKind:
                 "file_key_management_filename": str(keys),
                 "encrypt_binlog": "ON",
             }
-        server = MariaDB.prepare(directory, version=self.version, options=options, death_signal=signal.SIGKILL)
-        server.start()
-        return server
+        return start_database(directory, self.database, options)
 
 
 SERVERS = (
-    ServerKind("MariaDB 10.11", "10.11", encrypted=True),
-    ServerKind("MariaDB 11.4", "11.4"),
+    ServerKind("MariaDB 10.11", "mariadb-10.11", encrypted=True),
+    ServerKind("MariaDB 11.4", "mariadb-11.4"),
 )

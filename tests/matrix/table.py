@@ -22,13 +22,15 @@ then to states before it and after it in random order, back and forward, with wr
 - **refused**: the plan that crosses the trap says so beforehand, with this code; to either side of it the walk goes on.
 - **capture stops**: with this code; a new baseline begins a new lineage.
 
-The log of MariaDB 10.11 is encrypted (`encrypt_binlog`, `file_key_management`) for all of its column.
+–: the server has nothing of the kind, or its own limits forbid it. The log of MariaDB 10.11 is encrypted (`encrypt_binlog`,
+`file_key_management`) for all of its column.
 """
 
 
 def outcome(kind: ServerKind, case: Case) -> str:
     """What is promised of this case on this server."""
-    return case.expected if not case.only or kind.name in case.only else "–"
+    there = case.on(kind.name)
+    return there.expected if there is not None else "–"
 
 
 def _row(*cells: str) -> str:
@@ -42,9 +44,6 @@ def page() -> str:
     lines += [_row("case", "what it is", *(k.name for k in SERVERS)), _row(*["---"] * (2 + len(SERVERS)))]
     for case in (*TRAPS, *STOPS):
         lines.append(_row(f"`{case.name}`", case.about, *(outcome(kind, case) for kind in SERVERS)))
-    reasons = [f"- `{case.name}`: {case.why}." for case in (*TRAPS, *STOPS) if case.why]
-    if reasons:
-        lines += ["", *reasons]
     lines += [
         "",
         "## Traps shown elsewhere",

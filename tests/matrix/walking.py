@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pymysql
 
-from agents.mysql import positions
+from agents.mysql import file_positions, whereabouts
+from agents.mysql.coordinates import covers
+from agents.mysql.dialects import dialect
 from deploy.demo.server import DatabaseServer
+from streams.capture_log import StepFragment
 from streams.events import RollbackPlanned
 from streams.formats.binlog.step import Summariser
 from tests.matrix.cases import Case, Writer
@@ -99,11 +103,12 @@ class Walk:
 
     def _note(self) -> None:
         """Keep what is there now, by the source's position."""
-        position = str(self._server.execute("select @@global.gtid_binlog_pos")[0][0])
+        with closing(self._server.connect()) as connection, connection.cursor() as cursor:
+            position = whereabouts.position(cursor, dialect(connection))
         self._seen.append((position, self.state()))
 
     def state(self) -> State:
-        with self._server.connect() as connection, connection.cursor() as cursor:
+        with closing(self._server.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "select table_name from information_schema.tables where table_schema = %s"
                 " and table_type in ('BASE TABLE', 'SYSTEM VERSIONED') order by 1",
@@ -121,17 +126,16 @@ class Walk:
         """Wait for capture, and find which step each state that was noted came after; the newest step."""
         head = self.rolling.head()
         known = max(self.states, default=0)
-        steps = {known: ""}
+        ends: dict[int, str] = {}
         step = None
         for f in self.rolling.log.steps(self.rolling.lineage, known + 1, head) if head > known else ():
             if step is None or f.number == 0:
                 step = Summariser(f.preamble)
             step.feed(f.payload or b"")
             if f.last:
-                steps[f.ordinal] = step.finish().gtid
+                ends[f.ordinal] = step.finish().gtid or _place(f)
         for position, state in self._seen:
-            at = positions.parse(position)
-            reached = [o for o, gtid in steps.items() if not gtid or positions.reaches(at, positions.parse(gtid))]
+            reached = [o for o, end in ends.items() if _behind(position, end)]
             self.states[max(reached, default=known)] = state
         self._seen.clear()
         return head
@@ -167,6 +171,23 @@ class Walk:
                 self._write(2)
                 self._settle()
         return refused
+
+
+def _place(fragment: StepFragment) -> str:
+    """File and offset after a step, whose last fragment this is."""
+    at, offset, payload = 0, 0, fragment.payload or b""
+    while at < len(payload):
+        offset = int.from_bytes(payload[at + 13 : at + 17], "little")
+        at += int.from_bytes(payload[at + 9 : at + 13], "little")
+    return f"{fragment.file}:{offset}"
+
+
+def _behind(position: str, end: str) -> bool:
+    """Whether a server at `position` has the step that ends at `end` (a GTID, or a file and offset) behind it."""
+    if file_positions.is_file_position(position):
+        server = position.partition("/")[0]
+        return file_positions.parse(position).order >= file_positions.parse(f"{server}/0/{end}").order
+    return covers(position, end)
 
 
 def stop(case: Case, rolling: Rolling, rng: random.Random) -> None:

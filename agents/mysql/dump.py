@@ -66,7 +66,9 @@ class Dump:
         cutter = CUTTERS[settings.kind](position, limit, proof=proof)
         # Where steps have no GTIDs nothing is parked, so what comes first is the proof.
         numbered = not file_positions.is_file_position(position)
-        self._parking = Parking(cutter, limit, proof if numbered else None, covers, self._look_back)
+        self._parking = Parking(
+            cutter, limit, proof if numbered else None, covers, self._look_back, hides=settings.kind == "mysql"
+        )
         self._start(cutter, proof or position, position, "")
 
     def _start(self, cutter: Cutter, proof: str, position: str, file: str) -> None:

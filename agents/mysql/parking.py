@@ -53,7 +53,8 @@ class Parking:
 
     `proof`: steps up to this native position are known; the one that reaches it is handed over, by itself. `covers(a, b)`:
     whether position `a` has all of `b` behind it. `look_back(name, position)`: the group that prepared it, cut from the log
-    before `position`; nothing when the log does not hold it.
+    before `position`; nothing when the log does not hold it. `hides`: the log may hold a prepared group that is not seen to be
+    one (MySQL's compressed transactions): an outcome of what is not parked stops capture then, a rollback, too.
     """
 
     def __init__(
@@ -63,7 +64,10 @@ class Parking:
         proof: str | None,
         covers: Callable[[str, str], bool],
         look_back: Callable[[bytes, str], Sequence[Taken]],
+        *,
+        hides: bool = False,
     ) -> None:
+        self._hides = hides
         self.cutter = cutter
         self._look_back = look_back
         self._limit = limit
@@ -139,7 +143,8 @@ class Parking:
         if phase.kind == "prepared":
             self._park(phase.name, taken)
         elif phase.kind == "rolled back":
-            self._parked.pop(phase.name, None)
+            if self._parked.pop(phase.name, None) is None and self._hides and not self._known(taken):
+                raise _unknown("rolls back", taken)
         elif phase.kind == "committed":
             for made in self._committed(phase.name, taken):
                 yield from self._known_or(made)
@@ -185,12 +190,7 @@ class Parking:
                 self._park(name, group)
         parked = self._parked.pop(name, None)
         if parked is None:
-            raise CaptureStopped(
-                "capture-xa-unknown",
-                f"{outcome.after} commits an XA transaction that was prepared before the lineage began, and the source's log "
-                "does not hold it any more",
-                "its rows are in no baseline: take a new one",
-            )
+            raise _unknown("commits", outcome)
         before = self._oldest(parked.before)
         if self._covers(before, parked.before):
             before = parked.before  # it was looked for: the oldest, though it was parked last
@@ -226,6 +226,15 @@ class Parking:
                 step_time_us=outcome.step_time_us,
                 accounts=accounts,
             )
+
+
+def _unknown(what: str, outcome: Taken) -> CaptureStopped:
+    return CaptureStopped(
+        "capture-xa-unknown",
+        f"{outcome.after} {what} an XA transaction that was not seen to be prepared: that was before the lineage began and the "
+        "source's log does not hold it any more, or it was logged compressed (MySQL)",
+        "its rows are in no baseline: take a new one; with XA, keep binlog_transaction_compression off",
+    )
 
 
 def _joined(one: Steps, other: Steps) -> Steps:

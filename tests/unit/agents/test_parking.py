@@ -251,6 +251,17 @@ def test_a_rollback_of_what_was_prepared_before_the_lineage_is_nothing() -> None
     assert [(s.before, s.after) for s in steps_of(taken)] == [("0-1-1", "0-1-2")]
 
 
+def test_a_rollback_of_what_a_log_may_have_hidden_stops() -> None:
+    w = Writer()
+    cutter = Cutter("", 1000)
+    parked = Parking(cutter, 1000, None, covers, nowhere, hides=True)
+    cutter.feed(packets([w.format(), *plain(w, 1), *outcome(w, 2, b"x", b"ROLLBACK")]))
+    assert parked.take(True) is not None
+    with pytest.raises(CaptureStopped) as caught:
+        parked.take(True)
+    assert caught.value.code == "capture-xa-unknown"
+
+
 def test_what_is_parked_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parking, "MOST", 4000)
     w = Writer()

@@ -96,6 +96,8 @@ class Parking:
                 break
             taken = _joined(taken, following)
         self._joining = False
+        if taken is None and self._failure is not None:
+            raise self._failure
         return taken
 
     def _fit(self, one: Steps, other: Steps) -> bool:

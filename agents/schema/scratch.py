@@ -147,6 +147,7 @@ def _arguments(folder: Path, variables: Mapping[str, str], base: Path | None) ->
         "--socket=s.sock",
         "--pid-file=s.pid",
         "--skip-networking",
+        "--ssl=0",  # newer versions make themselves a certificate at every start, which takes them seconds or minutes
         "--skip-grant-tables",
         "--skip-log-bin",
         "--skip-symbolic-links",

@@ -55,7 +55,8 @@ class MariaDB(DatabaseServer):
             directory,
             lambda user: find(version, user),
             server_id=server_id,
-            options=options,
+            # A newer server without a certificate makes itself one at every start, which takes seconds, or a minute.
+            options={**({} if tls else {"ssl": "0"}), **(options or {})},
             tls=tls,
             port=port,
             death_signal=death_signal,

@@ -107,7 +107,7 @@ def test_types(column: Column) -> None:
         states[rolling.head()] = zoo.digests(admin, tables)
         empty, full = states
         for target in (empty, full, None, None):
-            planned = rolling.plan("rollback", rng.choice(list(states)) if target is None else target)
+            planned = walking.plan(rolling, "rollback", rng.choice(list(states)) if target is None else target)
             if {o.code for o in planned.obstacles} != {"nothing-to-do"}:
                 assert planned.obstacles == ()
                 rolling.run(planned)

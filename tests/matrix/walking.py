@@ -23,6 +23,7 @@ from streams.capture_log import StepFragment
 from streams.events import RollbackPlanned
 from streams.formats.binlog.step import Summariser
 from tests.matrix.cases import Case, Writer
+from tests.stack.agent import await_it
 from tests.stack.rolling import Rolling
 
 State = dict[str, int | None]
@@ -150,7 +151,7 @@ class Walk:
             after = [o for o in self.states if o >= self.trap.stop]
             choice = (before, after or before)[turn] if turn < 2 and self.trap else list(self.states)
             target = self.rng.choice(choice)
-            planned = self.rolling.plan("forward" if turn % 2 else "rollback", target, **self.case.options)
+            planned = plan(self.rolling, "forward" if turn % 2 else "rollback", target, **self.case.options)
             codes = {o.code for o in planned.obstacles}
             if codes == {"nothing-to-do"}:
                 continue
@@ -171,6 +172,16 @@ class Walk:
                 self._write(2)
                 self._settle()
         return refused
+
+
+def plan(rolling: Rolling, kind: str, target: int, **options: object) -> RollbackPlanned:
+    """A plan, once the definitions that it needs are recorded, which on a busy machine may take a while."""
+
+    def made() -> RollbackPlanned | None:
+        planned = rolling.plan(kind, target, **options)
+        return None if "schema-unknown" in {o.code for o in planned.obstacles} else planned
+
+    return await_it(made, f"the definitions that a plan to step {target} needs", 120)
 
 
 def _place(fragment: StepFragment) -> str:

@@ -18,6 +18,7 @@ from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
 _FRESH_S = 2.0
+_MOST_FILLED = 1024
 Describe = Callable[[TableMap], TableMap]
 TableName = tuple[str, str]
 
@@ -49,6 +50,7 @@ class Definitions:
         self._next = 0
         self._read_at = float("-inf")
         self._tables: dict[tuple[str, TableName], _Versions] = {}
+        self._filled: dict[tuple[TableMap, int], tuple[dict[str, Any], TableMap]] = {}
 
     def table(self, lineage: str, name: TableName, ordinal: int) -> dict[str, Any] | None:
         """A table's canonical definition right after step `ordinal`; None when it is not known."""
@@ -62,17 +64,25 @@ class Definitions:
 
         def described(table_map: TableMap) -> TableMap:
             definition = self.table(lineage, table_map.key, ordinal)
-            if definition is None:
-                return table_map
-            columns = [
-                Declared(c["name"], c.get("type") or "", c.get("charset")) for c in definition.get("columns", ())
-            ]
-            try:
-                return with_declared(table_map, columns, definition.get("primary_key") or ())
-            except FormatError:
-                return table_map
+            return table_map if definition is None else self._fill(table_map, definition)
 
         return described
+
+    def _fill(self, table_map: TableMap, definition: dict[str, Any]) -> TableMap:
+        """The same map for the same question, since what is compiled for reading rows is kept with it."""
+        known = self._filled.get((table_map, id(definition)))
+        if known is not None:
+            return known[1]
+        columns = [Declared(c["name"], c.get("type") or "", c.get("charset")) for c in definition.get("columns", ())]
+        try:
+            filled = with_declared(table_map, columns, definition.get("primary_key") or ())
+        except FormatError:
+            filled = table_map
+        if len(self._filled) >= _MOST_FILLED:
+            self._filled.clear()
+        # The definition is kept too, or its id could come to mean another.
+        self._filled[table_map, id(definition)] = (definition, filled)
+        return filled
 
     def generated(self, lineage: str, name: TableName, ordinal: int) -> list[str]:
         """Columns that the server computes."""

@@ -9,11 +9,10 @@ import contextlib
 import json
 import random
 import sys
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from deploy.demo.mariadb import MariaDB
 from deploy.demo.server import DatabaseServer
 from streams.formats.binlog import table_map as t
 from streams.formats.binlog.charsets import SAME_AS_SERVER, encode_text
@@ -22,9 +21,9 @@ from streams.formats.binlog.step import decode_step
 from streams.formats.binlog.table_map import Column, Declared, TableMap, with_declared
 from streams.formats.binlog.values import EnumValue, JsonBinary, SetValue, Undecoded, Value, display
 from tests.matrix import types as zoo
+from tests.stack.servers import DATABASES
 from tests.stand_ins.rollback_bench import RollbackBench
 
-SERVERS = ["mariadb-10.11", "mariadb-11.4"]
 Contents = dict[str, list[tuple[Any, ...]]]
 
 
@@ -32,12 +31,12 @@ def server_of(database: DatabaseServer) -> zoo.Server:
     return zoo.Server.of(database.execute("SELECT VERSION()")[0][0])
 
 
-@pytest.mark.parametrize("database", SERVERS, indirect=True)
+@pytest.mark.parametrize("database", list(DATABASES), indirect=True)
 def test_every_value_goes_back_and_forth(database: DatabaseServer) -> None:
     """All values in, all out again, all in again; then a random walk with writes in between."""
     tables = zoo.zoo(server_of(database))
     rng = random.Random(7)
-    with contextlib.closing(RollbackBench(cast(MariaDB, database), zoo.statements(tables))) as bench:
+    with contextlib.closing(RollbackBench(database, zoo.statements(tables))) as bench:
         load = zoo.Load(database.connect(), rng, tables)
         states = {0: _contents(bench, tables)}
         for filled in load.fill():
@@ -68,10 +67,10 @@ def _contents(bench: RollbackBench, tables: tuple[zoo.Table, ...]) -> Contents:
     return {table.name: zoo.contents(bench.admin, table) for table in tables}
 
 
-@pytest.mark.parametrize("database", SERVERS, indirect=True)
+@pytest.mark.parametrize("database", list(DATABASES), indirect=True)
 def test_every_value_is_decoded_as_the_server_has_it(database: DatabaseServer) -> None:
     tables = zoo.zoo(server_of(database))
-    with contextlib.closing(RollbackBench(cast(MariaDB, database), zoo.statements(tables))) as bench:
+    with contextlib.closing(RollbackBench(database, zoo.statements(tables))) as bench:
         load = zoo.Load(database.connect(), random.Random(1), tables)
         for _ in load.fill():
             pass
@@ -145,14 +144,12 @@ def _exact(value: Value, column: Column) -> Any:
     return None if value is None else display(value, column)
 
 
-@pytest.mark.parametrize("database", SERVERS, indirect=True)
+@pytest.mark.parametrize("database", list(DATABASES), indirect=True)
 def test_what_cannot_be_undone_exactly_is_refused_with_the_reason(database: DatabaseServer) -> None:
     tables = [t for t in zoo.zoo(server_of(database), obstacles=True) if t.obstacle]
     documents = zoo.Table("docs", (zoo.Column("j", "json", ("'{}'",)),))
     partial = database.kind == "mysql" and server_of(database).version >= (8, 0)
-    with contextlib.closing(
-        RollbackBench(cast(MariaDB, database), zoo.statements([*tables, *[documents] * partial]))
-    ) as bench:
+    with contextlib.closing(RollbackBench(database, zoo.statements([*tables, *[documents] * partial]))) as bench:
         for table in tables:
             before = bench.head()
             for statement in table.rows():
@@ -171,14 +168,14 @@ def test_what_cannot_be_undone_exactly_is_refused_with_the_reason(database: Data
             assert "binlog_row_value_options" in obstacle.hint
 
 
-@pytest.mark.parametrize("database", ["mariadb-10.11"], indirect=True)
+@pytest.mark.parametrize("database", ["mariadb-10.11", "mysql-9"], indirect=True)
 def test_text_that_is_none_goes_back_and_forth(database: DatabaseServer) -> None:
     """Bytes that no client could have put into a column of this character set, but a replica or an import did."""
     tables = (zoo.Table("broken", (
         zoo.Column("u", "varchar(20) character set utf8mb4", ("'x'",)), zoo.Column("a", "char(8) character set ascii", ("'y'",)),
         zoo.Column("w", "varchar(20) character set utf16", ("'z'",)),
     )),)  # fmt: skip
-    with contextlib.closing(RollbackBench(cast(MariaDB, database), zoo.statements(tables))) as bench:
+    with contextlib.closing(RollbackBench(database, zoo.statements(tables))) as bench:
         bench.sql(f"USE {zoo.DATABASE}")
         bench.sql(tables[0].insert(1, ["'x'", "'y'", "'z'"]))
         empty = bench.head()

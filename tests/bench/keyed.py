@@ -70,32 +70,34 @@ def _orders(scale: float) -> Iterator[_Ground]:
 
 def undo_selective(rounds: int, scale: float) -> Report:
     with _orders(scale) as made:
-        site = made.site
-        asked = ("--table", _ORDERS, "--keys", f"{KEYS[0]}..{KEYS[1]}", "--from-step", str(made.first))
-        seconds, planning = [], []
-        plan: dict[str, object] = {}
-        for _ in range(2 * rounds + 1):
-            started = time.perf_counter()
-            plan = dict(site.stage.json("rollback", "undo", SOURCE, *asked))
-            seconds.append(time.perf_counter() - started)
-            planning.append(_job_seconds(site, str(plan["plan"])))
+        return _undo(made, rounds)
+
+
+def _undo(made: _Ground, rounds: int) -> Report:
+    site = made.site
+    asked = ("--table", _ORDERS, "--keys", f"{KEYS[0]}..{KEYS[1]}", "--from-step", str(made.first))
+    seconds, planning = [], []
+    plan: dict[str, object] = {}
+    for _ in range(2 * rounds + 1):
         started = time.perf_counter()
-        site.stage.json("rollback", "run", str(plan["plan"]), "--yes")
-        running = time.perf_counter() - started
-        left = site.mariadb.execute(
-            "select count(*) from orders where state <> 'open' or changes > 0", database=DATABASE
-        )
-        if int(left[0][0]) or plan["rows"] != KEYS[1] - KEYS[0] + 1:
-            raise RuntimeError(f"{left[0][0]} orders are not as they were; the plan has {plan['rows']} rows")
-        figures = {
-            "plan_s": statistics.median(seconds[1:]),
-            "plan_first_s": seconds[0],
-            "planning_s": statistics.median(planning[1:]),
-            "run_s": running,
-            "rows": float(str(plan["rows"])),
-            "log_read_bytes": float(str(plan["bytes"])),
-            "steps": made.head,
-        }
+        plan = dict(site.stage.json("rollback", "undo", SOURCE, *asked))
+        seconds.append(time.perf_counter() - started)
+        planning.append(_job_seconds(site, str(plan["plan"])))
+    started = time.perf_counter()
+    site.stage.json("rollback", "run", str(plan["plan"]), "--yes")
+    running = time.perf_counter() - started
+    left = site.mariadb.execute("select count(*) from orders where state <> 'open' or changes > 0", database=DATABASE)
+    if int(left[0][0]) or plan["rows"] != KEYS[1] - KEYS[0] + 1:
+        raise RuntimeError(f"{left[0][0]} orders are not as they were; the plan has {plan['rows']} rows")
+    figures = {
+        "plan_s": statistics.median(seconds[1:]),
+        "plan_first_s": seconds[0],
+        "planning_s": statistics.median(planning[1:]),
+        "run_s": running,
+        "rows": float(str(plan["rows"])),
+        "log_read_bytes": float(str(plan["bytes"])),
+        "steps": made.head,
+    }
     return report("undo-selective", seconds[1:], [2.0], "limit", "s", "less", figures)
 
 
@@ -109,12 +111,16 @@ def _job_seconds(site: BenchSite, plan: str) -> float:
 
 
 def _seconds(text: str) -> float:
-
     return datetime.fromisoformat(text).timestamp()
 
 
 def row_history(rounds: int, scale: float) -> Report:
-    with _orders(scale) as made, contextlib.closing(_connection(made.site)) as connection:
+    with _orders(scale) as made:
+        return _history(made, rounds)
+
+
+def _history(made: _Ground, rounds: int) -> Report:
+    with contextlib.closing(_connection(made.site)) as connection:
         taken, first = [], 0.0
         for number, key in enumerate(range(KEYS[0], KEYS[0] + 10 * rounds + 1)):
             ms, found = _ask(made.site, connection, key)

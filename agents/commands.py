@@ -38,6 +38,7 @@ HANDLERS: Mapping[str, str] = {
     "source.remove": "agents.protect:remove",
     "rollback.plan": "agents.rollback.handlers:plan",
     "rollback.run": "agents.rollback.handlers:run",
+    "rollback.approve": "agents.rollback.handlers:approve",
     "rollback.abandon": "agents.rollback.handlers:abandon",
 }
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from agents.commands import Command, Context, Interrupted, JobFailed
 from agents.errors import AgentError
 from agents.failpoints import failpoint
 from agents.protocol import Preflight, source_settings
+from agents.rollback import rights
 from agents.schema.record import fold, split
 from agents.sources import SourceEntry
 from streams.admin import ensure_topics
@@ -147,7 +149,17 @@ def _preflight(defined: SourceDefined, ctx: Context) -> Preflight:
     if defined.kind not in BASELINES:
         known = ", ".join(sorted(BASELINES))
         raise AgentError("kind-unknown", f"there is no platform {defined.kind!r}", f"known are: {known}")
-    return registry.source(source_settings(defined, ctx.services.secrets)).preflight()
+    settings = source_settings(defined, ctx.services.secrets)
+    found = registry.source(settings).preflight()
+    if found.problems:
+        return found
+    rollback = rights.preflight(settings)
+    return replace(
+        found,
+        problems=rollback.problems,
+        warnings=(*found.warnings, *rollback.warnings),
+        capability=(*found.capability, *rollback.capability),
+    )
 
 
 def _is_defined(entry: SourceEntry | None, defined: SourceDefined) -> bool:

@@ -30,9 +30,9 @@ def source(settings: SourceSettings) -> Source:
     return cast("Platform", _module(settings.kind)).source(settings)
 
 
-def target(settings: SourceSettings) -> Target:
-    """The same database as the target of a rollback. Raises as `source`."""
-    return cast("Target", _module(settings.kind).target(settings))
+def target(settings: SourceSettings, method: str = "native") -> Target:
+    """The same database as the target of a rollback by `method` (`agents.rollback.plan.METHODS`). Raises as `source`."""
+    return cast("Target", _module(settings.kind).target(settings, method))
 
 
 def _module(kind: str) -> Any:

@@ -37,7 +37,7 @@ from agents.mysql.guard import OWN_SCHEMA, Role
 from agents.protocol import SourceSettings
 from agents.rollback.plan import Plan, TablePlan
 from agents.rollback.schema import Definition
-from agents.rollback.target import CommitUnknown, Progress, Stopped
+from agents.rollback.target import FENCE, NATIVE_APPLY, CommitUnknown, Progress, Stopped
 from streams.events import Problem
 from streams.formats.binlog.inverse import plain_format_description, rows_version
 from streams.formats.binlog.net import core_content, row_statements
@@ -59,6 +59,9 @@ _LOCKED: Final = frozenset({1205, 1213, 3572})
 
 class NativeTarget:
     """Implements `agents.rollback.target.Target`. `work` holds the transaction, `control` everything beside it."""
+
+    _own_needed: tuple[str, ...] = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP")
+    """Privileges on schema `holdfast`."""
 
     def __init__(self, settings: SourceSettings) -> None:
         self._settings = settings
@@ -83,8 +86,8 @@ class NativeTarget:
         connection = connect(self._settings, "rollback", read_timeout=STATEMENT_TIMEOUT_S, write_timeout=600.0)
         with self._explained():
             spoken = dialect(connection)
-            _run(connection, spoken.rollback_session)
-            _run(connection, spoken.transactions[0])
+            run(connection, spoken.rollback_session)
+            run(connection, spoken.transactions[0])
         return connection
 
     @property
@@ -93,12 +96,16 @@ class NativeTarget:
             connection = self._work_connection = self._open()
             with self._explained():
                 # Locking reads are to see the newest rows, not to fail on them. (Not in every version.)
-                if _ask(connection, "SHOW SESSION VARIABLES LIKE 'innodb_snapshot_isolation'"):
-                    _run(connection, "SET SESSION innodb_snapshot_isolation = 0")
-                for statement in dialect(connection).replay_session:
-                    _run(connection, statement)
-                ((self._packet, self._server_id),) = _ask(connection, "SELECT @@max_allowed_packet, @@server_id")
+                if ask(connection, "SHOW SESSION VARIABLES LIKE 'innodb_snapshot_isolation'"):
+                    run(connection, "SET SESSION innodb_snapshot_isolation = 0")
+                self._prepare_work(connection)
+                ((self._packet, self._server_id),) = ask(connection, "SELECT @@max_allowed_packet, @@server_id")
         return self._work_connection
+
+    def _prepare_work(self, connection: pymysql.Connection[Any]) -> None:
+        """What only the session that makes the changes needs."""
+        for statement in dialect(connection).replay_session:
+            run(connection, statement)
 
     @property
     def _control(self) -> pymysql.Connection[Any]:
@@ -128,8 +135,8 @@ class NativeTarget:
         problems = []
         with self._explained():
             control = self._control
-            account = _account(_ask(control, "SELECT CURRENT_USER()")[0][0])
-            problems += self._missing_privileges(control, account)
+            account = _account(ask(control, "SELECT CURRENT_USER()")[0][0])
+            problems += self._missing_privileges(control, account, plan)
             for schema in sorted({t.definition.schema for t in plan.tables}):
                 tables = [t.definition for t in plan.tables if t.definition.schema == schema]
                 problems += self._table_privileges(control, account, schema, tables)
@@ -140,8 +147,20 @@ class NativeTarget:
                 problems += self._changed_definitions(control, plan)
         return problems
 
-    def _missing_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
-        """For replaying events, working unlogged, and `read_only`. MariaDB is asked by trying, as roles count there, too."""
+    def capability(self) -> frozenset[str]:
+        with self._explained():
+            lacking = self._lacking(self._control, _account(ask(self._control, "SELECT CURRENT_USER()")[0][0]))
+        can = {NATIVE_APPLY} if not {"replay", "log"} & set(lacking) else set()
+        return frozenset(can if "fence" in lacking else {*can, FENCE})
+
+    def _missing_privileges(self, control: pymysql.Connection[Any], account: str, plan: Plan) -> list[Problem]:
+        lacking = self._lacking(control, account).values()
+        return [grant(privilege, "*.*", account) for privilege in dict.fromkeys(lacking)]
+
+    def _lacking(self, control: pymysql.Connection[Any], account: str) -> dict[str, str]:
+        """What the account may not do (replay events, work unlogged, set `read_only`) and the privilege for it.
+
+        MariaDB is asked by trying, as roles count there, too."""
         asked = self._dialect.privileges
         has = _privileges(control, account, OWN_SCHEMA)
         probes: dict[str, str] = {}
@@ -150,35 +169,35 @@ class NativeTarget:
                 "replay": "SET SESSION server_id = @@server_id",
                 "log": "SET SESSION binlog_annotate_row_events = 0",
             }
-            ((read_only,),) = _ask(control, "SELECT @@global.read_only")
+            ((read_only,),) = ask(control, "SELECT @@global.read_only")
             probes["fence"] = f"SET GLOBAL read_only = {read_only}"
-        missing = []
+        missing: dict[str, str] = {}
         for purpose, any_of in asked.items():
-            if has.intersection(any_of) or any_of[0] in missing:
+            if has.intersection(any_of):
                 continue
-            if purpose in probes and not _denied(control, probes[purpose]):
+            if purpose in probes and not denied(control, probes[purpose]):
                 continue
             if not probes and self._has_role(control):
                 continue
-            missing.append(any_of[0])
-        return [_grant(privilege, "*.*", account) for privilege in missing]
+            missing[purpose] = any_of[0]
+        return missing
 
     def _has_role(self, connection: pymysql.Connection[Any]) -> bool:
         """Then only the server's refusal tells what is missing."""
         expression = self._dialect.current_role
-        return bool(expression) and _ask(connection, f"SELECT {expression}")[0][0] is not None
+        return bool(expression) and ask(connection, f"SELECT {expression}")[0][0] is not None
 
     def _table_privileges(
         self, control: pymysql.Connection[Any], account: str, schema: str, tables: Sequence[Definition]
     ) -> list[Problem]:
         """SELECT to compare rows, TRIGGER without which information_schema is silent about triggers and foreign keys."""
         more = self._dialect.row_lock_privilege
-        problem = [_grant(f"SELECT, TRIGGER, {more}" if more else "SELECT, TRIGGER", quoted(schema) + ".*", account)]
-        if any(_denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0 FOR UPDATE") for d in tables):
+        problem = [grant(f"SELECT, TRIGGER, {more}" if more else "SELECT, TRIGGER", quoted(schema) + ".*", account)]
+        if any(denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0 FOR UPDATE") for d in tables):
             return problem
         if "TRIGGER" in _privileges(control, account, schema) or self._has_role(control):
             return []
-        granted = {row[0] for row in _ask(
+        granted = {row[0] for row in ask(
             control,
             "SELECT TABLE_NAME FROM information_schema.TABLE_PRIVILEGES"
             " WHERE GRANTEE = %s AND TABLE_SCHEMA = %s AND PRIVILEGE_TYPE = 'TRIGGER'",
@@ -188,15 +207,14 @@ class NativeTarget:
 
     def _own_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
         """Whether the account may work in schema `holdfast`: asked of the privilege tables, so that nothing is made."""
-        needed = ["SELECT", "INSERT", "CREATE", "ALTER", "DROP"]
-        needed += filter(None, [self._dialect.row_lock_privilege])
+        needed = [*self._own_needed, *filter(None, [self._dialect.row_lock_privilege])]
         if _privileges(control, account, OWN_SCHEMA).issuperset(needed) or self._has_role(control):
             return []
-        return [_grant(", ".join(needed), "`holdfast`.*", account)]
+        return [grant(", ".join(needed), "`holdfast`.*", account)]
 
     def _settings_in_the_way(self, control: pymysql.Connection[Any], plan: Plan) -> list[Problem]:
         spoken = self._dialect
-        ((log_bin, run_triggers, packet),) = _ask(
+        ((log_bin, run_triggers, packet),) = ask(
             control, f"SELECT @@log_bin, {spoken.triggers_run}, @@max_allowed_packet"
         )
         out = []
@@ -211,7 +229,7 @@ class NativeTarget:
         if not log_bin:
             out.append(Problem("log-off", "the target keeps no binary log", "start it with log_bin"))
         for expression, wanted in spoken.variables.items():
-            ((value,),) = _ask(control, f"SELECT {expression}")
+            ((value,),) = ask(control, f"SELECT {expression}")
             if value != wanted:
                 name = expression.rpartition(".")[2].lstrip("@")
                 out.append(Problem(
@@ -223,7 +241,7 @@ class NativeTarget:
                 "setting", f"slave_run_triggers_for_rbr is {run_triggers}: triggers would run a second time",
                 "SET GLOBAL slave_run_triggers_for_rbr = 'NO'",
             ))  # fmt: skip
-        if spoken.super_read_only and _ask(control, "SELECT @@global.super_read_only")[0][0]:
+        if spoken.super_read_only and ask(control, "SELECT @@global.super_read_only")[0][0]:
             out.append(Problem(
                 "setting", "super_read_only is ON: the rollback itself could not write",
                 "SET GLOBAL super_read_only = OFF (read_only stays as it is)",
@@ -233,17 +251,17 @@ class NativeTarget:
     def enable(self) -> None:
         with self._explained():
             work = self._work
-            ((got,),) = _ask(work, "SELECT GET_LOCK(%s, 2)", LOCK_NAME)
+            ((got,),) = ask(work, "SELECT GET_LOCK(%s, 2)", LOCK_NAME)
             if got != 1:
                 raise AgentError(
                     "rollback-busy", "another rollback holds this server", "wait for it, or restart the agent"
                 )
             if not self._marker_exists(work):
-                _run(work, guard.SCHEMA_DDL)
-                _run(work, guard.MARKER_DDL)
+                run(work, guard.SCHEMA_DDL)
+                run(work, guard.MARKER_DDL)
 
     def _marker_exists(self, connection: pymysql.Connection[Any]) -> bool:
-        return bool(_ask(
+        return bool(ask(
             connection,
             "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'holdfast' AND TABLE_NAME = 'marker'",
         ))  # fmt: skip
@@ -257,18 +275,18 @@ class NativeTarget:
 
     def nudge(self) -> None:
         with self._explained():
-            _run(self._control, guard.SCHEMA_DDL)
+            run(self._control, guard.SCHEMA_DDL)
 
     def read_only(self) -> str:
         with self._explained():
-            ((value,),) = _ask(self._control, "SELECT @@global.read_only")
+            ((value,),) = ask(self._control, "SELECT @@global.read_only")
         return str(value)
 
     def fence(self) -> None:
         with self._explained():
-            _run(self._control, f"SET SESSION lock_wait_timeout = {FENCE_WAIT_S}")
+            run(self._control, f"SET SESSION lock_wait_timeout = {FENCE_WAIT_S}")
             try:
-                _run(self._control, "SET GLOBAL read_only = 1")
+                run(self._control, "SET GLOBAL read_only = 1")
             except pymysql.err.OperationalError as error:
                 if error.args[0] != 1205:
                     raise
@@ -280,10 +298,10 @@ class NativeTarget:
 
     def unfence(self, before: str) -> None:
         with self._explained():
-            ((now,),) = _ask(self._control, "SELECT @@global.read_only")
+            ((now,),) = ask(self._control, "SELECT @@global.read_only")
             if str(now) != before:
                 value = before if before.isdigit() else f"'{before}'"
-                _run(self._control, f"SET GLOBAL read_only = {value}")
+                run(self._control, f"SET GLOBAL read_only = {value}")
 
     # -- the guard ------------------------------------------------------------------------------------------------
 
@@ -292,8 +310,7 @@ class NativeTarget:
         work = self._work
         total = sum(len(images) for t in plan.tables for _, images in _guarded(t))
         done = 0
-        with self._explained():
-            _run(work, "SET SESSION sql_log_bin = 0")
+        with self._explained(), self._unlogged(work):
             self._drop_guards(work)
             self._describe_format(work)
             for i, t in enumerate(plan.tables):
@@ -301,7 +318,6 @@ class NativeTarget:
                     for rows in self._fill(work, i, t, role, images):
                         done += rows
                         progress(done, total)
-            _run(work, "SET SESSION sql_log_bin = 1")
 
     def _fill(
         self, work: pymysql.Connection[Any], number: int, t: TablePlan, role: Role, images: Sequence[bytes]
@@ -314,33 +330,33 @@ class NativeTarget:
         self._guards[number, role] = name
         _make_guard(work, t.definition, name, len(images), self._dialect.light_engine)
         content = core_content(t.changes.table.table_map, OWN_SCHEMA, name)
-        _run(work, "START TRANSACTION")
+        run(work, "START TRANSACTION")
         for rows, events in row_statements(
             t.changes.table, "insert", images, EVENT_BYTES, content, version=self._rows_version
         ):
             self._replay(work, events)
             yield rows
-        _run(work, "COMMIT")
+        run(work, "COMMIT")
 
     def _describe_format(self, work: pymysql.Connection[Any]) -> None:
         assert self._plan is not None
         if self._plan.preamble:
-            _run(work, _binlog(plain_format_description(self._plan.preamble)))
+            run(work, _binlog(plain_format_description(self._plan.preamble)))
             self._rows_version = rows_version(self._plan.preamble)
             if self._dialect.after_description:
-                _run(work, self._dialect.after_description)
+                run(work, self._dialect.after_description)
 
     def _replay(self, work: pymysql.Connection[Any], events: bytes) -> None:
         """Run a table map and a rows event. One larger than a packet goes in two halves, which is all the server takes."""
         text = base64.b64encode(_stamped(events, int(time.time()), self._server_id))
         most = self._packet - 1024
         if len(text) <= most or not self._dialect.split_statements:
-            _run(work, b"BINLOG '" + text + b"'")
+            run(work, b"BINLOG '" + text + b"'")
             return
         half = (len(text) + 1) // 2
-        _run(work, b"SET @holdfast_1 = '" + text[:half] + b"'")
-        _run(work, b"SET @holdfast_2 = '" + text[half:] + b"'")
-        _run(work, b"BINLOG @holdfast_1, @holdfast_2")
+        run(work, b"SET @holdfast_1 = '" + text[:half] + b"'")
+        run(work, b"SET @holdfast_2 = '" + text[half:] + b"'")
+        run(work, b"BINLOG @holdfast_1, @holdfast_2")
 
     # -- the transaction ------------------------------------------------------------------------------------------
 
@@ -348,9 +364,9 @@ class NativeTarget:
         work = self._work
         event = plan.event
         with self._explained():
-            _run(work, self._dialect.transactions[1])
+            run(work, self._dialect.transactions[1])
             try:
-                _run(
+                run(
                     work, "INSERT INTO `holdfast`.`marker` (plan, digest, kind, at_us) VALUES (%s, %s, %s, %s)",
                     event.plan, event.digest, event.kind, now_us(),
                 )  # fmt: skip
@@ -360,7 +376,7 @@ class NativeTarget:
                 ) from error
             for name in sorted(self._held(plan)):
                 try:
-                    _run(work, f"SELECT 1 FROM {quoted(*name)} LIMIT 0")
+                    run(work, f"SELECT 1 FROM {quoted(*name)} LIMIT 0")
                 except pymysql.err.ProgrammingError as error:
                     if error.args[0] != 1146:
                         raise
@@ -394,14 +410,14 @@ class NativeTarget:
             before = self._guards.get((i, "before"))
             with self._explained():
                 if before is not None:
-                    ((rows, missing, different),) = _ask(self._work, guard.compare(definition, before))
+                    ((rows, missing, different),) = ask(self._work, guard.compare(definition, before))
                     if rows != len(t.changes.expected):
                         raise AgentError(
                             "guard-incomplete", f"the guard of {definition.text} holds {rows} rows of"
                             f" {len(t.changes.expected)}", "try again; nothing was changed",
                         )  # fmt: skip
                     if missing or different:
-                        found = _ask(self._work, guard.differences(definition, before, MOST_SHOWN))
+                        found = ask(self._work, guard.differences(definition, before, MOST_SHOWN))
                         out += _conflicts(definition, found, int(missing) + int(different))
         return out
 
@@ -420,7 +436,7 @@ class NativeTarget:
                 before = None if place is None else self._guards.get((place, "before"))
                 fk = child.foreign_keys[number]
                 with self._explained():
-                    found = _ask(self._work, guard.children(child, fk, removed, before, MOST_SHOWN))
+                    found = ask(self._work, guard.children(child, fk, removed, before, MOST_SHOWN))
                 out += [Problem(
                     "child-outside-plan",
                     f"{child.text} {_key_text(child, row)} points at a row of {t.definition.text} that the plan removes"
@@ -435,31 +451,36 @@ class NativeTarget:
         total = sum(t.changes.rows for t in tables)
         done = 0
         for i, t in enumerate(tables):
-            for rows, events in t.changes.statements(EVENT_BYTES, self._rows_version):
-                with self._explained():
-                    try:
-                        self._replay(work, events)
-                    except pymysql.err.MySQLError as error:
-                        number = error.args[0] if error.args else 0
-                        if number not in (_DUPLICATE, _NOT_FOUND):
-                            raise
-                        raise Stopped(self._in_the_way(i, t, number, str(error.args[1]))) from error
-                done += rows
-                progress(done, total)
+            with self._explained():
+                try:
+                    for rows in self._change(work, i, t):
+                        done += rows
+                        progress(done, total)
+                except pymysql.err.MySQLError as error:
+                    number = error.args[0] if error.args else 0
+                    if number not in (_DUPLICATE, _NOT_FOUND):
+                        raise
+                    raise Stopped(self._in_the_way(i, t, number, str(error.args[1]))) from error
         return done
+
+    def _change(self, work: pymysql.Connection[Any], number: int, t: TablePlan) -> Iterator[int]:
+        """Make the changes of one table; how many rows at a time."""
+        for rows, events in t.changes.statements(EVENT_BYTES, self._rows_version):
+            self._replay(work, events)
+            yield rows
 
     def _in_the_way(self, number: int, t: TablePlan, error: int, text: str) -> list[Problem]:
         """What made the server refuse a row, now that the transaction is of no use any more."""
         work, definition = self._work, t.definition
         hint = "somebody wrote it since, or without the log: plan again"
-        _run(work, "ROLLBACK")
+        run(work, "ROLLBACK")
         if error == _DUPLICATE and t.changes.table.keyed:
-            _run(work, "SET SESSION sql_log_bin = 0")
             if (number, "after") not in self._guards:
-                for _ in self._fill(work, number, t, "after", t.changes.inserts):
-                    pass
+                with self._unlogged(work):
+                    for _ in self._fill(work, number, t, "after", t.changes.inserts):
+                        pass
             before, after = self._guards.get((number, "before")), self._guards[number, "after"]
-            found = _named(definition, _ask(work, guard.occupied(definition, after, before, MOST_SHOWN)))
+            found = _named(definition, ask(work, guard.occupied(definition, after, before, MOST_SHOWN)))
             if found:
                 return [
                     Problem("conflict", f"{definition.text} {_key_text(definition, row)} is there, where the plan"
@@ -477,11 +498,11 @@ class NativeTarget:
                 fk = child.foreign_keys[number]
                 with self._explained():
                     sql = guard.still_pointing(child, fk, t.definition, removed or "", MOST_SHOWN)
-                    found = _ask(self._work, sql)
+                    found = ask(self._work, sql)
                 out += [_orphan(child, row, fk.name) for row in _named(child, found)]
             for fk in t.definition.foreign_keys if after is not None else ():
                 with self._explained():
-                    found = _ask(self._work, guard.without_parent(t.definition, fk, after or "", MOST_SHOWN))
+                    found = ask(self._work, guard.without_parent(t.definition, fk, after or "", MOST_SHOWN))
                 out += [_orphan(t.definition, row, fk.name) for row in _named(t.definition, found)]
         return out
 
@@ -492,14 +513,14 @@ class NativeTarget:
         with self._explained():
             spoken = self._dialect
             strict = " AND ".join(f"{e} = '{v}'" for e, v in spoken.variables.items())
-            ((inside, strict, marked),) = _ask(
+            ((inside, strict, marked),) = ask(
                 self._work,
                 f"SELECT {spoken.in_transaction or 1}, {strict},"
                 " (SELECT COUNT(*) FROM `holdfast`.`marker` WHERE plan = %s AND digest = %s)",
                 plan.event.plan, plan.event.digest,
             )  # fmt: skip
             if not spoken.in_transaction:
-                _run(self._work, "DO 0")
+                run(self._work, "DO 0")
                 work: Any = self._work
                 inside = work.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS
         return bool(inside) and bool(strict) and bool(marked)
@@ -507,9 +528,9 @@ class NativeTarget:
     def commit(self) -> str:
         work = self._work
         with self._explained():
-            _run(work, "SET SESSION timestamp = DEFAULT")
+            self._before_commit(work)
         try:
-            _run(work, "COMMIT")
+            run(work, "COMMIT")
         except (pymysql.err.MySQLError, OSError) as error:
             if isinstance(error_of(error, self._settings), SourceUnavailable):
                 raise CommitUnknown(
@@ -518,16 +539,29 @@ class NativeTarget:
             raise error_of(error, self._settings) from error
         with contextlib.suppress(pymysql.err.MySQLError, OSError):
             if self._dialect.family == "MariaDB":
-                ((gtid,),) = _ask(work, "SELECT @@last_gtid")
+                ((gtid,),) = ask(work, "SELECT @@last_gtid")
                 return str(gtid)
             return self.position()
         return ""
+
+    def _before_commit(self, work: pymysql.Connection[Any]) -> None:
+        run(work, "SET SESSION timestamp = DEFAULT")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _unlogged(connection: pymysql.Connection[Any]) -> Iterator[None]:
+        """What this session does within is not in the server's log."""
+        run(connection, "SET SESSION sql_log_bin = 0")
+        try:
+            yield
+        finally:
+            run(connection, "SET SESSION sql_log_bin = 1")
 
     def abandon(self) -> None:
         connection = self._work_connection
         if connection is not None:
             with contextlib.suppress(Exception):
-                _run(connection, "ROLLBACK")
+                run(connection, "ROLLBACK")
 
     # -- afterwards -----------------------------------------------------------------------------------------------
 
@@ -536,18 +570,20 @@ class NativeTarget:
             control = self._control
             # An account that lacks the privilege to switch the log off made no guard either, and must get to its end.
             if _guards(control):
-                _run(control, "SET SESSION sql_log_bin = 0")
-                self._drop_guards(control)
-                _run(control, "SET SESSION sql_log_bin = 1")
+                with self._unlogged(control):
+                    self._drop_guards(control)
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._work_connection is not None:
             with contextlib.suppress(pymysql.err.MySQLError, OSError):
-                _ask(self._work_connection, "SELECT RELEASE_LOCK(%s)", LOCK_NAME)
+                ask(self._work_connection, "SELECT RELEASE_LOCK(%s)", LOCK_NAME)
 
     def _drop_guards(self, connection: pymysql.Connection[Any]) -> None:
         """Guard tables of whatever rollback: only one runs at a time, under the lock. Not logged: `sql_log_bin` is off."""
         names = _guards(connection)
         if names:
-            _run(connection, guard.drop(names))
+            run(connection, guard.drop(names))
         self._guards = {}
 
     def settle(self, plan: str, digest: bytes) -> bool:
@@ -555,11 +591,11 @@ class NativeTarget:
         with self._explained():
             control = self._control
             while True:
-                ((holder,),) = _ask(control, "SELECT IS_USED_LOCK(%s)", LOCK_NAME)
+                ((holder,),) = ask(control, "SELECT IS_USED_LOCK(%s)", LOCK_NAME)
                 if holder is not None:
                     with contextlib.suppress(pymysql.err.MySQLError):
-                        _run(control, f"KILL CONNECTION {int(holder)}")
-                ((got,),) = _ask(control, "SELECT GET_LOCK(%s, 5)", LOCK_NAME)
+                        run(control, f"KILL CONNECTION {int(holder)}")
+                ((got,),) = ask(control, "SELECT GET_LOCK(%s, 5)", LOCK_NAME)
                 if got == 1:
                     break
                 if time.monotonic() > deadline:
@@ -569,20 +605,19 @@ class NativeTarget:
             if not self._marker_exists(control):
                 return False
             # The lock read waits for a transaction that still holds the marker, so its answer is final.
-            _run(control, "SET SESSION innodb_lock_wait_timeout = 600")
-            found = _ask(control, "SELECT kind FROM `holdfast`.`marker` WHERE plan = %s FOR UPDATE", plan)
+            run(control, "SET SESSION innodb_lock_wait_timeout = 600")
+            found = ask(control, "SELECT kind FROM `holdfast`.`marker` WHERE plan = %s FOR UPDATE", plan)
             if found:
                 return bool(found[0][0] != "void")
-            _run(control, "SET SESSION sql_log_bin = 0")
             try:
-                _run(
-                    control, "INSERT INTO `holdfast`.`marker` (plan, digest, kind, at_us) VALUES (%s, %s, 'void', %s)",
-                    plan, digest, now_us(),
-                )  # fmt: skip
+                with self._unlogged(control):
+                    run(
+                        control,
+                        "INSERT INTO `holdfast`.`marker` (plan, digest, kind, at_us) VALUES (%s, %s, 'void', %s)",
+                        plan, digest, now_us(),
+                    )  # fmt: skip
             except pymysql.err.IntegrityError:
                 return self.settle(plan, digest)
-            finally:
-                _run(control, "SET SESSION sql_log_bin = 1")
         return False
 
     def close(self) -> None:
@@ -604,7 +639,7 @@ def target(settings: SourceSettings) -> NativeTarget:
 
 def _guards(connection: pymysql.Connection[Any]) -> list[str]:
     """Guard tables that there are, of whatever rollback."""
-    return [row[0] for row in _ask(
+    return [row[0] for row in ask(
         connection,
         "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'holdfast' AND TABLE_NAME LIKE 'guard\\_%%'",
     )]  # fmt: skip
@@ -620,7 +655,7 @@ def _guarded(t: TablePlan) -> Iterator[tuple[Role, Sequence[bytes]]]:
 def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str, rows: int, engine: str) -> None:
     """A table of the same layout. A large one is made lighter, in two attempts: in `engine` (Aria without transactions loads
     in a third of the time; it need not survive a crash), and without indexes that nobody asks."""
-    _run(work, f"CREATE TABLE {quoted(OWN_SCHEMA, name)} LIKE {quoted(*definition.name)}")
+    run(work, f"CREATE TABLE {quoted(OWN_SCHEMA, name)} LIKE {quoted(*definition.name)}")
     if rows < PLAIN_GUARD_ROWS:
         return
     spare = ", ".join(f"DROP INDEX {quoted(index)}" for index in _spare_indexes(work, definition, name))
@@ -628,7 +663,7 @@ def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str
         if not change:
             return
         try:
-            _run(work, f"ALTER TABLE {quoted(OWN_SCHEMA, name)} {change}")
+            run(work, f"ALTER TABLE {quoted(OWN_SCHEMA, name)} {change}")
         except pymysql.err.MySQLError as error:
             if isinstance(error, pymysql.err.OperationalError) and error.args[0] >= 2000:
                 raise
@@ -637,14 +672,14 @@ def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str
 
 
 def _spare_indexes(work: pymysql.Connection[Any], definition: Definition, name: str) -> list[str]:
-    counted = {row[0] for row in _ask(
+    counted = {row[0] for row in ask(
         work,
         "SELECT COLUMN_NAME FROM information_schema.COLUMNS"
         " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND EXTRA LIKE '%%auto_increment%%'",
         OWN_SCHEMA, name,
     )}  # fmt: skip
     indexes: dict[str, list[str]] = {}
-    for index, column in _ask(
+    for index, column in ask(
         work,
         "SELECT INDEX_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s"
         " ORDER BY INDEX_NAME, SEQ_IN_INDEX",
@@ -670,7 +705,7 @@ def _binlog(events: bytes) -> bytes:
     return b"BINLOG '" + base64.b64encode(events) + b"'"
 
 
-def _run(connection: pymysql.Connection[Any], sql: str | bytes, *args: Any) -> None:
+def run(connection: pymysql.Connection[Any], sql: str | bytes, *args: Any) -> None:
     if isinstance(sql, bytes):
         connection.query(sql)
         return
@@ -678,16 +713,16 @@ def _run(connection: pymysql.Connection[Any], sql: str | bytes, *args: Any) -> N
         cursor.execute(sql, args or None)
 
 
-def _ask(connection: pymysql.Connection[Any], sql: str, *args: Any) -> Sequence[tuple[Any, ...]]:
+def ask(connection: pymysql.Connection[Any], sql: str, *args: Any) -> Sequence[tuple[Any, ...]]:
     with connection.cursor(Cursor) as cursor:
         cursor.execute(sql, args or None)  # without values PyMySQL leaves a % in a name alone
         return cursor.fetchall()
 
 
-def _denied(connection: pymysql.Connection[Any], sql: str) -> bool:
+def denied(connection: pymysql.Connection[Any], sql: str) -> bool:
     """Whether the account may not do this. Other errors are none of this question's."""
     try:
-        _run(connection, sql)
+        run(connection, sql)
     except pymysql.err.MySQLError as error:
         return bool(error.args and error.args[0] in (1044, 1142, 1227, 1370))
     return False
@@ -695,7 +730,7 @@ def _denied(connection: pymysql.Connection[Any], sql: str) -> bool:
 
 def _privileges(connection: pymysql.Connection[Any], account: str, schema: str) -> set[str]:
     """What was granted to the account everywhere or on `schema`. What comes by a role is not in these views."""
-    return {row[0] for row in _ask(
+    return {row[0] for row in ask(
         connection,
         "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = %s UNION"
         " SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s AND %s LIKE TABLE_SCHEMA",
@@ -709,7 +744,7 @@ def _account(current: str) -> str:
     return f"'{user}'@'{host}'"
 
 
-def _grant(privileges: str, where: str, account: str) -> Problem:
+def grant(privileges: str, where: str, account: str) -> Problem:
     return Problem(
         "privilege-missing", f"the rollback account lacks {privileges} on {where.replace('`', '')}",
         f"GRANT {privileges} ON {where} TO {account}",

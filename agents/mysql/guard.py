@@ -10,6 +10,11 @@ Pure: builds text, runs nothing. One plan has these guard tables for each table 
     after    rows that will be inserted, where foreign keys want to know whether their parents exist afterwards
              (that their keys are free the server finds out by itself; `after` then tells what stands there)
     removed  rows whose referenced columns' values go away: no child may point at them
+
+and for changes by bound statements (`bound`), where everything that is written comes from a guard table:
+
+    deleted  keys of rows that go
+    updated  rows that change, as they will be
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from agents.rollback.schema import ColumnDefinition, Definition, ForeignKey
 
 OWN_SCHEMA: Final = "holdfast"
 GUARD_PREFIX: Final = "guard_"
-Role = Literal["before", "after", "removed"]
+Role = Literal["before", "after", "removed", "deleted", "updated"]
 
 # Statements that make the schema. Their first words are what `agents.rollback.fold.own_definition` knows them by.
 SCHEMA_DDL: Final = "CREATE DATABASE IF NOT EXISTS `holdfast`"
@@ -37,11 +42,71 @@ def guard_name(plan: str, table: int, role: Role) -> str:
     return f"{GUARD_PREFIX}{plan.replace('-', '')}_{table}{role[0]}"
 
 
+def temporary(definition: Definition, name: str, columns: Sequence[str], *, keyed: bool) -> str:
+    """Makes a temporary guard table: plain columns of the same types, and the key, so that rows are found by it."""
+    text = f"CREATE TEMPORARY TABLE {quoted(OWN_SCHEMA, name)}"
+    if keyed and definition.key is not None:
+        types = {c.name: c.type.lower() for c in definition.columns}
+        long = [types[n].split("(")[0].endswith(("blob", "text")) for n in definition.key[1]]
+        parts = ", ".join(quoted(n) + ("(100)" if cut else "") for n, cut in zip(definition.key[1], long, strict=True))
+        text += f" ({'KEY' if any(long) else 'PRIMARY KEY'} ({parts}))"
+    return f"{text} ENGINE = InnoDB SELECT {', '.join(map(quoted, columns))} FROM {quoted(*definition.name)} LIMIT 0"
+
+
+def drop_temporary(name: str) -> str:
+    return f"DROP TEMPORARY TABLE IF EXISTS {quoted(OWN_SCHEMA, name)}"
+
+
+def insert_head(name: str, columns: Sequence[str]) -> bytes:
+    return f"INSERT INTO {quoted(OWN_SCHEMA, name)} ({', '.join(map(quoted, columns))}) VALUES ".encode()
+
+
+def _written(definition: Definition) -> list[ColumnDefinition]:
+    return [c for c in definition.columns if c.generated is None]
+
+
+def _copied(column: ColumnDefinition) -> str:
+    """A guard's value of this column as it is to be written: ENUM and SET by number, since by name an empty member of a SET
+    is no member."""
+    name = f"g.{quoted(column.name)}"
+    return f"CAST({name} AS UNSIGNED)" if _kind(column) in ("enum", "set") else name
+
+
+def _kind(column: ColumnDefinition) -> str:
+    return column.type.lower().split("(")[0].split()[0]
+
+
+def delete(definition: Definition, deleted: str) -> str:
+    """Deletes the rows of a guard, each found by its key."""
+    index, key = _key(definition)
+    return (
+        f"DELETE t FROM {quoted(OWN_SCHEMA, deleted)} AS g STRAIGHT_JOIN {quoted(*definition.name)} AS t"
+        f" FORCE INDEX FOR JOIN ({quoted(index)}) ON {_on('t', key, 'g', key)}"
+    )
+
+
+def update(definition: Definition, updated: str) -> str:
+    """Sets every column of the rows of a guard: a column left out might be set by the server (ON UPDATE)."""
+    index, key = _key(definition)
+    values = ", ".join(f"t.{quoted(c.name)} = {_copied(c)}" for c in _written(definition) if c.name not in key)
+    return (
+        f"UPDATE {quoted(OWN_SCHEMA, updated)} AS g STRAIGHT_JOIN {quoted(*definition.name)} AS t"
+        f" FORCE INDEX FOR JOIN ({quoted(index)}) ON {_on('t', key, 'g', key)} SET {values}"
+    )
+
+
+def insert(definition: Definition, after: str) -> str:
+    written = _written(definition)
+    columns = ", ".join(quoted(c.name) for c in written)
+    values = ", ".join(map(_copied, written))
+    return f"INSERT INTO {quoted(*definition.name)} ({columns}) SELECT {values} FROM {quoted(OWN_SCHEMA, after)} AS g"
+
+
 def same(left: str, right: str, column: ColumnDefinition) -> str:
     """An expression that is true when both sides of this column are stored alike, NULL included."""
     name = quoted(column.name)
     a, b = f"{left}.{name}", f"{right}.{name}"
-    kind = column.type.lower().split("(")[0].split()[0]
+    kind = _kind(column)
     if kind in ("enum", "set"):
         return f"{a} + 0 <=> {b} + 0"
     if column.charset is not None or kind in ("binary", "varbinary") or kind.endswith(("blob", "text", "char")):

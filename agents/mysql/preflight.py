@@ -272,7 +272,9 @@ def _rollback_account(settings: SourceSettings, version: str) -> tuple[list[Prob
         with contextlib.suppress(pymysql.err.MySQLError, OSError):
             connection.close()
     return [], [
-        Problem("rollback-grant-missing", f"{account} lacks {what}: a rollback would be refused", statement)
+        Problem(
+            "rollback-grant-missing", f"{account} lacks {what}: a rollback by native events would be refused", statement
+        )
         for what, statement in missing_for_rollback(account, lines, version)
     ]
 

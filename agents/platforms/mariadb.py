@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from agents.mysql.apply import target
+from agents.mysql import apply, bound
 from agents.mysql.preflight import Must, Requirements, Values, Warn, common_warnings
 from agents.mysql.source import BinlogSource
 from agents.protocol import Source, SourceSettings
+from agents.rollback.target import Target
 
 __all__ = ["source", "target"]
 
@@ -15,6 +16,11 @@ __all__ = ["source", "target"]
 def source(settings: SourceSettings) -> Source:
     """See `agents.protocol.Platform`."""
     return BinlogSource(settings, REQUIREMENTS)
+
+
+def target(settings: SourceSettings, method: str = "native") -> Target:
+    """The same server as the target of a rollback; see `agents.registry.target`."""
+    return bound.target(settings) if method == "bound" else apply.target(settings)
 
 
 def _capability(values: Values) -> dict[str, bool]:

@@ -5,12 +5,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from agents.mysql.apply import target
+from agents.errors import AgentError
+from agents.mysql import apply
 from agents.mysql.preflight import Must, Requirements, Values, Warn, common_warnings
 from agents.mysql.source import BinlogSource
 from agents.protocol import Source, SourceSettings
+from agents.rollback.target import Target
 
 __all__ = ["source", "target"]
+
+
+def target(settings: SourceSettings, method: str = "native") -> Target:
+    """The same server as the target of a rollback; see `agents.registry.target`."""
+    if method != "native":
+        raise AgentError(
+            "method-unsupported",
+            "rollbacks of MySQL by bound statements are not built",
+            "grant what native events need",
+        )
+    return apply.target(settings)
 
 
 def source(settings: SourceSettings) -> Source:

@@ -1,4 +1,4 @@
-"""The handlers of `rollback.plan`, `rollback.run`, `rollback.abandon`, and the recovery of an agent's start.
+"""The handlers of `rollback.plan`, `rollback.approve`, `rollback.run`, `rollback.abandon`, and the recovery of an agent's start.
 
 Each reads what the log says, hands it to `plan`, `apply` or `recover`, and publishes what comes of it.
 """
@@ -8,16 +8,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from agents import registry
 from agents.commands import JobFailed
 from agents.errors import AgentError
 from agents.keystore import KeyIndex, open_index
+from agents.rollback import approval
 from agents.rollback import history as past
 from agents.rollback.apply import Application
+from agents.rollback.approval import REQUIRED
 from agents.rollback.plan import Plan, Request, make_plan, parse_request, request_of
 from agents.rollback.recover import settle_all
+from agents.rollback.rights import option, with_method
 from agents.rollback.stages import NEXT
 from agents.rollback.target import Stopped
 from streams.capture_log import CaptureLog
@@ -40,8 +44,12 @@ def plan(command: Command, ctx: Context) -> Mapping[str, Any]:
     known = _decided(services, source)
     planned = known.plans.get(request.plan)
     if planned is None:
+        asked = str((command.parameters.get("options") or {}).get("method") or "")
+        settings = services.source_settings(source)
+        request = replace(request, approval=request.approval or option(settings, "approval") == REQUIRED)
+        request, notes = with_method(settings, request, asked)
         with CaptureLog(services.settings.kafka, source, services.secrets) as log:
-            made = _make(ctx, source, request, known, log)
+            made = notes.on(_make(ctx, source, request, known, log))
         planned = made.event
         ctx.durable(planned)
         _keep(made)
@@ -73,6 +81,8 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         )
     if planned.obstacles:
         raise JobFailed(planned.obstacles)
+    settings = services.source_settings(source)
+    approval.check(known, planned, command.requester, option(settings, "approval"))
     with CaptureLog(services.settings.kafka, source, services.secrets) as log:
         made = _again(ctx, source, request_of(planned), known, log)
         if made.event.digest != planned.digest:
@@ -84,7 +94,7 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
             )
         application = Application(
             Plan(planned, made.tables, made.preamble),
-            registry.target(services.source_settings(source)),
+            registry.target(settings, request_of(planned).method),
             log,
             services.agent,
             say=ctx.durable,
@@ -96,6 +106,39 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         except Stopped as error:
             raise JobFailed(error.problems) from error
     return _result(name, outcome.ordinal, outcome.position, outcome.rows)
+
+
+def approve(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `rollback.approve`: who asks has looked at the plan of this digest and agrees that it runs."""
+    services, source = ctx.services, command.asset
+    name, digest = str(command.parameters.get("plan", "")), str(command.parameters.get("digest", ""))
+    known = past.read_history(services.settings.kafka, source)
+    planned = known.plans.get(name)
+    if planned is None:
+        raise AgentError("plan-unknown", f"{source} has no plan {name}")
+    state = known.state(name)
+    if "approved" not in NEXT[state]:
+        raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be approved", "make a new plan")
+    if planned.digest.hex() != digest.lower():
+        raise AgentError(
+            "digest-mismatch", f"the approved digest is not that of plan {name}", "approve what `rollback show` says"
+        )
+    if approval.same_person(command.requester, planned.by):
+        raise AgentError(
+            "approval-own", f"{planned.by} planned this and cannot approve it", "somebody else must look at it"
+        )
+    ctx.durable(
+        RollbackChanged(
+            lineage=planned.lineage,
+            plan=name,
+            source=source,
+            state="approved",
+            digest=planned.digest,
+            at_us=now_us(),
+            by=command.requester,
+        )
+    )
+    return {"plan": name, "by": command.requester}
 
 
 def abandon(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -145,7 +188,7 @@ def _decided(services: Services, source: str) -> past.History:
             source,
             services.agent,
             log,
-            lambda: registry.target(services.source_settings(source)),
+            lambda method: registry.target(services.source_settings(source), method),
             services.publisher.sent_and_durable,
         )
     return past.read_history(kafka, source)

@@ -36,6 +36,10 @@ KEYLESS_MOST_ROWS: Final = 20_000
 # Guard loaded, compared, applied: about 10 µs a row, on top of what any rollback costs.
 ROW_MS: Final = 0.01
 BASE_MS: Final = 150
+# By bound statements: literals loaded, joined.
+BOUND_ROW_MS: Final = 0.05
+
+METHODS: Final = ("native", "bound")
 
 CROSSED_SHOWN: Final = 5
 
@@ -78,13 +82,21 @@ class Request:
     whole_source: bool = True
     selection: Selection | None = None
     """Of kind `undo`: what to take back."""
+    method: str = "native"
+    """How changes are made: `native` events, or `bound` statements where the account may not replay events."""
+    approval: bool = False
+    """Whether a second person must approve before it runs (`agents.rollback.approval`)."""
 
     @property
     def options(self) -> str:
-        """Canonical JSON of the options that the digest covers."""
+        """Canonical JSON of the options that the digest covers. An option at its default is left out, all but the oldest."""
         options: dict[str, Any] = {"whole_source": self.whole_source}
         if self.selection is not None:
             options["select"] = self.selection.options()
+        if self.method != "native":
+            options["method"] = self.method
+        if self.approval:
+            options["approval"] = True
         return json.dumps(options, sort_keys=True, separators=(",", ":"))
 
 
@@ -104,6 +116,8 @@ def parse_request(parameters: Mapping[str, Any]) -> Request:
             path_after=_path(parameters["path_after"]),
             whole_source=bool(options.get("whole_source", True)),
             selection=parse_selection(options["select"]) if "select" in options else None,
+            method=str(options.get("method", "native")),
+            approval=bool(options.get("approval", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AgentError("command-invalid", f"the parameters of rollback.plan are not valid: {error!r}") from error
@@ -118,7 +132,9 @@ def parse_request(parameters: Mapping[str, Any]) -> Request:
         )
     if request.kind == UNDO and (request.whole_source or request.path_before != request.path_after):
         raise AgentError("command-invalid", "a selective undo leaves the path and later steps alone")
-    unknown = set(options) - {"whole_source", "select"}
+    if request.method not in METHODS:
+        raise AgentError("command-invalid", f"{request.method!r} is no way to make changes", " or ".join(METHODS))
+    unknown = set(options) - {"whole_source", "select", "method", "approval"}
     if unknown:
         raise AgentError("command-invalid", f"rollback.plan knows no option {', '.join(sorted(unknown))}")
     return request
@@ -139,6 +155,8 @@ def request_of(planned: RollbackPlanned) -> Request:
         path_after=planned.path_after,
         whole_source=options.get("whole_source", True),
         selection=parse_selection(options["select"]) if "select" in options else None,
+        method=options.get("method", "native"),
+        approval=options.get("approval", False),
     )
 
 
@@ -215,10 +233,12 @@ def make_plan(
     folder, made = read(request, schema, look_up, steps, index, memory_bytes, progress)
     problems = [*folder.problems(), *made.problems]
     tables = () if folder.too_large else _tables(folder, look_up)
-    warnings = [*made.warnings, *_warnings(folder, tables)]
+    warnings = [*made.warnings, *_warnings(folder, tables, request.method)]
     keyless = sum(t.changes.rows for t in tables if not t.changes.table.keyed)
     rows = sum(t.changes.rows for t in tables)
     problems += _keyless(tables)
+    if request.method == "bound":
+        problems += _set_off(tables)
     if not problems and not made.undo and not made.redo:
         problems.append(made.nothing)
     event = RollbackPlanned(
@@ -244,7 +264,9 @@ def make_plan(
         dependant_steps=made.dependant_steps,
         schema_version=schema.version,
         options=request.options,
-        estimate_ms=int(BASE_MS + ROW_MS * rows + KEYLESS_ROW_MS * keyless),
+        estimate_ms=int(
+            BASE_MS + (BOUND_ROW_MS if request.method == "bound" else ROW_MS) * rows + KEYLESS_ROW_MS * keyless
+        ),
         digest=plan_digest(request, made.undo, made.redo, schema.version, tables),
         planned_us=planned_us,
         by=by,
@@ -352,10 +374,10 @@ def _tables(folder: Folder, look_up: Callable[[TableName], Definition | None]) -
     return tuple(out)
 
 
-def _warnings(folder: Folder, tables: tuple[TablePlan, ...]) -> list[Problem]:
+def _warnings(folder: Folder, tables: tuple[TablePlan, ...], method: str) -> list[Problem]:
     out = []
     for t in tables:
-        if t.definition.triggers:
+        if t.definition.triggers and method == "native":
             names = ", ".join(t.definition.triggers)
             out.append(Problem(
                 "triggers", f"triggers of {t.definition.text} do not run during the rollback: {names}",
@@ -385,6 +407,32 @@ def _warnings(folder: Folder, tables: tuple[TablePlan, ...]) -> list[Problem]:
         out.append(Problem(
             "sequence", f"sequence {schema}.{table} keeps its value: numbers already given are not given again"
         ))  # fmt: skip
+    return out
+
+
+def no_fence(account: str = "the rollback account") -> Problem:
+    """A plan for the whole source, and nobody to keep others from writing."""
+    return Problem(
+        "no-fence",
+        "the rollback account may not make the source read-only, so others could write between the last look and COMMIT:"
+        " nobody can promise that the whole source is as it was",
+        f"plan with whole_source off (--not-whole-source), or GRANT READ_ONLY ADMIN ON *.* TO {account}",
+    )
+
+
+def _set_off(tables: tuple[TablePlan, ...]) -> list[Problem]:
+    """Triggers that bound statements would set off: no session may leave them out, and what they do is in no plan."""
+    out = []
+    for t in tables:
+        made = {"INSERT": t.changes.inserts, "UPDATE": t.changes.updates, "DELETE": t.changes.deletes}
+        kinds = [kind for kind, rows in made.items() if rows]
+        names = [n for n, event in t.definition.triggers.items() if any(kind in event.upper() for kind in kinds)]
+        if names:
+            out.append(Problem(
+                "triggers", f"triggers of {t.definition.text} would run a second time: {', '.join(names)}",
+                "native events do not set them off: GRANT BINLOG REPLAY, BINLOG ADMIN, READ_ONLY ADMIN ON *.* to the"
+                " rollback account and plan with method native, where the server allows it",
+            ))  # fmt: skip
     return out
 
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from agents.failpoints import failpoint
 from agents.rollback.history import History, Log, find_marker
+from agents.rollback.plan import request_of
 from agents.rollback.target import Target
 from streams.events import Problem, RollbackChanged
 from streams.ids import now_us
@@ -29,13 +30,15 @@ def settle_all(
     source: str,
     agent: str,
     log: Log,
-    target: Callable[[], Target],
+    target: Callable[[str], Target],
     say: Callable[[RollbackChanged], None],
 ) -> list[RollbackChanged]:
-    """Settle every undecided plan of `source`; what was said. Raises `SourceUnavailable` when the target is away."""
+    """Settle every undecided plan of `source`; what was said. `target` is given the plan's method.
+
+    Raises `SourceUnavailable` when the target is away."""
     said = []
     for plan in history.undecided():
-        there = target()
+        there = target(request_of(history.plans[plan]).method)
         try:
             event = _settle(history, plan, source, agent, log, there)
         finally:

@@ -70,7 +70,8 @@ class Definition:
     unique_keys: Mapping[str, tuple[str, ...]]
     foreign_keys: tuple[ForeignKey, ...]
     referenced_by: tuple[Reference, ...]
-    triggers: tuple[str, ...]
+    triggers: Mapping[str, str]
+    """Name → the event that sets it off (INSERT, UPDATE, DELETE)."""
     system_versioned: bool
     fingerprint: bytes = field(repr=False)
     key: tuple[str, tuple[str, ...]] | None = None
@@ -122,7 +123,7 @@ def parse_definition(recorded: TableDefinition) -> Definition:
             for name, fk in sorted(raw["foreign_keys"].items())
         ),
         referenced_by=tuple(Reference(*entry) for entry in raw["referenced_by"]),
-        triggers=tuple(sorted(raw["triggers"])),
+        triggers={name: trigger["event"] for name, trigger in sorted(raw["triggers"].items())},
         system_versioned=raw["system_versioned"],
         fingerprint=recorded.fingerprint,
         key=declared_key(raw),

@@ -8,6 +8,7 @@ marker row alone decides which:
        v          │ v            v                v
     abandoned     failed <───────┴────────────────┘
 
+`approved` may be said of a plan that is planned or failed, and again: it is confirmed or abandoned next (`approval`).
 `fenced` is said before the source is made read-only and carries what it was before. A failed plan may be confirmed again:
 nothing was changed. From `confirmed` on until it has ended a plan is *undecided*: the source's next command or the
 agent's next start settles it (`agents.rollback.recover`), after which it can never run.
@@ -27,12 +28,13 @@ from streams.events.rollbacks import RollbackState
 StageName = Literal["prepare", "fence", "begin", "compare", "children", "apply", "settle", "commit"]
 
 NEXT: Final[Mapping[str, frozenset[RollbackState]]] = {
-    "planned": frozenset({"confirmed", "abandoned"}),
+    "planned": frozenset({"approved", "confirmed", "abandoned"}),
+    "approved": frozenset({"approved", "confirmed", "abandoned"}),
     "confirmed": frozenset({"fenced", "applying", "failed", "applied"}),
     "fenced": frozenset({"applying", "failed", "applied"}),
     "applying": frozenset({"applied", "failed"}),
     "applied": frozenset(),
-    "failed": frozenset({"confirmed", "abandoned"}),
+    "failed": frozenset({"approved", "confirmed", "abandoned"}),
     "abandoned": frozenset(),
 }
 FINAL: Final = frozenset(state for state, following in NEXT.items() if not following)

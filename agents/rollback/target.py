@@ -8,13 +8,19 @@ problems; what went wrong is raised. After anything raised, only `abandon`, `unf
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from agents.errors import AgentError
 from agents.rollback.plan import Plan
 from streams.events import Problem
 
 Progress = Callable[[int, int], None]
+
+# What an account may be able to do on its server.
+NATIVE_APPLY: Final = "native-apply"
+"""Changes can be made by native events, whatever triggers there are; else by bound statements."""
+FENCE: Final = "fence"
+"""The whole source can be made read-only for as long as a rollback takes."""
 
 
 class Stopped(AgentError):
@@ -34,6 +40,10 @@ class Target(Protocol):
 
     def check(self, plan: Plan) -> list[Problem]:
         """What the account lacks and which settings stand in the way, each with the statement that mends it."""
+        ...
+
+    def capability(self) -> frozenset[str]:
+        """What the account can do here: NATIVE_APPLY, FENCE."""
         ...
 
     def enable(self) -> None:

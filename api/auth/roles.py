@@ -2,7 +2,7 @@
 
     viewer     sees that things happen: sources, steps with their tables and counts, plans, jobs
     auditor    also sees what was in the rows, who called what, and which tokens there are; changes nothing
-    operator   also sees what was in the rows; pauses and resumes capture, plans and runs rollbacks
+    operator   also sees what was in the rows; pauses and resumes capture, plans, approves and runs rollbacks
     admin      everything: adds and removes sources, issues tokens, rebuilds read models
 
 `public` operations need no token: they tell nothing of what is protected.
@@ -67,6 +67,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("rollback.preview", "GET", "/v1/rollbacks/{plan}/preview", _ROWS),
     Operation("rollback.sql", "GET", "/v1/rollbacks/{plan}/sql", _ROWS, audited=True),
     Operation("rollback.run", "POST", "/v1/rollbacks/{plan}/run", _ACT, changes=True),
+    Operation("rollback.approve", "POST", "/v1/rollbacks/{plan}/approve", _ACT, changes=True),
     Operation("rollback.abandon", "POST", "/v1/rollbacks/{plan}/abandon", _ACT, changes=True),
     Operation("job.list", "GET", "/v1/jobs", _SEE),
     Operation("job.show", "GET", "/v1/jobs/{job}", _SEE),

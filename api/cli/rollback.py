@@ -23,6 +23,12 @@ LATER = click.option(
     default=True,
     help="Let others go on writing: later steps that do not touch the same rows stay.",
 )
+METHOD = click.option(
+    "--method",
+    type=click.Choice(["native", "bound"]),
+    help="How rows are changed: native events, or bound statements; default: as the rollback account can.",
+)
+APPROVAL = click.option("--approval", is_flag=True, help="A second person must approve it before it runs.")
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 PLAN = click.argument("plan")
 
@@ -49,13 +55,18 @@ def _target(given: dict[str, Any]) -> dict[str, Any]:
 @click.option("--to-step", type=click.IntRange(0), metavar="ORDINAL", help="To right after this step; 0: the baseline.")
 @SWITCH
 @LATER
+@METHOD
+@APPROVAL
 @asks
-def plan(ask: Ask, source: str, switch_branch: bool, whole_source: bool, **given: Any) -> None:
+def plan(
+    ask: Ask, source: str, switch_branch: bool, whole_source: bool, method: str | None, approval: bool, **given: Any
+) -> None:
     """Plan a rollback: what would be undone, in which tables, what stands in the way. Nothing is touched."""
     target = _target(given)
     if not target:
         raise click.UsageError("say how far back: --steps, --to-time, --to-gtid or --to-step")
-    _planned(ask, _make(ask, source, {"kind": "rollback", **target}, switch_branch, whole_source))
+    options = _options(whole_source, method, approval)
+    _planned(ask, _make(ask, source, {"kind": "rollback", **target}, switch_branch, options))
 
 
 def _planned(ask: Ask, found: dict[str, Any]) -> None:
@@ -65,6 +76,8 @@ def _planned(ask: Ask, found: dict[str, Any]) -> None:
         _summary(ask, found)
         if found["runnable"]:
             click.echo(f"\nLook closer:  holdfast rollback show {found['plan']}")
+            if found["options"].get("approval"):
+                click.echo(f"Somebody else:  holdfast rollback approve {found['plan']}")
             click.echo(f"Run it:       holdfast rollback run {found['plan']}")
 
     ask.out(found, human)
@@ -72,11 +85,18 @@ def _planned(ask: Ask, found: dict[str, Any]) -> None:
         sys.exit(REFUSED)
 
 
-def _make(
-    ask: Ask, source: str, body: dict[str, Any], switch_branch: bool, whole_source: bool = True
-) -> dict[str, Any]:
+def _options(whole_source: bool, method: str | None, approval: bool) -> dict[str, Any]:
+    """A plan's options, as the API takes them."""
+    return {
+        "whole_source": whole_source,
+        **({"method": method} if method else {}),
+        **({"approval": True} if approval else {}),
+    }
+
+
+def _make(ask: Ask, source: str, body: dict[str, Any], switch_branch: bool, options: dict[str, Any]) -> dict[str, Any]:
     """Have the plan made and wait for it."""
-    body = {**body, "switch_branch": switch_branch, "options": {"whole_source": whole_source}}
+    body = {**body, "switch_branch": switch_branch, "options": options}
     accepted = ask.api.post(f"/v1/sources/{segment(source)}/rollbacks", body)
     ask.wait(accepted["job"], f"planning for {source}")
     return _get(ask, accepted["plan"])
@@ -104,6 +124,8 @@ def _summary(ask: Ask, found: dict[str, Any]) -> None:
             ("way", way or "nothing to do"),
             ("amount", f"{found['rows']:,} rows of {found['steps']:,} steps, {size(found['bytes'])} of log"),
             ("estimate", _seconds(found["estimate_ms"]) if found["estimate_ms"] else ""),
+            ("method", _METHODS[found["options"].get("method", "native")]),
+            ("approval", _approval(found)),
             ("digest", found["digest"]),
             ("done as", f"step {found['ordinal']:,}, {found['position']}" if found["ordinal"] else ""),
         ]
@@ -147,6 +169,16 @@ def _dependants(found: dict[str, Any]) -> None:
         click.echo(f"  step {d['ordinal']:,}  {clean(', '.join(d['tables']))}")
     if found["dependant_steps"] > 10:
         click.echo(f"  and {found['dependant_steps'] - 10:,} more")
+
+
+_METHODS = {"native": "native events", "bound": "bound statements (the account may not replay events)"}
+
+
+def _approval(found: Mapping[str, Any]) -> str:
+    """Empty where none is needed or given."""
+    if found["state"] == "approved":
+        return f"by {found['by']}, {ago(found['since'])}"
+    return f"needed, by somebody else than {found['planned_by']}" if found["options"].get("approval") else ""
 
 
 def _steps(ranges: list[list[int]]) -> str:
@@ -264,22 +296,35 @@ def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bo
 @click.option("--to-step", type=click.IntRange(0), metavar="ORDINAL", help="To right after this step.")
 @SWITCH
 @LATER
+@METHOD
+@APPROVAL
 @click.option("--dry-run", is_flag=True, help="Only make the plan and show it.")
 @YES
 @asks
 def forward(
-    ask: Ask, source: str, switch_branch: bool, whole_source: bool, dry_run: bool, yes: bool, **given: Any
+    ask: Ask,
+    source: str,
+    switch_branch: bool,
+    whole_source: bool,
+    method: str | None,
+    approval: bool,
+    dry_run: bool,
+    yes: bool,
+    **given: Any,
 ) -> None:
     """Redo what was rolled back: plan it, show it, run it."""
-    found = _make(ask, source, {"kind": "forward", **_target(given)}, switch_branch, whole_source)
+    found = _make(
+        ask, source, {"kind": "forward", **_target(given)}, switch_branch, _options(whole_source, method, approval)
+    )
     if not ask.as_json:
         _summary(ask, found)
     if not found["runnable"]:
         if ask.as_json:
             ask.out(found, lambda: None)
         sys.exit(REFUSED)
-    if dry_run:
-        ask.out(found, lambda: click.echo(f"\nRun it:       holdfast rollback run {found['plan']}"))
+    if dry_run or found["options"].get("approval"):
+        needed = f"Somebody else:  holdfast rollback approve {found['plan']}\n" if not dry_run else ""
+        ask.out(found, lambda: click.echo(f"\n{needed}Run it:       holdfast rollback run {found['plan']}"))
         return
     try:
         _run(ask, found, found["digest"], dry_run=False, yes=yes, no_wait=False)
@@ -364,6 +409,27 @@ def _state(plan: Mapping[str, Any]) -> str:
     return f"applied as {plan['ordinal']}" if plan["state"] == "applied" else str(plan["state"])
 
 
+@click.command("approve")
+@PLAN
+@click.option("--digest", help="Approve it only if this is its digest; default: as it is shown now.")
+@YES
+@asks
+def approve(ask: Ask, plan: str, digest: str | None, yes: bool) -> None:
+    """Agree that a plan runs which somebody else made. Sources added with approval=required ask for it."""
+    found = _get(ask, plan)
+    if not ask.as_json and not yes:
+        _summary(ask, found)
+    what = f"{found['kind']} {found['target']}, planned by {found['planned_by']}, may run: {found['rows']:,} rows"
+    confirm(ask, found["source"], what, yes)
+    job = ask.api.post(f"/v1/rollbacks/{segment(plan)}/approve", {"digest": digest or found["digest"]})["job"]
+    done = ask.wait(job, "approving the plan")
+
+    def human() -> None:
+        click.echo(f"Approved. Anybody else but you runs it:  holdfast rollback run {plan}")
+
+    ask.out({"plan": plan, "digest": digest or found["digest"], "job": done}, human)
+
+
 @click.command("abandon")
 @PLAN
 @asks
@@ -379,4 +445,4 @@ def abandon(ask: Ask, plan: str) -> None:
     ask.out({"plan": plan, "job": done}, lambda: click.echo(f"{plan} is abandoned"))
 
 
-COMMANDS = (plan, undo, show, run, forward, list_all, abandon)
+COMMANDS = (plan, undo, show, approve, run, forward, list_all, abandon)

@@ -28,6 +28,7 @@ HANDLERS: Mapping[str, Handler] = {
     "rollback.preview": rollbacks.preview,
     "rollback.sql": rollbacks.sql,
     "rollback.run": rollbacks.run,
+    "rollback.approve": rollbacks.approve,
     "rollback.abandon": rollbacks.abandon,
     "job.list": jobs.list_all,
     "job.show": jobs.show,

@@ -58,10 +58,10 @@ def plan(call: Call) -> Reply:
         "head_ordinal": now.head,
         "path_before": targets.ranges(found.before),
         "path_after": targets.ranges(found.after),
-        "options": {"whole_source": body["options"].get("whole_source", True)},
+        "options": {"whole_source": True, **body["options"]},
     }
     if selection is not None:
-        parameters["options"] = {"whole_source": False, "select": selection.options()}
+        parameters["options"] |= {"whole_source": False, "select": selection.options()}
     job = ask(call, "rollback.plan", source.source, parameters)
     shown = {
         "text": goal.text,
@@ -210,14 +210,9 @@ def run(call: Call) -> Reply:
     """The digest must be that of the plan as it was shown; obstacles and a plan that was run already are refused here,
     what only the source shows is found by the agent."""
     found = _plan(call)
-    if call.body["digest"] != found.digest.hex():
-        raise ApiError(
-            409,
-            "digest-differs",
-            "that is not the digest of this plan: what would run is not what was shown",
-            f"look at it again: `holdfast rollback show {found.plan}`",
-        )
+    _same_digest(call, found)
     _runnable(found)
+    _approved(call, found)
     if call.body["dry_run"]:
         with call.site.views() as conn:
             now = call.site.timelines.of(found.source).now(conn)
@@ -232,7 +227,7 @@ def _runnable(found: Plan) -> None:
         raise ApiError(
             409, f"plan-{found.state}", f"this plan was {found.state} already", f"make another: {_again(found)}"
         )
-    if found.state not in ("planned", "failed"):
+    if found.state not in ("planned", "approved", "failed"):
         raise ApiError(409, "plan-running", f"this plan is {found.state} just now", "`holdfast job list` shows it")
     if found.obstacles:
         raise ApiError(
@@ -242,6 +237,53 @@ def _runnable(found: Plan) -> None:
             found.obstacles[0].hint,
             problems=found.obstacles,
         )
+
+
+def _same_digest(call: Call, found: Plan) -> None:
+    if call.body["digest"] != found.digest.hex():
+        raise ApiError(
+            409,
+            "digest-differs",
+            "that is not the digest of this plan: what would run is not what was shown",
+            f"look at it again: `holdfast rollback show {found.plan}`",
+        )
+
+
+def _approved(call: Call, found: Plan) -> None:
+    """Whether somebody else approved a plan that needs it. The agent looks for that itself; this is to say so at once."""
+    if not shapes.json_object(found.options).get("approval"):
+        return
+    live = call.site.live.plan(found.plan)
+    by = {change.by for change in live.changes if change.state == "approved"} if live is not None else set()
+    with call.site.views() as conn:
+        by |= {event.by for event in view.plan_events(conn, found.plan) if event.state == "approved"}
+    if not any(_other(name, found.planned_by) and _other(name, call.actor) for name in by):
+        raise ApiError(
+            409,
+            "approval-missing",
+            f"this plan needs the approval of somebody else than {found.planned_by} and {call.actor}",
+            f"have them look at it and say `holdfast rollback approve {found.plan}`",
+        )
+
+
+def _other(one: str, other: str) -> bool:
+    return one.strip().casefold() != other.strip().casefold()
+
+
+def approve(call: Call) -> Reply:
+    """The digest is that of the plan as it was shown to who approves; whoever planned it cannot."""
+    found = _plan(call)
+    _same_digest(call, found)
+    _runnable(found)
+    if not _other(call.actor, found.planned_by):
+        raise ApiError(
+            409,
+            "approval-own",
+            f"{found.planned_by} planned this and cannot approve it",
+            "somebody else must look at it",
+        )
+    job = ask(call, "rollback.approve", found.source, {"plan": found.plan, "digest": found.digest.hex()})
+    return Reply({"job": job}, status=202, note={"job": job, "source": found.source})
 
 
 def _still_now(found: Plan, now: Now) -> None:

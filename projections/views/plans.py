@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def runnable(self) -> bool:
-        return self.planned_us is not None and not self.obstacles and self.state in ("planned", "failed")
+        return self.planned_us is not None and not self.obstacles and self.state in ("planned", "approved", "failed")
 
 
 @dataclass(frozen=True, slots=True)

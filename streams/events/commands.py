@@ -14,6 +14,7 @@ CommandKind = Literal[
     "source.remove",
     "rollback.plan",
     "rollback.run",
+    "rollback.approve",
     "rollback.abandon",
 ]
 

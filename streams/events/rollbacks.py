@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from streams.events.base import Event, Problem, event
 
-RollbackState = Literal["confirmed", "fenced", "applying", "applied", "failed", "abandoned"]
+RollbackState = Literal["approved", "confirmed", "fenced", "applying", "applied", "failed", "abandoned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class RollbackPlanned(Event):
 class RollbackChanged(Event):
     """A plan is in a new state.
 
+    `approved`: somebody (`by`) looked at what `digest` stands for and agreed; it may be said more than once.
     `fenced` carries `read_only_before` (the server's value before we set it), written before it is set, so that a
     restarted agent can put it back. `applied` names the position (GTID) and ordinal of the step that the rollback itself is.
     """

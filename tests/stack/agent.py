@@ -131,7 +131,14 @@ def source_parameters(settings: Settings, server: DatabaseServer, **more: Any) -
 
 
 def send(
-    settings: Settings, what: str, asset: str = "shop", /, *, deadline_us: int | None = None, **parameters: Any
+    settings: Settings,
+    what: str,
+    asset: str = "shop",
+    /,
+    *,
+    deadline_us: int | None = None,
+    requester: str = "tester",
+    **parameters: Any,
 ) -> str:
     """Ask for work; the job's id."""
     command = uuid7()
@@ -140,7 +147,7 @@ def send(
         kind=what,
         asset=asset,
         parameters=json.dumps(parameters),
-        requester="tester",
+        requester=requester,
         requested_us=now_us(),
         deadline_us=deadline_us,
     )

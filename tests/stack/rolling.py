@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from streams.paths import Path, drop_newest, path_at
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from tests.stack.agent import await_it, await_job, await_state, grant_capture, send, source_parameters
-from tests.stand_ins.rollback_bench import PASSWORD, USER, grant_rollback
+from tests.stand_ins.rollback_bench import BOUND_GRANTS, BOUND_USER, PASSWORD, USER, grant_rollback
 
 SOURCE = "shop"
 
@@ -35,12 +36,22 @@ class Rolling:
     lineage: str
 
     @classmethod
-    def protect(cls, settings: Settings, server: DatabaseServer) -> Rolling:
+    def protect(
+        cls,
+        settings: Settings,
+        server: DatabaseServer,
+        *,
+        account: str = USER,
+        options: Mapping[str, str] | None = None,
+    ) -> Rolling:
         """Add the source with both accounts; returns when it is captured. The agent must run."""
         grant_capture(server)
         grant_rollback(server)
+        if account == BOUND_USER:
+            server.execute(*BOUND_GRANTS)
         parameters = source_parameters(settings, server)
-        parameters["accounts"]["rollback"] = USER
+        parameters["accounts"]["rollback"] = account
+        parameters["options"] = {**parameters["options"], **(options or {})}
         parameters["secrets"]["rollback"] = SecretStore(settings).put(f"sources/{SOURCE}/rollback", PASSWORD.encode())
         done = await_job(settings, send(settings, "source.add", SOURCE, **parameters))
         assert done.state == "finished", done.problems
@@ -121,9 +132,13 @@ class Rolling:
         }
         return planned
 
-    def confirm(self, planned: RollbackPlanned) -> str:
+    def confirm(self, planned: RollbackPlanned, by: str = "tester") -> str:
         """Ask to run it; the job's id."""
-        return send(self.settings, "rollback.run", SOURCE, plan=planned.plan, digest=planned.digest.hex())
+        return self.about(planned, "rollback.run", by)
+
+    def about(self, planned: RollbackPlanned, what: str, by: str) -> str:
+        """`rollback.run` or `rollback.approve`; the job's id."""
+        return send(self.settings, what, SOURCE, requester=by, plan=planned.plan, digest=planned.digest.hex())
 
     def run(self, planned: RollbackPlanned) -> JobChanged:
         done = await_job(self.settings, self.confirm(planned), 120)

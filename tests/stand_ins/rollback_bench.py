@@ -12,12 +12,13 @@ from typing import Any
 import pymysql
 
 from agents.mysql.apply import NativeTarget
+from agents.mysql.bound import BoundTarget
 from agents.mysql.definitions import read_definitions, schema_version
 from agents.protocol import SourceSettings
 from agents.rollback.apply import Application, Outcome
 from agents.rollback.choose import Index
 from agents.rollback.history import History, check_paths, turns
-from agents.rollback.plan import Plan, Request, make_plan
+from agents.rollback.plan import Plan, Request, make_plan, request_of
 from agents.rollback.schema import Schema
 from deploy.demo.accounts import create_account, grants_for
 from deploy.demo.server import DatabaseServer
@@ -31,6 +32,14 @@ from tests.stand_ins.binlog_log import BinlogLog
 SOURCE = "shop"
 USER, PASSWORD = "hf_rollback", "rollback-pw"
 
+# An account as managed services give them: no BINLOG REPLAY, BINLOG ADMIN, READ_ONLY ADMIN or SUPER.
+BOUND_USER = "hf_bound"
+BOUND_GRANTS = (
+    f"CREATE OR REPLACE USER {BOUND_USER}@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'",
+    f"GRANT SELECT, INSERT, UPDATE, DELETE, TRIGGER ON *.* TO {BOUND_USER}@'127.0.0.1'",
+    f"GRANT CREATE, CREATE TEMPORARY TABLES ON holdfast.* TO {BOUND_USER}@'127.0.0.1'",
+)
+
 
 def grant_rollback(server: DatabaseServer) -> None:
     """The rollback account with the least that it needs, on any server."""
@@ -41,13 +50,17 @@ def grant_rollback(server: DatabaseServer) -> None:
 
 
 class RollbackBench:
-    """One source from now on: make the tables first. `admin` is root's connection, for whatever a test does."""
+    """One source from now on: make the tables first. `admin` is root's connection, for whatever a test does.
 
-    def __init__(self, server: DatabaseServer, statements: Iterable[str] = ()) -> None:
+    `method`: how plans change rows; by bound statements they are not of the whole source, which the account cannot fence.
+    """
+
+    def __init__(self, server: DatabaseServer, statements: Iterable[str] = (), method: str = "native") -> None:
         self.server = server
+        self.method = method
         self.admin: pymysql.Connection[Any] = server.connect()
         grant_rollback(server)
-        for statement in statements:
+        for statement in (*(BOUND_GRANTS if method == "bound" else ()), *statements):
             self.sql(statement)
         self.log = BinlogLog(self.admin, server.datadir)
         self.history = History()
@@ -78,7 +91,15 @@ class RollbackBench:
         after = drop_newest(self.path(), steps, self.own())
         return self.plan("rollback", after[-1].last if after else 0, **options)
 
-    def plan(self, kind: str, target: int, *, whole_source: bool = True, memory_bytes: int = 1 << 28) -> Plan:
+    def plan(
+        self,
+        kind: str,
+        target: int,
+        *,
+        whole_source: bool | None = None,
+        memory_bytes: int = 1 << 28,
+        method: str = "",
+    ) -> Plan:
         """A plan to the state after step `target`."""
         known = turns(self.history, self.log, self.log.lineage)
         head = self.head()
@@ -92,7 +113,8 @@ class RollbackBench:
             head,
             path_at(head, known),
             path_at(target, known),
-            whole_source,
+            self.method == "native" if whole_source is None else whole_source,
+            method=method or self.method,
         )
         check_paths(request, known, head)
         made = make_plan(
@@ -128,21 +150,23 @@ class RollbackBench:
         self.history.plans[request.plan] = made.event
         return made
 
-    def settings(self, port: int = 0, host: str = "127.0.0.1") -> SourceSettings:
+    def settings(self, port: int = 0, host: str = "127.0.0.1", method: str = "") -> SourceSettings:
         return SourceSettings(
             SOURCE,
             self.server.kind,
             host,
             port or self.server.port,
-            accounts={"rollback": USER},
+            accounts={"rollback": USER if (method or self.method) == "native" else BOUND_USER},
             passwords={"rollback": PASSWORD},
         )
 
-    def target(self, port: int = 0) -> NativeTarget:
-        return NativeTarget(self.settings(port))
+    def target(self, method: str = "", port: int = 0) -> NativeTarget:
+        method = method or self.method
+        return (NativeTarget if method == "native" else BoundTarget)(self.settings(port, method=method))
 
     def application(self, plan: Plan, target: NativeTarget | None = None) -> Application:
-        return Application(plan, target or self.target(), self.log, "agent-1", say=self.say)
+        target = target or self.target(request_of(plan.event).method)
+        return Application(plan, target, self.log, "agent-1", say=self.say)
 
     def run(self, plan: Plan) -> Outcome:
         """Confirm and carry out."""

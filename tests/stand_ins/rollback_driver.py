@@ -15,7 +15,7 @@ from typing import Any
 
 import pymysql
 
-from agents.mysql.apply import target
+from agents import registry
 from agents.mysql.definitions import read_definitions, schema_version
 from agents.protocol import SourceSettings
 from agents.rollback.apply import Application
@@ -23,10 +23,11 @@ from agents.rollback.history import History
 from agents.rollback.plan import Plan, make_plan, request_of
 from agents.rollback.recover import settle_all
 from agents.rollback.schema import Schema
+from agents.rollback.target import Target
 from streams.codec import decode, encode
 from streams.events import Event, RollbackChanged, RollbackPlanned, Stamp
 from tests.stand_ins.binlog_log import BinlogLog
-from tests.stand_ins.rollback_bench import PASSWORD, SOURCE, USER, RollbackBench
+from tests.stand_ins.rollback_bench import BOUND_USER, PASSWORD, SOURCE, USER, RollbackBench
 
 
 def write_job(directory: Path, bench: RollbackBench, plan: Plan) -> Path:
@@ -74,13 +75,16 @@ def main(job_file: str, what: str) -> None:
     root = pymysql.connect(host="127.0.0.1", port=job["port"], user="root", password=job["root"], autocommit=True)
     log = BinlogLog(root, Path(job["data"]), start=tuple(job["began"]))
     log.refresh()
-    settings = SourceSettings(
-        SOURCE, "mariadb", "127.0.0.1", job["port"], accounts={"rollback": USER}, passwords={"rollback": PASSWORD}
-    )
-    if what == "recover":
-        settle_all(
-            history(events), SOURCE, "agent-2", log, lambda: target(settings), lambda event: append(events, event)
+
+    def target(method: str) -> Target:
+        user = USER if method == "native" else BOUND_USER
+        settings = SourceSettings(
+            SOURCE, "mariadb", "127.0.0.1", job["port"], accounts={"rollback": user}, passwords={"rollback": PASSWORD}
         )
+        return registry.target(settings, method)
+
+    if what == "recover":
+        settle_all(history(events), SOURCE, "agent-2", log, target, lambda event: append(events, event))
         return
     definitions = read_definitions(root)
     planned = history(events).plans[job["plan"]]
@@ -93,7 +97,8 @@ def main(job_file: str, what: str) -> None:
         planned_us=0,
     )
     assert made.event.digest == planned.digest, "another process makes another plan"
-    Application(made, target(settings), log, "agent-1", say=lambda event: append(events, event)).run()
+    there = target(request_of(planned).method)
+    Application(made, there, log, "agent-1", say=lambda event: append(events, event)).run()
 
 
 if __name__ == "__main__":

@@ -374,9 +374,12 @@ class Summariser:
 
 
 def marker_of(image: bytes, table_map: TableMap, bitmap: bytes | None = None) -> tuple[str, bool]:
-    """The plan that a row of the marker table names (empty: not to be read), and whether that is a selective undo."""
+    """The plan that a row of the marker table names (empty: not to be read), and whether that is no turn of the path: a
+    selective undo's, or void, which a plan that was given up leaves so that it can never be committed."""
     values = decode_row(image, table_map, bitmap)
     plan, kind = (v.raw.decode("ascii", "replace") if isinstance(v, Undecoded) else v for v in (values[0], values[2]))
+    if kind == "void":
+        return "", True
     return (plan if isinstance(plan, str) else "", kind == UNDO)
 
 

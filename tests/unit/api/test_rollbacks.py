@@ -245,6 +245,36 @@ def test_plans_are_listed_newest_first_page_by_page(api: RunningApi, history: Ca
     assert len(set(listed)) == len(listed)
 
 
+def test_a_plan_that_needs_a_second_person_waits_for_one(
+    api: RunningApi, history: CapturedLog, operator: Client
+) -> None:
+    head = len(history.written)
+    options = '{"approval":true,"whole_source":true}'
+    event = plan_of(api, history, [[1, head]], [[1, head - 1]], options=options, by="a-operator")
+    assert seen(operator, event.plan)["options"] == {"approval": True, "whole_source": True}
+    run, approve = (f"/v1/rollbacks/{event.plan}/{what}" for what in ("run", "approve"))
+    body = {"digest": event.digest.hex()}
+    assert operator.refused("POST", run, 409, json=body) == "approval-missing"
+    assert operator.refused("POST", run, 409, json=body | {"dry_run": True}) == "approval-missing"
+    assert operator.refused("POST", approve, 409, json=body) == "approval-own"
+    admin = api.client("admin")
+    assert admin.refused("POST", approve, 409, json={"digest": "08" * 32}) == "digest-differs"
+    job = admin.post(approve, body)["job"]
+    assert operator.get(f"/v1/jobs/{job}")["kind"] == "rollback.approve"
+    # What the agent says of it:
+    said = RollbackChanged(
+        plan=event.plan, source="shop", lineage=history.lineage, state="approved", digest=event.digest, at_us=now_us(),
+        by=admin.get("/v1/self")["actor"],
+    )  # fmt: skip
+    api.scribe.write(said)
+    assert eventually(lambda: seen(operator, event.plan)["state"] == "approved")
+    assert admin.refused("POST", run, 409, json=body) == "approval-missing"  # who approves does not run
+    assert operator.post(run, body | {"dry_run": True}, status=200)["runnable"]
+    api.apply("timeline")
+    api.server.config.app.state.site.live._plans.clear()  # type: ignore[union-attr]
+    operator.post(run, body)
+
+
 # --- selective undo ------------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from deploy.demo.server import DatabaseServer
 from streams.events import RollbackChanged
 from streams.formats.binlog.step import summarise
 from tests.stand_ins.mariadb_proxy import MariaDBProxy
-from tests.stand_ins.rollback_bench import PASSWORD, USER, RollbackBench
+from tests.stand_ins.rollback_bench import BOUND_USER, PASSWORD, USER, RollbackBench
 
 TABLES = (
     "drop database if exists app",
@@ -41,13 +41,19 @@ TABLES = (
 NAMES = ("t", "other", "bare", "parent", "child")
 
 
-@pytest.fixture(params=["mariadb-10.11", "mysql-9", "mysql-5.5"])
+SERVERS = ("mariadb-10.11", "mysql-9", "mysql-5.5")
+# As all others on each server, and on MariaDB by bound statements, too.
+both_methods = pytest.mark.parametrize("bench", [*SERVERS, "bound"], indirect=True)
+
+
+@pytest.fixture(params=SERVERS)
 def bench(request: pytest.FixtureRequest, databases: Callable[[str], DatabaseServer]) -> Iterator[RollbackBench]:
     """On each server; a test of what one of them alone does is marked with `only`."""
-    server = databases(request.param)
+    bound = request.param == "bound"
+    server = databases("mariadb-10.11" if bound else request.param)
     with contextlib.closing(server.connect()) as admin:
         create_account(admin, "app", "app-pw", ("grant all on app.* to {account}",))
-    with closing(RollbackBench(server, TABLES)) as made:
+    with closing(RollbackBench(server, TABLES, "bound" if bound else "native")) as made:
         made.sql("insert into t values (1, 'a', 0.1, 'e1'), (2, 'b', 0.2, 'e2'), (3, 'c', 0.3, 'e3')")
         made.sql("update t set v = concat(v, '!')")
         made.sql("delete from t where id = 2")
@@ -97,6 +103,7 @@ def stopped(bench: RollbackBench, plan: Plan, run: Callable[[], object] | None =
 # -- conflicts ------------------------------------------------------------------------------------------------------
 
 
+@both_methods
 def test_a_row_that_changed_behind_us_is_shown_with_both_images(bench: RollbackBench) -> None:
     plan = bench.back(3)
     unlogged(bench, "update t set v = 'other' where id = 1")
@@ -105,6 +112,7 @@ def test_a_row_that_changed_behind_us_is_shown_with_both_images(bench: RollbackB
     assert message == "app.t (id=1) is not as the plan expects it: expected v='a!', found v='other'"
 
 
+@both_methods
 @pytest.mark.parametrize("change", ["v = 'A!'", "v = 'a! '", "f = 0.10000001", "f = null", "e = 'E1'"])
 def test_what_collations_and_rounding_call_equal_is_a_conflict_all_the_same(bench: RollbackBench, change: str) -> None:
     plan = bench.back(3)
@@ -112,6 +120,7 @@ def test_what_collations_and_rounding_call_equal_is_a_conflict_all_the_same(benc
     assert [code for code, _ in stopped(bench, plan)] == ["conflict"]
 
 
+@both_methods
 def test_a_row_that_is_gone_is_a_conflict(bench: RollbackBench) -> None:
     plan = bench.back(1)
     unlogged(bench, "delete from t where id = 4")
@@ -120,6 +129,7 @@ def test_a_row_that_is_gone_is_a_conflict(bench: RollbackBench) -> None:
     assert message.startswith("app.t (id=4) is not there; the plan expects id=4, v='d'")
 
 
+@both_methods
 def test_a_row_where_one_is_to_come_back_is_a_conflict(bench: RollbackBench) -> None:
     plan = bench.back(2)
     unlogged(bench, "insert into t values (2, 'x', 0, 'e9')")
@@ -129,6 +139,7 @@ def test_a_row_where_one_is_to_come_back_is_a_conflict(bench: RollbackBench) -> 
     assert "v='x'" in message
 
 
+@both_methods
 def test_a_unique_value_that_was_taken_is_a_conflict(bench: RollbackBench) -> None:
     plan = bench.back(2)
     unlogged(bench, "insert into t values (77, 'x', 0, 'e2')")
@@ -137,6 +148,7 @@ def test_a_unique_value_that_was_taken_is_a_conflict(bench: RollbackBench) -> No
     assert "e2" in message
 
 
+@both_methods
 def test_only_some_of_many_conflicts_are_shown_and_the_rest_counted(bench: RollbackBench) -> None:
     insert(bench, "other", ((n, 1) for n in range(1, 101)))
     plan = bench.back(1)
@@ -146,6 +158,7 @@ def test_only_some_of_many_conflicts_are_shown_and_the_rest_counted(bench: Rollb
     assert said[-1] == ("conflict", "and 95 more rows of app.other")
 
 
+@both_methods
 def test_a_missing_row_of_a_table_without_a_key_is_a_conflict(bench: RollbackBench) -> None:
     bench.sql("insert into bare values (1), (1), (2)")
     plan = bench.back(1)
@@ -153,6 +166,7 @@ def test_a_missing_row_of_a_table_without_a_key_is_a_conflict(bench: RollbackBen
     assert [code for code, _ in stopped(bench, plan)] == ["conflict"]
 
 
+@both_methods
 def test_a_child_that_came_by_behind_us_is_found(bench: RollbackBench) -> None:
     bench.sql("insert into parent values (1, 1)")
     plan = bench.back(1)
@@ -162,6 +176,7 @@ def test_a_child_that_came_by_behind_us_is_found(bench: RollbackBench) -> None:
     assert "app.child (id=10)" in message
 
 
+@both_methods
 def test_a_parent_that_went_behind_us_is_found(bench: RollbackBench) -> None:
     bench.sql("insert into parent values (1, 1)")
     bench.sql("insert into child values (10, 1)")
@@ -173,6 +188,7 @@ def test_a_parent_that_went_behind_us_is_found(bench: RollbackBench) -> None:
     assert "app.child (id=10)" in message
 
 
+@both_methods
 def test_a_definition_that_changed_behind_us_stops_it(bench: RollbackBench) -> None:
     plan = bench.back(1)
     unlogged(bench, "alter table t modify v varchar(30) character set utf8mb4")
@@ -292,6 +308,7 @@ def test_what_read_only_was_is_said_before_it_is_set(bench: RollbackBench) -> No
 # -- locks ----------------------------------------------------------------------------------------------------------
 
 
+@both_methods
 def test_a_row_that_somebody_holds_is_waited_for_and_then_given_up(
     bench: RollbackBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +332,8 @@ def _impatient() -> tuple[dialects.Dialect, ...]:
     return tuple(dataclasses.replace(d, rollback_session=shorter(d.rollback_session)) for d in dialects.DIALECTS)
 
 
-def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench) -> None:
+@both_methods
+def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server ends it by rolling our transaction back as a whole: what comes next must not commit by itself."""
     bench.sql("insert into bare values (1), (2), (3)")
     bench.sql("create table ballast (id int primary key)")
@@ -342,21 +360,24 @@ def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench) -> None:
 
         thread = threading.Thread(target=cross)
 
-        class Target(NativeTarget):
-            def apply(self, progress: Any) -> int:
-                thread.start()
-                waiting.wait(10)
-                deadline = time.monotonic() + 15
-                # Asked more often than every 100 ms, InnoDB goes on answering from its cache.
-                waits = "select count(*) from information_schema.innodb_trx where trx_state = 'LOCK WAIT'"
-                while bench.sql(waits) == ((0,),):
-                    assert time.monotonic() < deadline, "the other transaction does not wait for ours"
-                    time.sleep(0.15)
-                return super().apply(progress)
+        target = bench.target()
+        apply = target.apply
 
+        def crossing(progress: Any) -> int:
+            thread.start()
+            waiting.wait(10)
+            deadline = time.monotonic() + 15
+            # Asked more often than every 100 ms, InnoDB goes on answering from its cache.
+            waits = "select count(*) from information_schema.innodb_trx where trx_state = 'LOCK WAIT'"
+            while bench.sql(waits) == ((0,),):
+                assert time.monotonic() < deadline, "the other transaction does not wait for ours"
+                time.sleep(0.15)
+            return apply(progress)
+
+        monkeypatch.setattr(target, "apply", crossing)
         before = content(bench)
         with pytest.raises(AgentError) as caught:
-            bench.application(plan, Target(bench.settings())).run()
+            bench.application(plan, target).run()
         thread.join()
         assert len(got) == 1
         assert caught.value.code == "locked"
@@ -411,6 +432,7 @@ def test_a_transaction_that_stays_prepared_holds_nobody_up(
 # -- connections ----------------------------------------------------------------------------------------------------
 
 
+@both_methods
 @pytest.mark.parametrize("stage", [s.name for s in STAGES if s.name not in ("prepare", "fence")])
 def test_a_connection_cut_before_a_stage_changes_nothing(bench: RollbackBench, stage: str) -> None:
     plan = bench.back(3)
@@ -418,7 +440,9 @@ def test_a_connection_cut_before_a_stage_changes_nothing(bench: RollbackBench, s
     class Cut(applying.Application):
         def _do(self, name: Any) -> None:
             if name == stage:
-                for (thread,) in bench.sql(f"select id from information_schema.processlist where user = '{USER}'"):
+                for (thread,) in bench.sql(
+                    f"select id from information_schema.processlist where user in ('{USER}', '{BOUND_USER}')"
+                ):
                     bench.sql(f"kill {thread}")
             super()._do(name)
 
@@ -441,10 +465,11 @@ def settle(bench: RollbackBench, plan: Plan) -> str:
     return said.state
 
 
+@both_methods
 def test_a_commit_whose_answer_is_lost_is_decided_by_the_marker(bench: RollbackBench) -> None:
     plan = bench.back(3)
     with MariaDBProxy(bench.server.port) as proxy:
-        target = bench.target(proxy.port)
+        target = bench.target(port=proxy.port)
 
         class Armed(applying.Application):
             def _do(self, name: Any) -> None:
@@ -461,10 +486,11 @@ def test_a_commit_whose_answer_is_lost_is_decided_by_the_marker(bench: RollbackB
     assert bench.leftovers() == []
 
 
+@both_methods
 def test_a_commit_that_never_arrived_is_decided_by_the_marker(bench: RollbackBench) -> None:
     plan = bench.back(3)
     with MariaDBProxy(bench.server.port) as proxy:
-        target = bench.target(proxy.port)
+        target = bench.target(port=proxy.port)
 
         class Armed(applying.Application):
             def _do(self, name: Any) -> None:
@@ -488,6 +514,7 @@ def test_a_plan_that_failed_can_be_confirmed_again(bench: RollbackBench) -> None
     assert bench.history.state(plan.event.plan) == "applied"
 
 
+@both_methods
 def test_a_plan_runs_once(bench: RollbackBench) -> None:
     plan = bench.back(1)
     bench.run(plan)
@@ -505,6 +532,7 @@ def test_two_rollbacks_do_not_run_beside_each_other(bench: RollbackBench) -> Non
     assert caught.value.code == "rollback-busy"
 
 
+@both_methods
 def test_a_session_left_behind_is_ended_and_its_plan_can_never_commit(bench: RollbackBench) -> None:
     """An agent that was paused and wakes up after another one has settled its plan."""
     plan = bench.back(3)
@@ -704,6 +732,7 @@ def test_a_row_larger_than_a_packet_goes_in_two_halves_or_is_refused_before_anyt
     bench.sql("flush binary logs")
 
 
+@both_methods
 def test_a_plan_of_many_rows_in_many_steps(bench: RollbackBench) -> None:
     """Large enough for light guards and events of more than one statement."""
     insert(bench, "other", ((n, n) for n in range(1, 30_001)))

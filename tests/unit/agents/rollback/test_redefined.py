@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def codes(plan: Plan) -> set[str]:
     return {p.code for p in plan.event.obstacles}
 
 
-def there_and_back(bench: Recorded, target: int, **options: bool) -> Plan:
+def there_and_back(bench: Recorded, target: int, **options: Any) -> Plan:
     """Roll back to `target` and forward again; the plan back."""
     head = bench.head()
     plan = bench.plan("rollback", target, **options)

@@ -1,0 +1,42 @@
+"""Four eyes: a plan that needs an approval runs only when somebody else than who planned it and who runs it gave one.
+
+An approval is a state of the plan on the log (`rollback.changed`, `approved`, `by` who gave it) for one digest. The agent
+looks for it there when the plan is to run, so no command alone gets past it. Needed is one when the plan was made so (its
+option `approval`, which the digest covers) or the source's policy says so now (its option `approval=required`): a policy that
+was taken back meanwhile does not free a plan that was made under it. Pure.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from agents.errors import AgentError
+from agents.rollback.history import History
+from agents.rollback.plan import request_of
+from streams.events import RollbackPlanned
+
+REQUIRED: Final = "required"
+
+
+def check(known: History, planned: RollbackPlanned, requester: str, policy: str) -> None:
+    """Raises `AgentError` (`approval-missing`) unless the plan may run for `requester`."""
+    if policy != REQUIRED and not request_of(planned).approval:
+        return
+    given = [c.by for c in known.changes.get(planned.plan, []) if c.state == "approved" and c.digest == planned.digest]
+    if any(not same_person(by, planned.by) and not same_person(by, requester) for by in given):
+        return
+    raise AgentError(
+        "approval-missing",
+        f"plan {planned.plan} needs the approval of somebody else than {_names(planned.by, requester)}"
+        + (f"; it has that of {', '.join(sorted(set(given)))}" if given else ""),
+        f"have them look at it and say `holdfast rollback approve {planned.plan}`",
+    )
+
+
+def same_person(one: str, other: str) -> bool:
+    """Tokens of one name are one person's, however it is spelled."""
+    return one.strip().casefold() == other.strip().casefold()
+
+
+def _names(planner: str, requester: str) -> str:
+    return planner if same_person(planner, requester) else f"{planner} (who planned it) and {requester} (who runs it)"

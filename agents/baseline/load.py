@@ -15,7 +15,7 @@ import pymysql
 from pymysql.constants import ER
 from pymysql.cursors import Cursor
 
-from agents.baseline.manifest import CreateObject, Manifest, TableFile, objects, read_manifest
+from agents.baseline.manifest import MEMBERS_AS_NUMBER, CreateObject, Manifest, TableFile, objects, read_manifest
 from agents.baseline.rows import read_rows, values
 from agents.errors import AgentError
 from agents.mysql.definitions import quoted
@@ -96,10 +96,14 @@ def row_statements(folder: Path, table: TableFile) -> Iterator[bytes]:
     columns = ", ".join(quoted(c) for c in table.columns).encode()
     insert = b"INSERT INTO " + name + b" (" + columns + b") VALUES "
     texts = [(i, _TEXT_ONLY[declared]) for i, declared in enumerate(table.types) if declared in _TEXT_ONLY]
+    numbers = [i for i, (c, e) in enumerate(zip(table.columns, table.expressions, strict=True))
+               if e == MEMBERS_AS_NUMBER.format(quoted(c))]  # fmt: skip
     held: list[bytes] = []
     size = 0
     for row in read_rows(folder / table.file):
         literals = list(map(literal, values(row)))
+        for i in numbers:
+            literals[i] = literals[i].strip(b"'")
         for i, introducer in texts:
             if literals[i] != b"NULL":
                 literals[i] = introducer + literals[i]

@@ -25,11 +25,12 @@ import contextlib
 import dataclasses
 import errno
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pymysql
 from pymysql.constants import ER
@@ -37,6 +38,7 @@ from pymysql.cursors import Cursor, SSCursor
 
 from agents.baseline.manifest import (
     DEFINITIONS,
+    MEMBERS_AS_NUMBER,
     OBJECTS,
     CreateObject,
     Manifest,
@@ -431,8 +433,12 @@ def _variables(conn: pymysql.Connection[Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in rows if name in wanted}
 
 
+_EMPTY_MEMBER: Final = re.compile(r"[(,]''[,)]")
+
+
 def _selection(definition: TableDefinition, float_as_double: str) -> tuple[list[str], list[str], list[str]]:
-    """Columns to keep, their types, and what to select for each. A FLOAT as text loses bits, as DOUBLE it does not."""
+    """Columns to keep, their types, and what to select for each. A FLOAT as text loses bits, as DOUBLE it does not; where a
+    member of an ENUM or SET is empty, text does not tell it from none."""
     columns, types, expressions = [], [], []
     for column in json.loads(definition.definition)["columns"]:
         if column["expression"] is not None:
@@ -440,7 +446,11 @@ def _selection(definition: TableDefinition, float_as_double: str) -> tuple[list[
         name = quoted(column["name"])
         columns.append(column["name"])
         types.append(column["type"])
-        expressions.append(float_as_double.format(name) if column["type"].startswith("float") else name)
+        if column["type"].startswith("float"):
+            name = float_as_double.format(name)
+        elif column["type"].startswith(("enum", "set")) and _EMPTY_MEMBER.search(column["type"]):
+            name = MEMBERS_AS_NUMBER.format(name)
+        expressions.append(name)
     return columns, types, expressions
 
 

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import zstandard
 from blake3 import blake3
@@ -24,6 +24,9 @@ MANIFEST = "manifest.json"
 DEFINITIONS = "definitions.jsonl.zst"
 OBJECTS = "objects.jsonl.zst"
 _PARTIAL = ".new-"
+
+# What is selected of an ENUM or SET in place of its text: its number, to be written back as one.
+MEMBERS_AS_NUMBER: Final = "CAST({} AS UNSIGNED)"
 
 
 @dataclass(frozen=True, slots=True)

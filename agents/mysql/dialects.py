@@ -51,7 +51,7 @@ class Dialect:
     savepoints_keep_locks: bool
     """A transaction that is logged keeps metadata locks when it goes back to a savepoint."""
     float_as_double: str
-    """A FLOAT so that its text loses no bits."""
+    """A FLOAT so that its text loses no bits (and no sign of zero)."""
     load_session: str
     """More for a session that loads a baseline."""
     show_create_routines: str
@@ -161,7 +161,7 @@ _MYSQL_5_5 = dataclasses.replace(
     generated="'NEVER', NULL",
     snapshot_session=_SNAPSHOT_SESSION + ", tx_isolation = 'REPEATABLE-READ'",
     snapshot_position=False,
-    float_as_double="{} + 0e0",
+    float_as_double="{} * 1e0",
     load_session="",
     show_create_routines="GRANT SELECT ON mysql.proc to the account",
     rollback_session=_SESSION.format(no_chain="0"),

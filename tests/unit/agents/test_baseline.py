@@ -154,7 +154,7 @@ def test_a_baseline_of_a_busy_source_is_the_source_at_its_position(
         f"SET GLOBAL gtid_slave_pos = '{manifest.position}'",
         "SET GLOBAL server_id = 77",
         f"CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_PORT={source.port}, MASTER_USER='root',"
-        f" MASTER_PASSWORD='{password}', MASTER_USE_GTID=slave_pos",
+        f" MASTER_PASSWORD='{password}', MASTER_USE_GTID=slave_pos, MASTER_SSL=0, MASTER_SSL_VERIFY_SERVER_CERT=0",
         "START SLAVE",
     )
     end = source.execute("SELECT @@gtid_binlog_pos")[0][0]

@@ -23,6 +23,8 @@ from agents.commands import Services
 from agents.errors import AgentError
 from agents.loop import Loop
 from agents.processes import Processes, Role
+from agents.scratch.handlers import recover as recover_copies
+from agents.scratch.keeper import Keeper
 from agents.sources import Sources
 from streams.admin import ensure_topics
 from streams.errors import DeliveryFailed, StreamError
@@ -55,6 +57,7 @@ class Agent:
         self._stop = stop
         self._publisher = Publisher(settings, "agent")
         self.processes = Processes(config, self._child_stopped)
+        self.keeper = Keeper(settings.data_dir, f"agent-{socket.gethostname()}", self._publisher.publish)
         self.services = Services(
             agent=f"agent-{socket.gethostname()}",
             settings=settings,
@@ -63,6 +66,7 @@ class Agent:
             sources=Sources(),
             processes=self.processes,
             stop=stop,
+            keeper=self.keeper,
         )
         self.loop = Loop(self.services, on_inventory=self._inventory)
 
@@ -71,12 +75,15 @@ class Agent:
         pulse.start()
         try:
             ensure_topics(self._settings.kafka, [(name, None) for name in TOPICS])
+            self.keeper.start()
+            recover_copies(self.services)
             self.loop.run()
             if self.loop.fatal is not None:
                 raise self.loop.fatal
         finally:
             self._stop.set()
             self.processes.close()
+            self.keeper.close()
             pulse.join()
             self._publisher.close(5.0)
         return 0
@@ -122,6 +129,8 @@ class Agent:
     def _pulse(self) -> None:
         try:
             while not self._stop.wait(HEARTBEAT_S):
+                if self.keeper.failure is not None:
+                    raise self.keeper.failure
                 if not self.processes.alive:
                     raise RuntimeError("the thread that keeps the children has died")
                 self._publisher.publish(self._health("running"))

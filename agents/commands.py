@@ -25,6 +25,7 @@ from streams.ids import now_us
 
 if TYPE_CHECKING:
     from agents.processes import Processes
+    from agents.scratch.keeper import Keeper
     from agents.sources import Sources
     from streams.publish import Publisher
     from streams.secrets import SecretStore
@@ -36,14 +37,19 @@ HANDLERS: Mapping[str, str] = {
     "source.pause": "agents.protect:pause",
     "source.resume": "agents.protect:resume",
     "source.remove": "agents.protect:remove",
+    "scratch.create": "agents.scratch.handlers:create",
+    "scratch.drop": "agents.scratch.handlers:drop",
     "rollback.plan": "agents.rollback.handlers:plan",
     "rollback.run": "agents.rollback.handlers:run",
     "rollback.approve": "agents.rollback.handlers:approve",
     "rollback.abandon": "agents.rollback.handlers:abandon",
+    "rollback.table-plan": "agents.scratch.tables:plan",
+    "rollback.table-run": "agents.scratch.tables:run",
+    "rollback.table-abandon": "agents.scratch.tables:abandon",
 }
 
 # "module:function" of `Recovery`, called for every source when the agent starts, before any of its commands.
-RECOVERIES: tuple[str, ...] = ("agents.rollback.handlers:recover",)
+RECOVERIES: tuple[str, ...] = ("agents.rollback.handlers:recover", "agents.scratch.tables:recover")
 
 
 class JobFailed(AgentError):
@@ -100,6 +106,13 @@ class Services:
     sources: Sources
     processes: Processes
     stop: threading.Event = field(default_factory=threading.Event)
+    keeper: Keeper | None = None
+
+    @property
+    def copies(self) -> Keeper:
+        """Who keeps scratch copies; an agent has one."""
+        assert self.keeper is not None
+        return self.keeper
 
     def source_settings(self, source: str) -> SourceSettings:
         """How to reach a defined source, passwords resolved. Raises `AgentError` (`source-unknown`)."""

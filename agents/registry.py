@@ -14,6 +14,7 @@ from agents.protocol import Platform, Source, SourceSettings
 
 if TYPE_CHECKING:
     from agents.rollback.target import Target
+    from agents.scratch.engine import Replayer, Tables
 
 PLATFORMS: Mapping[str, str] = {
     "mariadb": "agents.platforms.mariadb",
@@ -33,6 +34,22 @@ def source(settings: SourceSettings) -> Source:
 def target(settings: SourceSettings, method: str = "native") -> Target:
     """The same database as the target of a rollback by `method` (`agents.rollback.plan.METHODS`). Raises as `source`."""
     return cast("Target", _module(settings.kind).target(settings, method))
+
+
+def replayer(kind: str) -> Replayer:
+    """What makes scratch copies of such sources. Raises as `source`, and `AgentError` (`kind-unsupported`)."""
+    make = getattr(_module(kind), "replayer", None)
+    if make is None:
+        raise AgentError("kind-unsupported", f"scratch copies of {kind} sources are not built", "MariaDB's are")
+    return cast("Replayer", make())
+
+
+def tables(kind: str) -> Tables:
+    """What brings single tables of such sources back. Raises as `replayer`."""
+    make = getattr(_module(kind), "tables", None)
+    if make is None:
+        raise AgentError("kind-unsupported", f"single tables of {kind} sources cannot be brought back", "MariaDB's can")
+    return cast("Tables", make())
 
 
 def _module(kind: str) -> Any:

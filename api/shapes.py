@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from projections.views.access import Token
 from projections.views.audit import Call
 from projections.views.catalogue import Source
+from projections.views.copies import Scratch, TablePlan
 from projections.views.dashboard import AgentHealth
 from projections.views.jobs import Job
 from projections.views.timeline import Plan
@@ -293,4 +294,51 @@ def call(row: Call) -> dict[str, Any]:
         "outcome": row.outcome,
         "detail": json_object(row.detail),
         "remote": row.remote,
+    }
+
+
+def scratch(row: Scratch) -> dict[str, Any]:
+    return {
+        "name": row.scratch,
+        "source": row.source,
+        "state": row.state,
+        "since": time(row.at_us),
+        "by": row.by,
+        "lineage": row.lineage,
+        "ordinal": row.ordinal,
+        "position": row.position,
+        "host": row.host,
+        "port": row.port,
+        "socket": row.socket,
+        "account": row.account,
+        "password_file": row.password_file,
+        "expires": time(row.expires_us),
+        "bytes": row.size_bytes,
+        "job": row.job,
+        "problems": problems(row.problems),
+    }
+
+
+def table_plan(row: TablePlan) -> dict[str, Any]:
+    facts = row.facts
+    same = ("lineage", "schema", "table", "target", "target_ordinal", "rows_now", "rows_then", "definition_now",
+            "definition_then", "foreign_keys", "triggers", "privileges", "shadow", "scratch", "digest")  # fmt: skip
+    return {
+        "plan": row.plan,
+        "source": row.source,
+        "state": row.state,
+        "since": time(row.at_us or facts["planned_us"]),
+        **{name: facts[name] for name in same},
+        "target_time": time(facts["target_time_us"]),
+        "head": facts["head_ordinal"],
+        "keeps": facts["kept"],
+        "obstacles": problems(facts["obstacles"]),
+        "warnings": problems(facts["warnings"]),
+        "runnable": not facts["obstacles"],
+        "planned": time(facts["planned_us"]),
+        "planned_by": facts["by"],
+        "position": row.position,
+        "applied_rows": row.rows,
+        "kept": row.kept,
+        "problems": problems(row.problems),
     }

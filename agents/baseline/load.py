@@ -6,8 +6,11 @@ that come later, so what fails for a missing name is tried again as long as that
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import re
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from agents.mysql.definitions import quoted
 from agents.mysql.dialects import dialect, dialect_of
 
 _STATEMENT_BYTES = 1 << 20
+_AHEAD = 4  # statements made before the server takes them
 _SPECIAL = re.compile(rb"[\x00\n\r\x1a\\']")
 _ESCAPED = {b"\0": b"\\0", b"\n": b"\\n", b"\r": b"\\r", b"\x1a": b"\\Z", b"\\": b"\\\\", b"'": b"\\'"}
 _BEFORE_ROWS = ("database", "sequence", "table")
@@ -35,16 +39,28 @@ _TRUNCATED = 1265
 _TEXT_ONLY = {"uuid": b"_latin1", "inet6": b"_latin1", "inet4": b"_latin1", "json": b"_utf8mb4"}
 
 
-def load(conn: pymysql.Connection[Any], folder: Path) -> Manifest:
-    """Create and fill everything on a server that has none of it yet. The account needs all privileges."""
+def load(
+    conn: pymysql.Connection[Any],
+    folder: Path,
+    *,
+    progress: Callable[[int], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
+) -> Manifest:
+    """Create and fill everything on a server that has none of it yet. The account needs all privileges.
+
+    `progress` is told how many rows are there; `check` may raise to give up.
+    """
     manifest = read_manifest(folder)
     made = list(objects(folder))
     _run(conn, [_SESSION + dialect(conn).load_session])
     for one in made:
         if one.kind in _BEFORE_ROWS:
             _run(conn, create_statements(one))
+    rows = 0
     for table in manifest.tables:
-        _fill(conn, folder, table)
+        _fill(conn, folder, table, check)
+        rows += table.rows
+        progress(rows)
     _create_late(conn, [o for o in made if o.kind not in _BEFORE_ROWS])
     return manifest
 
@@ -134,11 +150,12 @@ def _run(conn: pymysql.Connection[Any], texts: Iterable[bytes | str]) -> None:
             cursor.execute(text)  # type: ignore[arg-type]  # bytes go as they are
 
 
-def _fill(conn: pymysql.Connection[Any], folder: Path, table: TableFile) -> None:
+def _fill(conn: pymysql.Connection[Any], folder: Path, table: TableFile, check: Callable[[], None]) -> None:
     enums = [c for c, declared in zip(table.columns, table.types, strict=True) if declared.startswith("enum")]
     harmless = tuple(f"Data truncated for column '{c}'" for c in enums)
-    with conn.cursor(Cursor) as cursor:
-        for text in row_statements(folder, table):
+    with conn.cursor(Cursor) as cursor, contextlib.closing(_ahead(row_statements(folder, table))) as statements:
+        for text in statements:
+            check()
             cursor.execute(text)  # type: ignore[call-overload]
             if cursor.warning_count and text.startswith(b"INSERT"):  # MySQL warns of settings as well
                 cursor.execute("SHOW WARNINGS")
@@ -148,6 +165,40 @@ def _fill(conn: pymysql.Connection[Any], folder: Path, table: TableFile) -> None
                         name = quoted(table.schema, table.table)
                         raise AgentError("baseline-value", f"{name} does not take a value that it had: {message}")
     conn.commit()
+
+
+def _ahead(statements: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """The same, made in a thread of their own while the server is busy with those before."""
+    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+    given_up = threading.Event()
+
+    def put(item: bytes | BaseException | None) -> bool:
+        while not given_up.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.2)
+                return True
+        return False
+
+    def make() -> None:
+        last: BaseException | None = None
+        try:
+            for statement in statements:
+                if not put(statement):
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised by whoever takes the statements
+            last = error
+        put(last)
+
+    maker = threading.Thread(target=make, name="baseline-rows", daemon=True)
+    maker.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        given_up.set()
+        maker.join()
 
 
 def _create_late(conn: pymysql.Connection[Any], waiting: list[CreateObject]) -> None:

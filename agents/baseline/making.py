@@ -259,7 +259,7 @@ class _Making:
     def _beside(self, conn: pymysql.Connection[Any], table: TableFile) -> Iterator[bytes]:
         name = quoted(table.schema, table.table)
         try:
-            yield from _raw_rows(conn, f"SELECT {', '.join(table.expressions)} FROM {name}")
+            yield from raw_rows(conn, f"SELECT {', '.join(table.expressions)} FROM {name}")
         except pymysql.err.MySQLError as error:
             if error.args and error.args[0] in MOVED:
                 raise SchemaMovedError(f"{name} changed while it was read") from error
@@ -314,7 +314,7 @@ def _facts(conn: pymysql.Connection[Any]) -> dict[tuple[str, str], _Fact]:
 
 
 def _plain(definition: TableDefinition, fact: _Fact, file: str, float_as_double: str) -> TableFile:
-    columns, types, expressions = _selection(definition, float_as_double)
+    columns, types, expressions = selection(definition, float_as_double)
     return TableFile(
         schema=definition.schema,
         table=definition.table,
@@ -436,7 +436,7 @@ def _variables(conn: pymysql.Connection[Any]) -> dict[str, str]:
 _EMPTY_MEMBER: Final = re.compile(r"[(,]''[,)]")
 
 
-def _selection(definition: TableDefinition, float_as_double: str) -> tuple[list[str], list[str], list[str]]:
+def selection(definition: TableDefinition, float_as_double: str) -> tuple[list[str], list[str], list[str]]:
     """Columns to keep, their types, and what to select for each. A FLOAT as text loses bits, as DOUBLE it does not; where a
     member of an ENUM or SET is empty, text does not tell it from none."""
     columns, types, expressions = [], [], []
@@ -454,7 +454,7 @@ def _selection(definition: TableDefinition, float_as_double: str) -> tuple[list[
     return columns, types, expressions
 
 
-def _raw_rows(conn: pymysql.Connection[Any], query: str) -> Iterator[bytes]:
+def raw_rows(conn: pymysql.Connection[Any], query: str) -> Iterator[bytes]:
     """The row packets of a query as they come. PyMySQL reads the head; decoding every value would cost far more."""
     with conn.cursor(SSCursor) as cursor:
         cursor.execute(query)

@@ -19,7 +19,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -50,6 +49,9 @@ _LIKE_SOURCE: Final = (
     "innodb_default_row_format",
     "lower_case_table_names",
 )
+FAST: Final = ("--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0", "--debug-no-sync")
+# Server errors that say that a disk is full (mariadb.com/kb/en/mariadb-error-codes).
+_FULL: Final = frozenset({3, 1021, 1026, 1114})
 _log = logging.getLogger("holdfast.private")
 
 
@@ -67,7 +69,15 @@ class PrivateServer:
 
     @property
     def password(self) -> str:
-        return (self.folder / "password").read_text().strip()
+        return self.password_file.read_text().strip()
+
+    @property
+    def account(self) -> str:
+        return ACCOUNT
+
+    @property
+    def password_file(self) -> Path:
+        return self.folder / "password"
 
     @property
     def socket(self) -> Path:
@@ -96,19 +106,28 @@ class PrivateServer:
                      "--skip-log-bin", "--innodb-log-file-size=4M", "--innodb-flush-log-at-trx-commit=0"]  # fmt: skip
         with (self.folder / "server.log").open("ab") as out:
             done = subprocess.run(
-                [self._program, *arguments], input=b"".join(script), stdout=out, stderr=out, timeout=300, check=False
+                [sys.executable, "-P", "-m", "agents.child", str(os.getpid()), "--exec", self._program, *arguments],
+                input=b"".join(script),
+                stdout=out,
+                stderr=out,
+                timeout=300,
+                check=False,
             )
         if done.returncode:
             raise AgentError("private-failed", f"the private server cannot be made: {self._said()}")
 
-    def start(self, *, fast: bool = False, more: tuple[str, ...] = ()) -> None:
-        """Start and wait until it lets us in. `fast`: it is being filled, and nothing of it need survive a power cut.
+    def start(self) -> None:
+        """Start and wait until it lets us in. Raises `AgentError` (`private-failed`)."""
+        self._start(())
 
-        Raises `AgentError` (`private-failed`).
-        """
+    def start_filling(self) -> None:
+        """Start as a replica of the captured log; nothing of it need survive a power cut. Raises as `start`."""
+        self._start((*FAST, *replica_options()))
+
+    def _start(self, more: tuple[str, ...]) -> None:
         assert not self.alive, "it runs"
         init = self._init_file()
-        arguments = [*self._arguments(fast), f"--init-file={init}", *more]
+        arguments = [*self._arguments(), f"--init-file={init}", *more]
         if self._place < 0:
             # A socket's path may have 107 bytes: name it through the open folder, wherever that is.
             self._place = os.open(self.folder / "data", os.O_RDONLY | os.O_DIRECTORY)
@@ -162,6 +181,19 @@ class PrivateServer:
         """The last error in its log."""
         return self._said()
 
+    def in_use(self) -> bool:
+        """Whether anybody but us is connected."""
+        try:
+            with contextlib.closing(self.connect(read_timeout=10.0)) as conn, conn.cursor() as cursor:
+                cursor.execute(
+                    "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE ID <> CONNECTION_ID()"
+                    " AND COMMAND NOT IN ('Daemon', 'Slave_worker') AND USER <> 'system user'"
+                )
+                row = cursor.fetchone()
+                return row is not None and int(row[0]) > 0
+        except (pymysql.err.MySQLError, OSError):
+            return False
+
     def _share(self) -> Path:
         base = Path(self._program).resolve().parent.parent
         for folder in (base / "share", base / "share/mysql", base / "share/mariadb"):
@@ -185,9 +217,9 @@ class PrivateServer:
                 arguments.append(f"--{name.replace('_', '-')}={self._variables[name]}")
         return arguments
 
-    def _arguments(self, fast: bool) -> list[str]:
+    def _arguments(self) -> list[str]:
         data = self.folder / "data"
-        arguments = [
+        return [
             *self._base(),
             f"--datadir={data}",
             f"--tmpdir={self.folder}",
@@ -209,9 +241,6 @@ class PrivateServer:
             "--innodb-log-file-size=256M",
             "--innodb-fast-shutdown=1",
         ]
-        if fast:
-            arguments += ["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0", "--debug-no-sync"]
-        return arguments
 
     def _init_file(self) -> Path:
         """What gives the account its password: passwords do not stand among arguments."""
@@ -247,7 +276,33 @@ class PrivateServer:
         return next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "")
 
 
-def free_port() -> int:
-    """A port of loopback that nobody uses just now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+def replica_options() -> tuple[str, ...]:
+    """What a server is started with to be a replica of the captured log."""
+    workers = max(2, min(8, os.cpu_count() or 2))
+    return (
+        "--server-id=4294967295",
+        "--relay-log=relay",
+        "--relay-log-space-limit=512M",
+        "--relay-log-purge=ON",
+        "--sync-relay-log=0",
+        "--sync-master-info=0",
+        "--sync-relay-log-info=0",
+        f"--slave-parallel-threads={workers}",
+        "--slave-parallel-mode=optimistic",
+        "--slave-parallel-max-queued=8M",
+        "--slave-max-allowed-packet=1G",
+        "--slave-net-timeout=60",
+        "--slave-exec-mode=STRICT",
+        "--replicate-wild-ignore-table=mysql.%",
+        "--replicate-wild-ignore-table=holdfast.%",
+    )
+
+
+def told(error: BaseException) -> AgentError | None:
+    """What a user is told of an error of the driver's; None when it is none."""
+    if not isinstance(error, pymysql.err.MySQLError):
+        return None
+    number = error.args[0] if error.args else 0
+    if number in _FULL:
+        return AgentError("disk-full", f"there is no room for the copy: {error.args[-1]}", "make room for it")
+    return AgentError("scratch-failed", f"the private server refuses: {error}", "see the agent's log")

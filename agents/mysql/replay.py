@@ -8,19 +8,24 @@ The log is served as by a primary (`agents.replay`), and the server is told to s
 from __future__ import annotations
 
 import contextlib
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import pymysql
 from pymysql.cursors import Cursor
 
+from agents.baseline.load import load
+from agents.baseline.manifest import Manifest
 from agents.errors import AgentError
 from agents.mysql.positions import parse, reaches, show
-from agents.mysql.private import PrivateServer
+from agents.mysql.private import PrivateServer, told
 from agents.replay.feed import Served
 from agents.replay.server import USER, LogServer
+from agents.schema.scratch import find_server, series
+from agents.scratch.engine import Progress, Server
+from streams.capture_log import CaptureLog
 
 _TURN_S: Final = 0.1
 _OWNED: Final = (
@@ -29,40 +34,16 @@ _OWNED: Final = (
     ("TRIGGERS", "DEFINER"),
     ("EVENTS", "DEFINER"),
 )
-Progress = Callable[[int, int], None]
-"""Steps applied, steps in all."""
-
-
-def replay_options() -> tuple[str, ...]:
-    """What a server is started with to be a replica of the captured log."""
-    workers = max(2, min(8, os.cpu_count() or 2))
-    return (
-        "--server-id=4294967295",
-        "--relay-log=relay",
-        "--relay-log-space-limit=512M",
-        "--relay-log-purge=ON",
-        "--sync-relay-log=0",
-        "--sync-master-info=0",
-        "--sync-relay-log-info=0",
-        f"--slave-parallel-threads={workers}",
-        "--slave-parallel-mode=optimistic",
-        "--slave-parallel-max-queued=8M",
-        "--slave-max-allowed-packet=1G",
-        "--slave-net-timeout=60",
-        "--slave-exec-mode=STRICT",
-        "--replicate-wild-ignore-table=mysql.%",
-        "--replicate-wild-ignore-table=holdfast.%",
-    )
 
 
 def replay(
-    server: PrivateServer,
+    server: Server,
     served: Served,
     *,
     progress: Progress = lambda *_: None,
     check: Callable[[], None] = lambda: None,
 ) -> str:
-    """Apply `served` to `server`, which runs with `replay_options` and is at its start, or further by an earlier call.
+    """Apply `served` to `server`, which runs with `start_filling` and is at its start, or further by an earlier call.
 
     Returns the GTID position reached, which is the one after the last step. `check` may raise to give up: the replica is
     stopped then. Raises `AgentError` (`replay-failed`, `disk-full`), and what reading the log raises.
@@ -93,7 +74,7 @@ def replay(
 
 def _await(
     conn: pymysql.Connection[Any],
-    server: PrivateServer,
+    server: Server,
     log: LogServer,
     served: Served,
     wanted: str,
@@ -169,3 +150,43 @@ def _run(conn: pymysql.Connection[Any], statements: Iterable[str]) -> None:
     with conn.cursor(Cursor) as cursor:
         for statement in statements:
             cursor.execute(statement)
+
+
+class MariaDBReplayer:
+    """`agents.scratch.engine.Replayer` for MariaDB."""
+
+    def program(self, manifest: Manifest, named: str) -> str | None:
+        return find_server(series(manifest.server_version), named)
+
+    def server(self, program: str, folder: Path, variables: Mapping[str, str], port: int) -> PrivateServer:
+        return PrivateServer(program, folder, variables, port=port)
+
+    def load(self, server: Server, baseline: Path, progress: Callable[[int], None], check: Callable[[], None]) -> None:
+        with contextlib.closing(server.connect(read_timeout=3600.0)) as conn:
+            load(conn, baseline, progress=progress, check=check)
+            give_owners(conn)
+
+    def replay(
+        self,
+        server: Server,
+        log: CaptureLog,
+        manifest: Manifest,
+        ordinal: int,
+        progress: Progress,
+        check: Callable[[], None],
+    ) -> str:
+        served = Served(
+            log,
+            manifest.lineage,
+            manifest.position,
+            ordinal,
+            version=manifest.server_version,
+            server_id=manifest.server_id or 1,
+        )
+        reached = replay(server, served, progress=progress, check=check)
+        with contextlib.closing(server.connect()) as conn:
+            give_owners(conn)
+        return reached
+
+    def told(self, error: BaseException) -> AgentError | None:
+        return told(error)

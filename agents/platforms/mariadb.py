@@ -6,11 +6,13 @@ from typing import Final
 
 from agents.mysql import apply, bound
 from agents.mysql.preflight import Must, Requirements, Values, Warn, common_warnings
+from agents.mysql.replay import MariaDBReplayer
 from agents.mysql.source import BinlogSource
+from agents.mysql.table import MariaDBTables
 from agents.protocol import Source, SourceSettings
 from agents.rollback.target import Target
 
-__all__ = ["source", "target"]
+__all__ = ["replayer", "source", "tables", "target"]
 
 
 def source(settings: SourceSettings) -> Source:
@@ -21,6 +23,16 @@ def source(settings: SourceSettings) -> Source:
 def target(settings: SourceSettings, method: str = "native") -> Target:
     """The same server as the target of a rollback; see `agents.registry.target`."""
     return bound.target(settings) if method == "bound" else apply.target(settings)
+
+
+def replayer() -> MariaDBReplayer:
+    """See `agents.scratch.engine.Replayer`."""
+    return MariaDBReplayer()
+
+
+def tables() -> MariaDBTables:
+    """See `agents.scratch.engine.Tables`."""
+    return MariaDBTables()
 
 
 def _capability(values: Values) -> dict[str, bool]:

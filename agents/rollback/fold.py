@@ -55,7 +55,7 @@ _MOST_FINDINGS: Final = 50
 # Type and length of an event, from its fifth byte on; there are 14 more bytes of header after that.
 _unpack = Struct("<B4xI").unpack_from
 
-SCRATCH: Final = "or restore the table on a scratch copy (planned, not built yet)"
+SCRATCH: Final = "or bring the table alone back: `holdfast rollback table SOURCE SCHEMA.TABLE --to STEP`"
 
 
 class Sink(Protocol):
@@ -457,7 +457,7 @@ class Folder:
         reading, self._ordinal = self._ordinal, ordinal
         self._find(code, text, lambda n, last: Problem(
             code, f"step {n} is a definition change: {text}",
-            f"roll back to just after it (step {last}), {SCRATCH}"), text=text)  # fmt: skip
+            f"roll back to just after it (step {last}), {SCRATCH.replace('STEP', str(n - 1))}"), text=text)  # fmt: skip
         self._ordinal = reading
 
     def _statement(self, text: str) -> None:

@@ -2,7 +2,8 @@
 
     viewer     sees that things happen: sources, steps with their tables and counts, plans, jobs
     auditor    also sees what was in the rows, who called what, and which tokens there are; changes nothing
-    operator   also sees what was in the rows; pauses and resumes capture, plans, approves and runs rollbacks
+    operator   also sees what was in the rows; pauses and resumes capture, plans, approves and runs rollbacks, makes
+               scratch copies
     admin      everything: adds and removes sources, issues tokens, rebuilds read models
 
 `public` operations need no token: they tell nothing of what is protected.
@@ -69,6 +70,15 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("rollback.run", "POST", "/v1/rollbacks/{plan}/run", _ACT, changes=True),
     Operation("rollback.approve", "POST", "/v1/rollbacks/{plan}/approve", _ACT, changes=True),
     Operation("rollback.abandon", "POST", "/v1/rollbacks/{plan}/abandon", _ACT, changes=True),
+    Operation("table_rollback.list", "GET", "/v1/sources/{source}/table-rollbacks", _SEE),
+    Operation("table_rollback.plan", "POST", "/v1/sources/{source}/table-rollbacks", _ACT, changes=True),
+    Operation("table_rollback.show", "GET", "/v1/table-rollbacks/{plan}", _SEE),
+    Operation("table_rollback.run", "POST", "/v1/table-rollbacks/{plan}/run", _ACT, changes=True),
+    Operation("table_rollback.abandon", "POST", "/v1/table-rollbacks/{plan}/abandon", _ACT, changes=True),
+    Operation("scratch.list", "GET", "/v1/scratch", _SEE),
+    Operation("scratch.create", "POST", "/v1/scratch", _ACT, changes=True),
+    Operation("scratch.show", "GET", "/v1/scratch/{scratch}", _SEE),
+    Operation("scratch.drop", "DELETE", "/v1/scratch/{scratch}", _ACT, changes=True),
     Operation("job.list", "GET", "/v1/jobs", _SEE),
     Operation("job.show", "GET", "/v1/jobs/{job}", _SEE),
     Operation("job.events", "GET", "/v1/jobs/{job}/events", _SEE),

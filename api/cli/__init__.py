@@ -48,6 +48,7 @@ NOUNS = (
     Noun("step", "One step: its rows before and after."),
     Noun("row", "Every version of a row, and the transactions that wrote it."),
     Noun("rollback", "Plan a rollback, look at it, run it, go forward again."),
+    Noun("scratch", "A source as it was after a step, on a private server: create, list, show, drop."),
     Noun("job", "What agents were asked to do, and how far it is."),
     Noun("projections", "The read models: lag, digests, building them again from the log."),
     Noun("audit", "Who asked for what."),

@@ -13,6 +13,7 @@ import click
 from api.cli.asking import SOURCE, Ask, asks, confirm, pages
 from api.cli.connection import segment
 from api.cli.errors import ABSENT, REFUSED, UNCONFIRMED, CliError, say_problems
+from api.cli.scratch import AT
 from api.cli.times import MOMENT, ago, local
 
 SWITCH = click.option("--switch-branch", is_flag=True, help="Leave newer steps behind that are not part of the target.")
@@ -445,4 +446,92 @@ def abandon(ask: Ask, plan: str) -> None:
     ask.out({"plan": plan, "job": done}, lambda: click.echo(f"{plan} is abandoned"))
 
 
-COMMANDS = (plan, undo, show, approve, run, forward, list_all, abandon)
+@click.command("table")
+@SOURCE
+@click.argument("table", metavar="SCHEMA.TABLE")
+@click.option("--to", "to", type=AT, help="A step (1234), a time (12:00, 10m), a GTID (0-1-100), or baseline.")
+@click.option("--plan", "plan_id", help="Run this plan, made earlier for the table.")
+@click.option("--dry-run", is_flag=True, help="Only make the plan and show it.")
+@YES
+@asks
+def table(
+    ask: Ask, source: str, table: str, to: dict[str, Any] | None, plan_id: str | None, dry_run: bool, yes: bool
+) -> None:
+    """Bring one table back to what it was after a step: undoes DROP, TRUNCATE and any change of its definition.
+
+    It is restored on a scratch copy, shown beside the table of now, loaded into the source under another name, compared,
+    and swapped in at once. The table that it replaces is kept; its name is told.
+    """
+    schema, dot, name = table.partition(".")
+    if not dot or not schema or not name:
+        raise click.UsageError(f"{table!r} is not SCHEMA.TABLE")
+    if (to is None) == (plan_id is None):
+        raise click.UsageError("say to when (--to), or which plan (--plan)")
+    if plan_id is None:
+        body = {"schema": schema, "table": name, **(to or {})}
+        accepted = ask.api.post(f"/v1/sources/{segment(source)}/table-rollbacks", body)
+        ask.wait(accepted["job"], f"restoring {table} on a scratch copy")
+        plan_id = accepted["plan"]
+    found = ask.api.get(f"/v1/table-rollbacks/{segment(plan_id)}")
+    if (found["source"], found["schema"], found["table"]) != (source, schema, name):
+        raise click.UsageError(f"plan {plan_id} is for {found['schema']}.{found['table']} of {found['source']}")
+    if not ask.as_json:
+        _table_summary(found)
+    if dry_run or not found["runnable"]:
+        again = f"\nRun it:       holdfast rollback table {source} {table} --plan {plan_id}"
+        ask.out(found, lambda: click.echo(again) if found["runnable"] else None)
+        if not found["runnable"]:
+            sys.exit(REFUSED)
+        return
+    confirm(ask, source, f"{table} of {source} will be replaced by what it was: {found['rows_then']:,} rows", yes)
+    path = f"/v1/table-rollbacks/{segment(plan_id)}/run"
+    done = ask.wait(ask.api.post(path, {"digest": found["digest"]})["job"], f"bringing {table} back")
+    result = done["result"]
+
+    def human() -> None:
+        click.echo(f"Done: {table} has the {result['rows']:,} rows that it had {found['target'].removeprefix('to ')}.")
+        if result["kept"]:
+            click.echo(
+                f"What it was before is kept as {schema}.{result['kept']}: drop it when it is not needed any more."
+            )
+
+    ask.out({"plan": plan_id, "source": source, "digest": found["digest"], "job": done, "result": result}, human)
+
+
+def _table_summary(found: dict[str, Any]) -> None:
+    from api.cli.tables import clean, pairs
+
+    when = f", committed {local(found['target_time'])} ({ago(found['target_time'])})" if found["target_time"] else ""
+    now, then = found["definition_now"].splitlines(), found["definition_then"].splitlines()
+    pairs(
+        [
+            ("plan", f"{found['plan']} ({found['state']})"),
+            ("table", f"{found['schema']}.{found['table']} of {found['source']}"),
+            ("target", f"{found['target']}{when}"),
+            ("rows now", "the table is gone" if found["rows_now"] is None else f"{found['rows_now']:,}"),
+            ("rows then", f"{found['rows_then']:,}"),
+            ("kept as", found["keeps"]),
+            ("triggers", ", ".join(found["triggers"])),
+            ("foreign keys", "; ".join(found["foreign_keys"])),
+            ("privileges", "; ".join(found["privileges"])),
+            ("digest", found["digest"]),
+        ]
+    )
+    if now:
+        for line in [
+            *(f"- {x.strip()}" for x in now if x not in then),
+            *(f"+ {x.strip()}" for x in then if x not in now),
+        ]:
+            click.echo("  " + clean(line))
+    if found["obstacles"]:
+        click.echo("In the way, so it cannot run:", err=True)
+        say_problems(found["obstacles"])
+    if found["warnings"]:
+        click.echo("To know before it runs:", err=True)
+        say_problems(found["warnings"], "!")
+    if found["problems"]:
+        click.echo(f"Why it {found['state']}:", err=True)
+        say_problems(found["problems"])
+
+
+COMMANDS = (plan, undo, show, approve, run, forward, table, list_all, abandon)

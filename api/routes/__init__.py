@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from api.calls import Handler
-from api.routes import audit, jobs, projections, rollbacks, site, sources, timeline, tokens
+from api.routes import audit, jobs, projections, rollbacks, scratch, site, sources, table_rollbacks, timeline, tokens
 
 HANDLERS: Mapping[str, Handler] = {
     "health.show": site.health,
@@ -30,6 +30,15 @@ HANDLERS: Mapping[str, Handler] = {
     "rollback.run": rollbacks.run,
     "rollback.approve": rollbacks.approve,
     "rollback.abandon": rollbacks.abandon,
+    "table_rollback.list": table_rollbacks.list_all,
+    "table_rollback.plan": table_rollbacks.plan,
+    "table_rollback.show": table_rollbacks.show,
+    "table_rollback.run": table_rollbacks.run,
+    "table_rollback.abandon": table_rollbacks.abandon,
+    "scratch.list": scratch.list_all,
+    "scratch.create": scratch.create,
+    "scratch.show": scratch.show,
+    "scratch.drop": scratch.drop,
     "job.list": jobs.list_all,
     "job.show": jobs.show,
     "job.events": jobs.events,

@@ -14,13 +14,13 @@ from projections.views.catalogue import Source
 from streams.ids import slug
 
 
-def known(call: Call, conn: Connection) -> Source:
-    """The source that the path names, removed ones too.
+def known(call: Call, conn: Connection, named: str = "") -> Source:
+    """The source that the path names (or `named`), removed ones too.
 
     Raises `ApiError`: 404 (`source-unknown`); 503 (`catalogue-behind`) when it was named in the log and the read model
     does not know it yet.
     """
-    name = call.text("source")
+    name = named or call.text("source")
     found = catalogue.source(conn, name)
     if found is not None:
         return found

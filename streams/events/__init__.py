@@ -4,6 +4,7 @@ from streams.events.audit import CallAudited
 from streams.events.base import REGISTRY, Event, Problem, Stamp
 from streams.events.capture import CommitsRecorded, Encryption, EpochStarted, LineageStarted, Part
 from streams.events.commands import CommandRequested
+from streams.events.copies import ScratchChanged, TableRollbackChanged, TableRollbackPlanned
 from streams.events.health import HealthReported
 from streams.events.inventory import SourceChanged, SourceDefined, TokenIssued, TokenRevoked
 from streams.events.jobs import FINAL_STATES, JobChanged
@@ -34,12 +35,15 @@ __all__ = [
     "RollbackChanged",
     "RollbackPlanned",
     "SchemaRecorded",
+    "ScratchChanged",
     "SourceChanged",
     "SourceDefined",
     "Stamp",
     "TableCount",
     "TableDefinition",
     "TableEffect",
+    "TableRollbackChanged",
+    "TableRollbackPlanned",
     "TokenIssued",
     "TokenRevoked",
 ]

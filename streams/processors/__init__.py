@@ -1,7 +1,7 @@
 """Processors: which views there are in each family, and the Faust shell around what applies them.
 
     catalogue    sources, jobs and tokens        `inventory`, `commands`, `jobs`
-    timelines    granules and rollback plans     `commits`, `rollbacks`
+    timelines    granules, plans, scratch copies `commits`, `rollbacks`, `inventory`
     dashboards   figures and the audit trail     `commits`, `health`, `audit`
 
 A fourth family, replica copies, will read `replica.<site>` and `receipts.<site>` once something writes them; it is not built.
@@ -14,6 +14,6 @@ from collections.abc import Mapping
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "catalogue": ("catalogue", "jobs", "access"),
-    "timelines": ("timeline",),
+    "timelines": ("timeline", "copies"),
     "dashboards": ("dashboard", "audit"),
 }

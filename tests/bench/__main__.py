@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, str] = {
     "undo-last-step": "tests.bench.undo_last_step:run",
     "undo-selective": "tests.bench.keyed:undo_selective",
     "row-history": "tests.bench.keyed:row_history",
+    "scratch": "tests.bench.scratch:run",
     "timeline": "tests.bench.timeline:run",
     "decode": "tests.bench.decode:run",
 }

@@ -26,11 +26,14 @@ from streams.events import (
     Problem,
     RollbackChanged,
     RollbackPlanned,
+    ScratchChanged,
     SourceChanged,
     SourceDefined,
     Stamp,
     TableCount,
     TableEffect,
+    TableRollbackChanged,
+    TableRollbackPlanned,
     TokenIssued,
     TokenRevoked,
 )
@@ -56,6 +59,7 @@ class History:
         self._jobs: list[tuple[str, str]] = []
         self._plans: list[tuple[str, str, bytes]] = []
         self._tokens: list[str] = []
+        self._table_plans: list[tuple[str, str, bytes]] = []
 
     def now(self) -> int:
         self._clock += self.rng.randrange(1, 20 * SECOND)
@@ -84,6 +88,9 @@ class History:
             self.command,
             self.plan,
             self.plan_changed,
+            self.scratch_changed,
+            self.table_plan,
+            self.table_plan_changed,
             self.call,
             self.token,
             self.revocation,
@@ -286,6 +293,77 @@ class History:
                 ordinal=self._heads.get(source, 0) + 1 if applied else 0,
                 rows=9 if applied else 0,
                 problems=(Problem("conflict", "rows differ", ""),) if state == "failed" else (),
+            )
+        )
+
+    def scratch_changed(self) -> None:
+        name, state = self.rng.choice(["look", "compare"]), self.rng.choice(["making", "ready", "ended", "failed"])
+        self.write(
+            ScratchChanged(
+                scratch=name,
+                source=self.source(),
+                state=state,
+                ordinal=self.rng.randrange(100),
+                position="0-1-7",
+                tables=self.rng.choice([(), ("shop.orders",)]),
+                host="127.0.0.1",
+                port=self.rng.randrange(1024, 65536),
+                expires_us=self.rng.choice([None, self._clock + SECOND]),
+                job=self.id("job"),
+                at_us=self.now(),
+                by="agent-1",
+                problems=(Problem("disk-full", "no room", ""),) if state == "failed" else (),
+            )
+        )
+
+    def table_plan(self) -> None:
+        source = self.source()
+        plan, digest = self.id("table plan"), self.rng.randbytes(32)
+        self._table_plans.append((plan, source, digest))
+        self.write(
+            TableRollbackPlanned(
+                lineage=self.lineage(source),
+                plan=plan,
+                source=source,
+                schema="shop",
+                table="orders",
+                target="to step 3",
+                target_ordinal=3,
+                target_time_us=self.now(),
+                head_ordinal=9,
+                rows_now=self.rng.choice([None, 0, 17]),
+                rows_then=self.rng.randrange(1000),
+                definition_now="",
+                definition_then="CREATE TABLE `orders` (`id` int(11))",
+                foreign_keys=("orders.customer -> shop.customer.id",),
+                shadow="_hf_new_1",
+                kept="_hf_old_1",
+                scratch="undo-1",
+                content=self.rng.randbytes(32),
+                obstacles=self.rng.choice([(), (Problem("foreign-key-to", "a table points at it", ""),)]),
+                digest=digest,
+                planned_us=self._clock,
+                by="ada",
+            )
+        )
+
+    def table_plan_changed(self) -> None:
+        if not self._table_plans:
+            return
+        plan, source, digest = self.rng.choice(self._table_plans)
+        state = self.rng.choice(["confirmed", "loading", "fenced", "applied", "failed", "abandoned"])
+        self.write(
+            TableRollbackChanged(
+                lineage=self.lineage(source),
+                plan=plan,
+                source=source,
+                state=state,
+                digest=digest,
+                at_us=self.now(),
+                by="agent-1",
+                read_only_before="OFF" if state == "fenced" else "",
+                kept="_hf_old_1" if state == "applied" else "",
+                rows=7 if state == "applied" else 0,
             )
         )
 

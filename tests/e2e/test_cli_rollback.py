@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 
 from deploy.demo.accounts import create_accounts
@@ -405,6 +406,36 @@ def test_without_an_api_a_command_says_so(site: RunningSite, bank: MariaDB) -> N
     site.start("api")
     site.ready()
     assert "bank" in site.cli("source", "list")
+
+
+def test_a_dropped_table_is_brought_back_and_looked_at_on_a_scratch_copy(site: RunningSite, bank: MariaDB) -> None:
+    bank.execute(
+        "create table bank.lost (id int primary key, v varchar(20))", "insert into bank.lost values (1, 'ä'), (2, 'b')"
+    )
+    eventually(lambda: site.json("timeline", "show", "bank", "--limit", "1")["steps"][0]["tables"])
+    there = head(site)
+    bank.execute("drop table bank.lost")
+    eventually(lambda: head(site) > there)
+    hinted = site.json("rollback", "plan", "bank", "--steps", "1", expect=11)
+    assert "holdfast rollback table" in hinted["obstacles"][0]["hint"]
+    refused = site.json("rollback", "table", "bank", "bank.lost", "--to", str(there), "--yes", expect=11)
+    grant = next(o["hint"] for o in refused["obstacles"] if o["code"] == "privilege-missing")
+    bank.execute(grant)
+    done = site.json("rollback", "table", "bank", "bank.lost", "--to", str(there), "--yes")
+    assert (done["result"]["rows"], done["result"]["kept"]) == (2, "")
+    assert bank.execute("select * from bank.lost order by id") == [(1, "ä"), (2, "b")]
+    made = site.json("scratch", "create", "look", "--source", "bank", "--at", str(there), "--expires", "1h")["scratch"]
+    password = Path(made["password_file"]).read_text().strip()
+    with (
+        pymysql.connect(unix_socket=made["socket"], user=made["account"], password=password) as copy,
+        copy.cursor() as cursor,
+    ):
+        cursor.execute("select count(*) from bank.lost")
+        assert cursor.fetchone() == (2,)
+    assert "look" in site.cli("scratch", "list")
+    assert "password=" in site.cli("scratch", "show", "look")
+    site.cli("scratch", "drop", "look")
+    assert "There is no scratch copy" in site.cli("scratch", "list")
 
 
 def test_a_removed_source_keeps_its_timeline(site: RunningSite, bank: MariaDB) -> None:

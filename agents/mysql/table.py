@@ -1,0 +1,451 @@
+"""One table, read where it is right and put in where it is wrong: for undoing DROP, TRUNCATE and other definitions.
+
+    CREATE shadow                      beside the table, in its schema, so that the log and every replica see it
+    rows, then compared                order-free digests over the bytes that the server sends
+    read_only, a row in `holdfast`     the plan's id: what the swap is linked to it by
+    RENAME t TO kept, shadow TO t      atomic: the source has the old table or the new one, never neither
+    foreign keys, triggers             taken off the kept table, put on the new one; done again by whoever finds it half done
+
+Knows the two servers, not plans, events or copies. MariaDB 10.6 and later: RENAME of several tables is crash-safe there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import pymysql
+from blake3 import blake3
+from pymysql.cursors import Cursor
+
+from agents.baseline.load import create_statements, row_statements
+from agents.baseline.making import raw_rows, selection
+from agents.baseline.manifest import CreateObject, TableFile
+from agents.baseline.rows import HashedFile, RowsWriter
+from agents.errors import AgentError, SourceUnavailable
+from agents.failpoints import failpoint
+from agents.mysql.apply import FENCE_WAIT_S, LOCK_NAME
+from agents.mysql.connection import connect, error_of
+from agents.mysql.definitions import quoted, read_definitions
+from agents.mysql.dialects import dialect
+from agents.mysql.positions import parse, show
+from agents.protocol import SourceSettings
+from agents.scratch.engine import TableState
+from streams.events import Problem, TableDefinition
+from streams.ids import now_us
+
+NEEDED: Final = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP", "TRIGGER")
+_COMMIT_BYTES: Final = 32 << 20
+_MODULUS: Final = 1 << 256
+_FOREIGN_KEY = re.compile(r"^\s+CONSTRAINT `(?:[^`]|``)*` FOREIGN KEY .*?,?$")
+_SESSION: Final = (
+    "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, foreign_key_checks = 0, unique_checks = 1,"
+    " check_constraint_checks = 0, lock_wait_timeout = 30, innodb_lock_wait_timeout = 30, max_statement_time = 0,"
+    " wait_timeout = 3600, sql_quote_show_create = 1"
+)
+_OWN: Final = (
+    "CREATE DATABASE IF NOT EXISTS `holdfast`",
+    "CREATE TABLE IF NOT EXISTS `holdfast`.`table_rollback` (plan varchar(36) CHARACTER SET ascii NOT NULL PRIMARY KEY,"
+    " digest varbinary(32) NOT NULL, at_us bigint NOT NULL) ENGINE=InnoDB",
+)
+Progress = Callable[[int], None]
+
+
+def look(conn: pymysql.Connection[Any], schema: str, table: str) -> TableState | None:
+    """What there is; None when there is no such table. Counts its rows."""
+    found = _ask(
+        conn,
+        "SELECT TABLE_TYPE, AUTO_INCREMENT FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s",
+        schema, table,
+    )  # fmt: skip
+    if not found:
+        return None
+    definitions = read_definitions(conn, [(schema, table)])
+    if not definitions:
+        return None
+    facts = json.loads(definitions[0].definition)
+    kind, auto = str(found[0][0]), found[0][1]
+    triggers, definers = [], []
+    for name, definer in _ask(
+        conn,
+        "SELECT TRIGGER_NAME, DEFINER FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = %s"
+        " AND EVENT_OBJECT_TABLE = %s ORDER BY ACTION_ORDER",
+        schema, table,
+    ):  # fmt: skip
+        row = _ask(conn, f"SHOW CREATE TRIGGER {quoted(schema, name)}")[0]
+        triggers.append(CreateObject("trigger", schema, name, row[2], row[1], row[3], row[4], row[5], table=table))
+        definers.append(str(definer))
+    keys = {}
+    for line in definitions[0].ddl.splitlines():
+        if _FOREIGN_KEY.match(line):
+            clause = line.strip().rstrip(",")
+            keys[clause.split("`")[1]] = clause
+    plain = kind in ("BASE TABLE", "SYSTEM VERSIONED")
+    return TableState(
+        definition=definitions[0],
+        kind=kind,
+        rows=int(_ask(conn, f"SELECT COUNT(*) FROM {quoted(schema, table)}")[0][0]) if plain else 0,
+        auto_increment=None if auto is None else int(auto),
+        versioned=bool(facts.get("system_versioned")),
+        triggers=tuple(triggers),
+        definers=tuple(definers),
+        foreign_keys=keys,
+        referenced_by=tuple((s, t, c) for s, t, c, *_ in facts.get("referenced_by", ()) if (s, t) != (schema, table)),
+        privileges=_privileges_on(conn, schema, table),
+    )
+
+
+def table_file(conn: pymysql.Connection[Any], state: TableState, file: str) -> TableFile:
+    """How its rows are read and put in again (as in a baseline)."""
+    columns, types, expressions = selection(state.definition, dialect(conn).float_as_double)
+    d = state.definition
+    return TableFile(
+        d.schema, d.table, state.kind, "", tuple(columns), tuple(types), tuple(expressions), file, 0, 0, state.rows, "",
+        True, state.auto_increment,
+    )  # fmt: skip
+
+
+def keep(conn: pymysql.Connection[Any], table: TableFile, path: Path, progress: Progress) -> tuple[int, bytes]:
+    """Read all rows into a rows file; how many, and the digest of what they are (`content`)."""
+    with HashedFile(path) as out:
+        rows, total = RowsWriter(out, table.schema, table.table, list(table.columns)), 0
+        for row in _rows(conn, table):
+            rows.add(row)
+            total = _added(total, row)
+            if not rows.rows & 0xFFF:
+                progress(rows.rows)
+        rows.finish()
+        out.finish()
+    return rows.rows, total.to_bytes(32, "little")
+
+
+def content(conn: pymysql.Connection[Any], table: TableFile, progress: Progress) -> tuple[int, bytes]:
+    """How many rows there are, and a digest of them that their order does not matter to."""
+    count = total = 0
+    for row in _rows(conn, table):
+        count, total = count + 1, _added(total, row)
+        if not count & 0xFFF:
+            progress(count)
+    return count, total.to_bytes(32, "little")
+
+
+def _rows(conn: pymysql.Connection[Any], table: TableFile) -> Iterator[bytes]:
+    _run(conn, _SESSION)
+    _run(conn, "SET character_set_results = NULL")
+    yield from raw_rows(conn, f"SELECT {', '.join(table.expressions)} FROM {quoted(table.schema, table.table)}")
+    _run(conn, "SET NAMES utf8mb4")
+
+
+def _added(total: int, row: bytes) -> int:
+    return (total + int.from_bytes(blake3(row).digest(), "little")) % _MODULUS
+
+
+class NativeTableTarget:
+    """Implements `agents.scratch.engine.TableTarget` with the source's rollback account. Used by one thread. Raises as
+    `connect`."""
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self._settings = settings
+        self._conn = connect(settings, "rollback", read_timeout=3600.0, write_timeout=600.0)
+        with self._explained():
+            _run(self._conn, _SESSION)
+
+    def close(self) -> None:
+        with contextlib.suppress(pymysql.err.MySQLError, OSError):
+            self._conn.close()
+
+    def look(self, schema: str, table: str) -> TableState | None:
+        with self._explained():
+            return look(self._conn, schema, table)
+
+    def lacks(self, schema: str, then: TableState) -> list[Problem]:
+        """What the account may not do here, with the statements that mend it."""
+        with self._explained():
+            user, _, host = str(_ask(self._conn, "SELECT CURRENT_USER()")[0][0]).rpartition("@")
+            account = f"'{user}'@'{host}'"
+            everywhere = {str(r[0]) for r in _ask(
+                self._conn, "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = %s", account
+            )}  # fmt: skip
+            here = everywhere | {str(r[0]) for r in _ask(
+                self._conn,
+                "SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s AND %s LIKE TABLE_SCHEMA",
+                account, schema,
+            )}  # fmt: skip
+            role = _ask(self._conn, "SELECT CURRENT_ROLE()")[0][0] is not None
+            trusted = int(_ask(self._conn, "SELECT @@log_bin_trust_function_creators")[0][0])
+        out = []
+        needed = [*NEEDED, *(["REFERENCES"] if then.foreign_keys else [])]
+        missing = [p for p in needed if p not in here]
+        if missing and not role:
+            out.append(_grant(", ".join(missing), f"{quoted(schema)}.*", account))
+        if not {"READ_ONLY ADMIN", "READ ONLY ADMIN", "SUPER"} & everywhere and not role:
+            out.append(_grant("READ_ONLY ADMIN", "*.*", account))
+        foreign = [d for d in then.definers if d != f"{user}@{host}"]
+        if foreign and not {"SET USER", "SUPER"} & everywhere and not role:
+            out.append(_grant("SET USER", "*.*", account))
+        if then.triggers and not trusted and "SUPER" not in everywhere and not role:
+            out.append(
+                Problem(
+                    "setting",
+                    "with a binary log, the server lets an account without SUPER create no triggers",
+                    "SET GLOBAL log_bin_trust_function_creators = 1 (for as long as this takes)",
+                )
+            )
+        return out
+
+    def hold(self, *, at_once: bool = True) -> None:
+        """So that no other rollback runs beside this one. Not `at_once`: end a session that a death left behind."""
+        deadline = time.monotonic() + (0 if at_once else 300)
+        with self._explained():
+            while True:
+                if not at_once:
+                    ((holder,),) = _ask(self._conn, "SELECT IS_USED_LOCK(%s)", LOCK_NAME)
+                    if holder is not None:
+                        with contextlib.suppress(pymysql.err.MySQLError):
+                            _run(self._conn, f"KILL CONNECTION {int(holder)}")
+                ((got,),) = _ask(self._conn, "SELECT GET_LOCK(%s, 2)", LOCK_NAME)
+                if got == 1:
+                    return
+                if time.monotonic() > deadline:
+                    what = "another rollback holds this server" if at_once else "an earlier session does not end"
+                    raise SourceUnavailable("rollback-busy", what, "wait for it, or restart the agent")
+
+    def load(
+        self, then: TableState, now: TableState | None, shadow: str, folder: Path, table: TableFile, progress: Progress
+    ) -> None:
+        """Create the shadow and fill it. Foreign keys whose names are taken by the table of now are put on later."""
+        d = then.definition
+        with self._explained():
+            _run(self._conn, "SET NAMES utf8mb4")
+            self.forget(d.schema, shadow)
+            # The table is created under the settings that its text was written for, and nothing is made nicer.
+            _run(self._conn, "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES'")
+            _run(self._conn, shadow_ddl(d, shadow, keys=now is None))
+            failpoint("table.created")
+            held, rows = 0, 0
+            self._conn.begin()
+            for statement in row_statements(folder, replace(table, table=shadow, auto_increment=None)):
+                _raw(self._conn, statement)
+                held += len(statement)
+                if held > _COMMIT_BYTES:
+                    self._conn.commit()
+                    self._conn.begin()
+                    held = 0
+                rows = min(table.rows, rows + 1)
+                progress(rows)
+            self._conn.commit()
+            _run(self._conn, _SESSION)
+            _run(self._conn, "SET NAMES utf8mb4")
+            counters = [s.auto_increment for s in (then, now) if s is not None and s.auto_increment is not None]
+            if then.auto_increment is not None and counters:
+                _run(self._conn, f"ALTER TABLE {quoted(d.schema, shadow)} AUTO_INCREMENT = {max(counters)}")
+
+    def content(self, table: TableFile, shadow: str, progress: Progress) -> tuple[int, bytes]:
+        with self._explained():
+            return content(self._conn, replace(table, table=shadow), progress)
+
+    def orphans(self, then: TableState, shadow: str) -> list[Problem]:
+        """Rows of the shadow whose foreign keys point nowhere."""
+        d = then.definition
+        out = []
+        with self._explained():
+            for name, key in json.loads(d.definition)["foreign_keys"].items():
+                parent = quoted(d.schema, shadow) if (key["schema"], key["table"]) == (d.schema, d.table) else quoted(
+                    key["schema"], key["table"]
+                )  # fmt: skip
+                pairs = list(zip(key["columns"], key["references"], strict=True))
+                joined = " AND ".join(f"p.{quoted(b)} = c.{quoted(a)}" for a, b in pairs)
+                set_ = " AND ".join(f"c.{quoted(a)} IS NOT NULL" for a, _ in pairs)
+                sql = (
+                    f"SELECT COUNT(*) FROM {quoted(d.schema, shadow)} c WHERE {set_}"
+                    f" AND NOT EXISTS (SELECT 1 FROM {parent} p WHERE {joined})"
+                )
+                try:
+                    ((count,),) = _ask(self._conn, sql)
+                except pymysql.err.ProgrammingError as error:
+                    raise AgentError(
+                        "orphan", f"{name} points at a table that is not there: {error.args[-1]}"
+                    ) from error
+                if count:
+                    out.append(Problem(
+                        "orphan", f"{count} rows would point at rows of {key['schema']}.{key['table']} that are gone ({name})",
+                        "bring that table back as well, first",
+                    ))  # fmt: skip
+        return out
+
+    def read_only(self) -> str:
+        with self._explained():
+            return str(_ask(self._conn, "SELECT @@global.read_only")[0][0])
+
+    def fence(self) -> None:
+        with self._explained():
+            _run(self._conn, f"SET SESSION lock_wait_timeout = {FENCE_WAIT_S}")
+            try:
+                _run(self._conn, "SET GLOBAL read_only = 1")
+            except pymysql.err.OperationalError as error:
+                if error.args[0] != 1205:
+                    raise
+                raise AgentError(
+                    "fence-timeout",
+                    f"the source could not be made read-only within {FENCE_WAIT_S} s",
+                    "a long-running write statement or LOCK TABLES holds it off: let it end, then run the plan again",
+                ) from error
+
+    def unfence(self, before: str) -> None:
+        with self._explained():
+            if str(_ask(self._conn, "SELECT @@global.read_only")[0][0]) != before:
+                _run(self._conn, f"SET GLOBAL read_only = {before if before.isdigit() else repr(before)}")
+
+    def swap(self, plan: str, digest: bytes, schema: str, table: str, shadow: str, kept: str) -> None:
+        """`kept` empty: there is no table to keep."""
+        with self._explained():
+            for statement in _OWN:
+                _run(self._conn, statement)
+            _run(
+                self._conn,
+                "INSERT IGNORE INTO `holdfast`.`table_rollback` (plan, digest, at_us) VALUES (%s, %s, %s)",
+                plan, digest, now_us(),
+            )  # fmt: skip
+            failpoint("table.noted")
+            moves = [f"{quoted(schema, table)} TO {quoted(schema, kept)}"] if kept else []
+            _run(
+                self._conn,
+                "RENAME TABLE " + ", ".join([*moves, f"{quoted(schema, shadow)} TO {quoted(schema, table)}"]),
+            )
+
+    def swapped(self, plan: str, schema: str, table: str, shadow: str, kept: str) -> bool:
+        """Whether `swap` of this plan has happened."""
+        with self._explained():
+            noted = self._exists("holdfast", "table_rollback") and _ask(
+                self._conn, "SELECT 1 FROM `holdfast`.`table_rollback` WHERE plan = %s", plan
+            )
+            there = self._exists(schema, table) and not self._exists(schema, shadow)
+            return bool(noted) and there and (not kept or self._exists(schema, kept))
+
+    def finish(self, then: TableState, kept: str) -> None:
+        """After the swap: foreign keys and triggers where they belong. May be called again after a death within it."""
+        d = then.definition
+        name = quoted(d.schema, d.table)
+        with self._explained():
+            _run(self._conn, "SET SESSION foreign_key_checks = 0")
+            if kept:
+                for key in _keys_of(self._conn, d.schema, kept):
+                    _run(self._conn, f"ALTER TABLE {quoted(d.schema, kept)} DROP FOREIGN KEY {quoted(key)}")
+                for (trigger,) in _ask(
+                    self._conn,
+                    "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = %s"
+                    " AND EVENT_OBJECT_TABLE = %s",
+                    d.schema, kept,
+                ):  # fmt: skip
+                    _run(self._conn, f"DROP TRIGGER {quoted(d.schema, trigger)}")
+            failpoint("table.stripped")
+            missing = [c for k, c in then.foreign_keys.items() if k not in _keys_of(self._conn, d.schema, d.table)]
+            if missing:
+                _run(self._conn, f"ALTER TABLE {name} " + ", ".join(f"ADD {clause}" for clause in missing))
+            there = {str(r[0]) for r in _ask(
+                self._conn, "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = %s", d.schema
+            )}  # fmt: skip
+            for trigger in then.triggers:
+                if trigger.name not in there:
+                    for statement in create_statements(trigger):
+                        _raw(self._conn, statement)
+            _run(self._conn, _SESSION)
+            _run(self._conn, "SET NAMES utf8mb4")
+
+    def forget(self, schema: str, shadow: str) -> None:
+        """Drop a shadow, if it is there."""
+        with self._explained():
+            _run(self._conn, "SET SESSION foreign_key_checks = 0")
+            if self._exists(schema, shadow):
+                _run(self._conn, f"DROP TABLE {quoted(schema, shadow)}")
+
+    def position(self) -> str:
+        with self._explained():
+            return show(parse(str(_ask(self._conn, "SELECT @@global.gtid_binlog_pos")[0][0] or "")))
+
+    def _exists(self, schema: str, table: str) -> bool:
+        return bool(_ask(
+            self._conn, "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s", schema, table
+        ))  # fmt: skip
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (pymysql.err.MySQLError, OSError) as error:
+            raise error_of(error, self._settings) from error
+
+
+def shadow_ddl(d: TableDefinition, shadow: str, *, keys: bool) -> str:
+    """What creates the table under another name; without its foreign keys unless `keys`."""
+    head = f"CREATE TABLE {quoted(d.table)} ("
+    if not d.ddl.startswith(head):
+        raise AgentError(
+            "not-a-table", f"{d.schema}.{d.table} is created by {d.ddl[:40]!r}", "only tables are brought back"
+        )
+    lines = d.ddl[len(head) :].split("\n")
+    if not keys:
+        lines = [line for line in lines if not _FOREIGN_KEY.match(line)]
+        # The last line before the closing one ends without a comma.
+        at = max(i for i, line in enumerate(lines) if line.startswith(")")) - 1
+        lines[at] = lines[at].rstrip(",")
+    return f"CREATE TABLE {quoted(d.schema, shadow)} (" + "\n".join(lines)
+
+
+def _keys_of(conn: pymysql.Connection[Any], schema: str, table: str) -> set[str]:
+    return {str(r[0]) for r in _ask(
+        conn,
+        "SELECT CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s",
+        schema, table,
+    )}  # fmt: skip
+
+
+def _privileges_on(conn: pymysql.Connection[Any], schema: str, table: str) -> tuple[str, ...]:
+    rows = _ask(
+        conn,
+        "SELECT GRANTEE, GROUP_CONCAT(PRIVILEGE_TYPE ORDER BY PRIVILEGE_TYPE SEPARATOR ', ') FROM"
+        " information_schema.TABLE_PRIVILEGES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s GROUP BY GRANTEE ORDER BY GRANTEE",
+        schema, table,
+    )  # fmt: skip
+    return tuple(f"{privileges} to {grantee}" for grantee, privileges in rows)
+
+
+def _grant(privileges: str, where: str, account: str) -> Problem:
+    return Problem(
+        "privilege-missing",
+        f"the rollback account lacks {privileges} on {where.replace('`', '')}",
+        f"GRANT {privileges} ON {where} TO {account}",
+    )
+
+
+def _run(conn: pymysql.Connection[Any], sql: str, *args: Any) -> None:
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute(sql, args or None)
+
+
+def _raw(conn: pymysql.Connection[Any], sql: bytes) -> None:
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute(sql)  # type: ignore[call-overload]  # bytes go as they are
+
+
+def _ask(conn: pymysql.Connection[Any], sql: str, *args: Any) -> list[tuple[Any, ...]]:
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute(sql, args or None)
+        return list(cursor.fetchall())
+
+
+class MariaDBTables:
+    """`agents.scratch.engine.Tables` for MariaDB."""
+
+    look = staticmethod(look)
+    table_file = staticmethod(table_file)
+    keep = staticmethod(keep)
+
+    def target(self, settings: SourceSettings) -> NativeTableTarget:
+        return NativeTableTarget(settings)

@@ -1,0 +1,201 @@
+"""Scratch copies made by a real agent: what was remembered of a step is what the copy holds; a kill at any boundary leaves
+a whole copy or nothing of one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+
+from agents.scratch import folder as folders
+from deploy.demo.mariadb import MariaDB
+from streams.capture_log import CaptureLog
+from streams.events import ScratchChanged
+from streams.secrets import SecretStore
+from streams.settings import Settings
+from tests.stack.agent import (
+    AgentProcess,
+    await_it,
+    await_job,
+    await_state,
+    events,
+    grant_capture,
+    send,
+    source_parameters,
+)
+from tests.stack.capturing import await_captured
+from tests.stack.contents import everything
+
+pytestmark = pytest.mark.crash
+
+ROLLBACK = "SELECT, INSERT, CREATE, ALTER, DROP, TRIGGER, REFERENCES"
+PLACES = (
+    "scratch.created",
+    "scratch.loaded",
+    "scratch.replayed",
+    "scratch.settled",
+    "scratch.whole",
+    "scratch.adopted",
+)
+
+
+@dataclass
+class Scene:
+    """A protected source, its agent, and what was in it after which step."""
+
+    site: Settings
+    server: MariaDB
+    agent: AgentProcess
+    lineage: str
+    states: dict[int, dict[str, Any]]
+
+    def head(self) -> int:
+        with CaptureLog(self.site.kafka, "shop") as log:
+            tail = log.tail()
+            assert tail is not None
+            return tail.ordinal
+
+    def commit(self, *statements: str) -> int:
+        """Each a step; the ordinal of the last, once it is captured."""
+        wanted = self.head() + len(statements)
+        self.server.execute(*statements)
+        await_it(lambda: self.head() >= wanted, f"capture of step {wanted}")
+        with contextlib.closing(self.server.connect()) as conn:
+            self.states[wanted] = everything(conn, "shop")
+        return wanted
+
+    def settled(self) -> int:
+        """Wait until all that was committed is captured; the newest step, which is remembered."""
+        await_captured(self.site, "shop", self.server)
+        with contextlib.closing(self.server.connect()) as conn:
+            self.states[self.head()] = everything(conn, "shop")
+        return self.head()
+
+    def exists(self, table: str) -> bool:
+        return bool(self.server.execute(
+            f"SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'shop' AND TABLE_NAME = '{table}'"
+        ))  # fmt: skip
+
+    def create(self, name: str, ordinal: int, **more: Any) -> str:
+        return send(
+            self.site, "scratch.create", f"scratch/{name}", name=name, source="shop", lineage=self.lineage, ordinal=ordinal,
+            **more,
+        )  # fmt: skip
+
+    def said(self, name: str) -> list[ScratchChanged]:
+        return [e for e in events(self.site, "inventory", ScratchChanged) if e.scratch == name]
+
+    def ready(self, name: str) -> ScratchChanged:
+        last = self.said(name)[-1]
+        assert last.state == "ready", last
+        return last
+
+    def holds(self, name: str) -> dict[str, Any]:
+        """What is in the copy, asked as a user would: by the port and the password in the file."""
+
+        def connected() -> pymysql.Connection[Any] | None:
+            there = self.ready(name)
+            password = Path(there.password_file).read_text().strip()
+            with contextlib.suppress(pymysql.err.OperationalError):
+                return pymysql.connect(
+                    host=there.host, port=there.port, user=there.account, password=password, autocommit=True
+                )
+            return None
+
+        conn = await_it(connected, f"an answer of {name}")
+        with contextlib.closing(conn):
+            return everything(conn, "shop")
+
+    def folders(self) -> list[str]:
+        there = folders.parent(self.site.data_dir)
+        return sorted(e.name for e in there.iterdir()) if there.is_dir() else []
+
+
+@pytest.fixture
+def scene(fresh_site: Settings, make_mariadb: Callable[..., MariaDB]) -> Iterator[Scene]:
+    server = make_mariadb()
+    server.execute(
+        "CREATE DATABASE shop",
+        "USE shop",
+        "CREATE TABLE shop.item (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(30), price DECIMAL(9,2))",
+        "INSERT INTO shop.item (name, price) SELECT CONCAT('item ', seq), seq FROM seq_1_to_500",
+    )
+    grant_capture(server)
+    server.execute(
+        f"GRANT {ROLLBACK} ON *.* TO roll@'127.0.0.1' IDENTIFIED BY 'rollback secret'",
+        "SET GLOBAL log_bin_trust_function_creators = 1",
+        "GRANT READ_ONLY ADMIN, SET USER, BINLOG REPLAY, BINLOG ADMIN ON *.* TO roll@'127.0.0.1'",
+    )
+    agent = AgentProcess(fresh_site)
+    agent.start()
+    try:
+        parameters = source_parameters(fresh_site, server)
+        parameters["accounts"]["rollback"] = "roll"
+        parameters["secrets"]["rollback"] = SecretStore(fresh_site).put("sources/shop/rollback", b"rollback secret")
+        command = send(fresh_site, "source.add", **parameters)
+        await_job(fresh_site, command)
+        lineage = await_state(fresh_site, "capturing").lineage or ""
+        found = Scene(fresh_site, server, agent, lineage, {})
+        with contextlib.closing(server.connect()) as conn:
+            found.states[0] = everything(conn, "shop")
+        yield found
+    finally:
+        agent.end()
+
+
+def write(scene: Scene) -> list[int]:
+    """Steps of every kind; ordinals to choose from."""
+    return [
+        scene.commit("UPDATE shop.item SET price = price + 1 WHERE id % 3 = 0"),
+        scene.commit("CREATE TABLE shop.note (id INT PRIMARY KEY, t TEXT)", "INSERT INTO shop.note VALUES (1, 'ü')"),
+        scene.commit("CREATE VIEW shop.dear AS SELECT * FROM shop.item WHERE price > 400"),
+        scene.commit("CREATE USER someone IDENTIFIED BY 'a secret'", "INSERT INTO shop.note VALUES (2, 'b')"),
+        scene.commit("ALTER TABLE shop.item ADD COLUMN stock INT DEFAULT 7 AFTER id"),
+        scene.commit("TRUNCATE TABLE shop.note"),
+        scene.commit("DROP TABLE shop.item"),
+    ]
+
+
+def test_copies_of_any_step_are_made_listed_expire_and_outlive_the_agent(scene: Scene) -> None:
+    steps = write(scene)
+    for name, ordinal in (("base", 0), ("mid", steps[3]), ("end", steps[-1])):
+        job = await_job(scene.site, scene.create(name, ordinal))
+        assert job.state == "finished", job
+        assert scene.holds(name) == scene.states[ordinal]
+    assert "a secret" not in scene.agent.log.read_text()
+    refused = await_job(scene.site, scene.create("mid", 0))
+    assert [p.code for p in refused.problems] == ["scratch-exists"]
+    scene.agent.kill()
+    scene.agent.start()
+    assert scene.holds("mid") == scene.states[steps[3]]
+    assert await_job(scene.site, send(scene.site, "scratch.drop", "scratch/mid", name="mid")).state == "finished"
+    assert scene.said("mid")[-1].state == "ended"
+    assert await_job(scene.site, scene.create("soon", steps[0], expires_s=1)).state == "finished"
+    await_it(lambda: scene.said("soon")[-1].state == "ended", "the end of a copy that expires")
+    assert scene.folders() == ["base", "end"]
+    assert scene.agent.stop() == 0
+    scene.agent.start()
+    assert scene.holds("end") == scene.states[steps[-1]]
+
+
+def test_killed_anywhere_there_is_a_whole_copy_or_none(scene: Scene) -> None:
+    ordinal = write(scene)[4]
+    for place in PLACES:
+        name = place.replace(".", "-")
+        scene.agent.end()
+        scene.agent.start(failpoint=place)
+        job = scene.create(name, ordinal)
+        assert scene.agent.wait() != 0
+        for entry in scene.folders():
+            if not entry.startswith(".making-"):
+                assert folders.read(folders.parent(scene.site.data_dir) / entry).name == name
+        scene.agent.start()
+        assert await_job(scene.site, job).state == "finished"
+        assert scene.holds(name) == scene.states[ordinal], place
+        await_job(scene.site, send(scene.site, "scratch.drop", f"scratch/{name}", name=name))
+    assert scene.folders() == []

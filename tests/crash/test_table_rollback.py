@@ -1,0 +1,165 @@
+"""One table brought back through a real agent: after TRUNCATE, DROP and ALTER; refused where it cannot be; killed at every
+boundary, the source has the old table or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+
+from streams.events import JobChanged, TableRollbackChanged, TableRollbackPlanned
+from streams.ids import uuid7
+from tests.crash.test_scratch_kills import Scene, scene  # noqa: F401 - a fixture
+from tests.stack.agent import await_job, events, send
+from tests.stack.contents import rows_digest
+
+pytestmark = pytest.mark.crash
+BEFORE_SWAP = ("table.loading", "table.created", "table.loaded", "table.fenced", "table.noted")
+AFTER_SWAP = ("table.swapped", "table.stripped", "table.finished", "table.unfenced")
+TABLES = (
+    "CREATE TABLE shop.maker (id INT PRIMARY KEY, name VARCHAR(20))",
+    """CREATE TABLE shop.thing (id INT PRIMARY KEY AUTO_INCREMENT, maker INT, f FLOAT, b VARBINARY(20), t TIMESTAMP(3) NULL,
+       v INT AS (id * 2) VIRTUAL, e ENUM('a','b'), j JSON, KEY by_f (f),
+       CONSTRAINT thing_maker FOREIGN KEY (maker) REFERENCES shop.maker (id))""",
+    "CREATE TABLE shop.seen (id INT PRIMARY KEY AUTO_INCREMENT, thing INT)",
+    "CREATE TRIGGER shop.thing_seen AFTER INSERT ON shop.thing FOR EACH ROW INSERT INTO shop.seen (thing) VALUES (NEW.id)",
+    "INSERT INTO shop.maker VALUES (1, 'one'), (2, 'two')",
+    """INSERT INTO shop.thing (maker, f, b, t, e, j) SELECT 1 + seq % 2, seq / 3, UNHEX(MD5(seq)),
+       '2026-03-01 12:00:00' + INTERVAL seq SECOND, 'b', JSON_OBJECT('n', seq) FROM seq_1_to_3000""",
+)
+
+
+@pytest.fixture
+def shop(scene: Scene) -> Scene:  # noqa: F811
+    for statement in TABLES:
+        with contextlib.closing(scene.server.connect(database="shop")) as conn, conn.cursor() as cursor:
+            cursor.execute(statement)
+    scene.settled()
+    return scene
+
+
+def state(scene: Scene, table: str = "thing") -> tuple[Any, ...]:  # noqa: F811
+    """Rows, definition and triggers of a table."""
+    with contextlib.closing(scene.server.connect()) as conn:
+        digest = rows_digest(conn, "shop", table)
+    text = scene.server.execute(f"SHOW CREATE TABLE shop.{table}")[0][1].split(" AUTO_INCREMENT=")[0]
+    triggers = [row[:5] for row in scene.server.execute(f"SHOW TRIGGERS FROM shop LIKE '{table}'")]
+    return digest, text, triggers
+
+
+def plan(scene: Scene, ordinal: int, table: str = "thing") -> TableRollbackPlanned:  # noqa: F811
+    number = uuid7()
+    command = send(
+        scene.site, "rollback.table-plan", "shop", plan=number, schema="shop", table=table, lineage=scene.lineage,
+        target=f"to step {ordinal}", target_ordinal=ordinal, target_time_us=0, head_ordinal=scene.head(),
+    )  # fmt: skip
+    done = await_job(scene.site, command, 120)
+    assert done.state == "finished", done
+    return next(e for e in events(scene.site, "rollbacks", TableRollbackPlanned) if e.plan == number)
+
+
+def ask(scene: Scene, planned: TableRollbackPlanned) -> str:  # noqa: F811
+    return send(scene.site, "rollback.table-run", "shop", plan=planned.plan, digest=planned.digest.hex())
+
+
+def run(scene: Scene, planned: TableRollbackPlanned) -> JobChanged:  # noqa: F811
+    return await_job(scene.site, ask(scene, planned), 120)
+
+
+def states(scene: Scene, planned: TableRollbackPlanned) -> list[str]:  # noqa: F811
+    return [e.state for e in events(scene.site, "rollbacks", TableRollbackChanged) if e.plan == planned.plan]
+
+
+def leftovers(scene: Scene) -> list[str]:  # noqa: F811
+    rows = scene.server.execute(
+        "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'shop' AND TABLE_NAME LIKE '\\_holdfast\\_new%'"
+    )
+    return [str(name) for (name,) in rows]
+
+
+def test_truncate_drop_and_alter_are_undone(shop: Scene) -> None:
+    before, at = state(shop), shop.head()
+    for accident in (
+        ("TRUNCATE TABLE shop.thing",),
+        ("DROP TABLE shop.thing",),
+        ("ALTER TABLE shop.thing DROP COLUMN f, MODIFY b VARBINARY(8)",),
+        ("DROP TRIGGER shop.thing_seen", "DELETE FROM shop.thing WHERE id % 2"),
+    ):
+        with contextlib.closing(shop.server.connect()) as conn, conn.cursor() as cursor:
+            cursor.execute("SET SESSION sql_mode = ''")
+            for statement in accident:
+                cursor.execute(statement)
+        shop.settled()
+        assert not shop.exists("thing") or state(shop) != before
+        planned = plan(shop, at)
+        assert (planned.rows_then, planned.obstacles) == (3000, ())
+        assert (planned.rows_now is None) == accident[0].startswith("DROP TABLE")
+        done = run(shop, planned)
+        assert done.state == "finished", done
+        assert state(shop) == before
+        assert states(shop, planned) == ["confirmed", "loading", "fenced", "applied"]
+        assert not shop.server.execute("SELECT @@read_only")[0][0]
+        assert leftovers(shop) == []
+        # What was there before is kept, and the log knows all of it: a copy of now is the source of now.
+        assert shop.exists(planned.kept) == (planned.rows_now is not None)
+        again = run(shop, planned)
+        assert [p.code for p in again.problems] == ["plan-applied"]
+        if planned.kept:
+            shop.server.execute(f"DROP TABLE shop.{planned.kept}")
+    now = shop.settled()
+    assert await_job(shop.site, shop.create("after", now), 120).state == "finished"
+    assert shop.holds("after") == shop.states[now]
+
+
+def test_what_cannot_be_swapped_is_refused(shop: Scene) -> None:
+    at = shop.head()
+    shop.server.execute("TRUNCATE TABLE shop.thing", "INSERT INTO shop.thing (maker) VALUES (1)")
+    shop.settled()
+    assert [p.code for p in plan(shop, at, "maker").obstacles] == ["foreign-key-to"]
+    planned = plan(shop, at)
+    shop.server.execute("ALTER TABLE shop.thing ADD COLUMN late INT")
+    shop.settled()
+    refused = run(shop, planned)
+    assert [p.code for p in refused.problems] == ["source-moved-on"]
+    shop.server.execute(
+        "ALTER TABLE shop.thing DROP COLUMN late", "DELETE FROM shop.thing", "DELETE FROM shop.maker WHERE id = 2"
+    )
+    shop.settled()
+    before = state(shop)
+    refused = run(shop, plan(shop, at))
+    assert [p.code for p in refused.problems] == ["orphan"]
+    assert state(shop) == before
+    assert not shop.server.execute("SELECT @@read_only")[0][0]
+    shop.server.execute("REVOKE INSERT ON *.* FROM roll@'127.0.0.1'", "SET GLOBAL log_bin_trust_function_creators = 0")
+    lacking = plan(shop, at)
+    assert [p.code for p in lacking.obstacles] == ["privilege-missing", "setting"]
+    assert "INSERT" in lacking.obstacles[0].hint
+    assert leftovers(shop) == []
+
+
+def test_killed_anywhere_the_source_has_the_old_table_or_the_new(shop: Scene) -> None:
+    then, at = state(shop), shop.head()
+    for place in (*BEFORE_SWAP, *AFTER_SWAP):
+        shop.server.execute("DELETE FROM shop.thing WHERE id > 100", "ALTER TABLE shop.thing COMMENT = 'changed'")
+        shop.settled()
+        now = state(shop)
+        planned = plan(shop, at)
+        shop.agent.end()
+        shop.agent.start(failpoint=place)
+        job = ask(shop, planned)
+        assert shop.agent.wait(120) != 0
+        assert shop.exists("thing")
+        shop.agent.start()
+        done = await_job(shop.site, job, 120)
+        if place in BEFORE_SWAP:
+            assert [p.code for p in done.problems] == ["agent-died"], place
+            assert state(shop) == now, place
+            assert run(shop, planned).state == "finished", place
+        else:
+            assert done.state == "finished", (place, done)
+        assert state(shop) == then, place
+        assert not shop.server.execute("SELECT @@read_only")[0][0], place
+        assert leftovers(shop) == [], place
+        shop.server.execute(f"DROP TABLE shop.{planned.kept}")
+        assert states(shop, planned)[-1] == "applied", place

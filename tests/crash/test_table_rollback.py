@@ -140,6 +140,8 @@ def test_what_cannot_be_swapped_is_refused(shop: Scene) -> None:
 
 def test_killed_anywhere_the_source_has_the_old_table_or_the_new(shop: Scene) -> None:
     then, at = state(shop), shop.head()
+    # Plans are made from a copy that stands there already.
+    assert await_job(shop.site, shop.create("there", at), 120).state == "finished"
     for place in (*BEFORE_SWAP, *AFTER_SWAP):
         shop.server.execute("DELETE FROM shop.thing WHERE id > 100", "ALTER TABLE shop.thing COMMENT = 'changed'")
         shop.settled()

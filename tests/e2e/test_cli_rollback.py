@@ -412,8 +412,12 @@ def test_a_dropped_table_is_brought_back_and_looked_at_on_a_scratch_copy(site: R
     bank.execute(
         "create table bank.lost (id int primary key, v varchar(20))", "insert into bank.lost values (1, 'ä'), (2, 'b')"
     )
-    eventually(lambda: site.json("timeline", "show", "bank", "--limit", "1")["steps"][0]["tables"])
-    there = head(site)
+
+    def filled() -> int:
+        found = site.json("timeline", "show", "bank", "--table", "bank.lost", "--limit", "1")["steps"]
+        return int(found[0]["ordinal"]) if found else 0
+
+    there = eventually(filled) or 0
     bank.execute("drop table bank.lost")
     eventually(lambda: head(site) > there)
     hinted = site.json("rollback", "plan", "bank", "--steps", "1", expect=11)

@@ -230,6 +230,7 @@ class PrivateServer:
             f"--port={self.port}",
             "--skip-name-resolve",
             "--skip-symbolic-links",
+            "--ssl=0",  # newer versions make themselves a certificate at every start, which takes them seconds or minutes
             "--skip-log-bin",
             "--skip-slave-start",
             "--local-infile=OFF",

@@ -31,6 +31,8 @@ from agents.baseline.manifest import CreateObject, TableFile, flush_folder
 from agents.commands import Command, Context, Interrupted, JobFailed, Services
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
+from agents.rollback.approval import REQUIRED
+from agents.rollback.rights import option
 from agents.scratch import handlers
 from agents.scratch.engine import TableState, TableTarget
 from streams.consume import read_topic
@@ -134,7 +136,11 @@ def _plan(ctx: Context, source: str, plan: str, copy: str) -> TableRollbackPlann
     file = dataclasses.replace(file, rows=count)
     with contextlib.closing(tables.target(services.source_settings(source))) as target:
         now = target.look(schema, table)
-        obstacles = [*_in_the_way(schema, table, then, now), *target.lacks(schema, then)]
+        obstacles = [
+            *_unapproved(services, source),
+            *_in_the_way(schema, table, then, now),
+            *target.lacks(schema, then),
+        ]
     short = plan.replace("-", "")[-12:]
     shadow, kept = f"_holdfast_new_{short}", f"_holdfast_old_{short}" if now is not None else ""
     facts = _facts(then, file, content)
@@ -175,6 +181,16 @@ def _plan(ctx: Context, source: str, plan: str, copy: str) -> TableRollbackPlann
         planned_us=now_us(),
         by=ctx.command.requester,
     )
+
+
+def _unapproved(services: Services, source: str) -> list[Problem]:
+    """A source whose rollbacks a second person must approve is not changed by a plan that nobody can approve."""
+    if option(services.source_settings(source), "approval") != REQUIRED:
+        return []
+    return [Problem(
+        "approval-required", "rollbacks of this source need a second person's approval, which plans for single tables cannot "
+        "be given yet", "take what is needed from a scratch copy",
+    )]  # fmt: skip
 
 
 def _in_the_way(schema: str, table: str, then: TableState, now: TableState | None) -> list[Problem]:
@@ -235,8 +251,8 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         raise AgentError(
             "digest-mismatch", f"the confirmed digest is not that of plan {name}", "confirm what was shown"
         )
-    if planned.obstacles:
-        raise JobFailed(planned.obstacles)
+    if obstacles := (*planned.obstacles, *_unapproved(services, source)):
+        raise JobFailed(obstacles)
     then, file = _read(_folder(services, name), planned)
     tables = registry.tables(services.sources.get(source).defined.kind)
     with contextlib.closing(tables.target(services.source_settings(source))) as target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -127,6 +128,23 @@ def test_a_gtid_among_several_domains_is_in_one_of_the_candidates(conn: Connecti
         ("7-1-5", [1, 11, 21, 31]),
     ):
         assert firsts(timeline.granules_with_gtid(conn, "shop", LINEAGE, gtid)) == candidates, gtid
+
+
+@pytest.mark.parametrize(
+    "position",
+    ["5e90bb75-e8fc-11f1-859a-02fc00000001:{}", "5e90bb75-e8fc-11f1-859a-02fc00000001:tag:{}", "binlog.000007:{}"],
+)
+def test_what_mysql_calls_a_step_is_in_one_granule(conn: Connection, feed: Feed, position: str) -> None:
+    feed(
+        *(
+            replace(g, first_position=position.format(g.first_ordinal), last_position=position.format(g.last_ordinal))
+            for g in THREE
+        )
+    )
+    for number, first in ((1, [1]), (10, [1]), (15, [11]), (30, [21]), (31, [])):
+        assert firsts(timeline.granules_with_gtid(conn, "shop", LINEAGE, position.format(number))) == first
+    # Of another server, or another file, nothing is known that would leave a granule out, or it lies outside.
+    assert firsts(timeline.granules_with_gtid(conn, "shop", LINEAGE, "binlog.000006:15")) in ([], [1, 11, 21])
 
 
 def test_totals_add_up(conn: Connection, feed: Feed) -> None:

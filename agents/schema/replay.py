@@ -16,6 +16,7 @@ from pymysql.constants import CR, ER
 from pymysql.cursors import Cursor
 
 from agents.mysql.definitions import TableName, quoted, read_definitions
+from agents.mysql.dialects import dialect
 from streams.events import TableDefinition
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.charsets import charset_of
@@ -29,6 +30,8 @@ _OF_OTHERS = frozenset({
 _NO_FOREIGN_KEY_CHECKS = 0x4000000
 _RELAXED_UNIQUE_CHECKS = 0x8000000
 _IF_EXISTS = 0x10000000
+# Status variables of a query event that MySQL has (Q_EXPLICIT_DEFAULTS_FOR_TIMESTAMP, Q_DEFAULT_COLLATION_FOR_UTF8MB4).
+_EXPLICIT_DEFAULTS, _DEFAULT_COLLATION = 16, 18
 _SAFE_MODE = "NO_DIR_IN_CREATE,NO_ENGINE_SUBSTITUTION"
 _EXISTS = re.compile(r"create database '(.*)'; database exists", re.DOTALL)
 _ZONE = re.compile(r"[A-Za-z0-9_+:/-]{1,64}")
@@ -65,7 +68,7 @@ def concerns_tables(sql: bytes) -> bool:
 def replay(conn: pymysql.Connection[Any], query: Query) -> None:
     """Carry out `query` as its session did. Raises PyMySQL's errors, but for one that it met on the source as well."""
     with conn.cursor(Cursor) as cursor:
-        for statement in _session(query):
+        for statement in (*_session(query), *_of_family(query, dialect(conn).family)):
             cursor.execute(statement)
         if query.database:
             try:
@@ -74,7 +77,8 @@ def replay(conn: pymysql.Connection[Any], query: Query) -> None:
                 if error.args[0] != ER.BAD_DB_ERROR:  # it is the one to be created, or was dropped
                     raise
         try:
-            _execute(cursor, query.sql)
+            # Of CREATE … SELECT MySQL logs the table in this form; its rows come in events of their own.
+            _execute(cursor, query.sql.removesuffix(b" START TRANSACTION"))
         except pymysql.err.MySQLError as error:
             if not query.error_code or error.args[0] != query.error_code:
                 raise
@@ -109,9 +113,18 @@ def _session(query: Query) -> list[str]:
         f"SET SESSION sql_mode = CONCAT_WS(',', NULLIF(@@SESSION.sql_mode, ''), '{_SAFE_MODE}')",
         f"SET SESSION foreign_key_checks = {int(not flags & _NO_FOREIGN_KEY_CHECKS)},"
         f" unique_checks = {int(not flags & _RELAXED_UNIQUE_CHECKS)},"
-        f" sql_if_exists = {int(bool(flags & _IF_EXISTS))}, time_zone = '{zone}',"
-        " system_versioning_alter_history = KEEP",
+        f" time_zone = '{zone}'",
     ]
+
+
+def _of_family(query: Query, family: str) -> list[str]:
+    """What only one of them has."""
+    if family == "MariaDB":
+        exists = int(bool((query.flags2 or 0) & _IF_EXISTS))
+        return [f"SET SESSION sql_if_exists = {exists}, system_versioning_alter_history = KEEP"]
+    names = {_EXPLICIT_DEFAULTS: "explicit_defaults_for_timestamp", _DEFAULT_COLLATION: "default_collation_for_utf8mb4"}
+    values = {name: query.status.get(code) for code, name in names.items()}
+    return [f"SET SESSION {name} = {int.from_bytes(v, 'little')}" for name, v in values.items() if v is not None]
 
 
 def fill(

@@ -1,7 +1,7 @@
-"""A scratch MariaDB that holds definitions and no rows: started when first needed, alone on a socket in a private folder.
+"""A scratch server that holds definitions and no rows: started when first needed, alone on a socket in a private folder.
 
 No network, no grant tables, no system schema, nothing flushed to disk: it is thrown away and made again. It dies with the
-process that started it (`agents.child`). A server of the source's own series (10.11, 11.4) is needed, for another one would
+process that started it (`agents.child`). A server of the source's own series (10.11, MySQL 9.7) is needed, for another one would
 write definitions differently.
 """
 
@@ -23,12 +23,15 @@ from typing import Any
 import pymysql
 
 from agents.errors import AgentError
+from agents.mysql.dialects import family_of, numbers_of
 
 START_S = 60.0
-# Where servers are besides PATH; `HOLDFAST_MARIADBD` names others, separated like PATH.
+INITIALISE_S = 240.0
+# Where servers are besides PATH; `HOLDFAST_MARIADBD` and `HOLDFAST_MYSQLD` name others, separated like PATH.
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/mysql/bin", "/opt/mariadb/bin")
 _NAMES = ("mariadbd", "mysqld")
-_VERSION = re.compile(r"(\d+\.\d+)\.\d+[^\s]*-MariaDB|Ver (\d+\.\d+)\.\d+-MariaDB")
+_MARIADB = re.compile(r"(\d+\.\d+)\.\d+[^\s]*-MariaDB|Ver (\d+\.\d+)\.\d+-MariaDB")
+_MYSQL = re.compile(r"(?:^|Ver )(\d+\.\d+)\.\d+")
 # Globals of the source that a statement's meaning may depend on and that its event does not carry.
 _LIKE_SOURCE = (
     "character_set_server",
@@ -38,18 +41,23 @@ _LIKE_SOURCE = (
     "explicit_defaults_for_timestamp",
     "innodb_default_row_format",
 )
+_OF_MYSQL = "MySQL "
 _log = logging.getLogger("holdfast.scratch")
 
 
 def series(version: str) -> str:
-    """`10.11` of `10.11.9-MariaDB-log`; empty when it is no MariaDB."""
-    found = _VERSION.search(version)
-    return "" if found is None else found[1] or found[2]
+    """`10.11` of `10.11.9-MariaDB-log`, `MySQL 9.7` of `9.7.4-2`; empty when it is neither."""
+    found = _MARIADB.search(version)
+    if found is not None:
+        return str(found[1] or found[2])
+    found = None if "MariaDB" in version else _MYSQL.search(version)
+    return "" if found is None else f"{_OF_MYSQL}{found[1]}"
 
 
 def find_server(wanted: str, named: str = "") -> str | None:
     """A server program of series `wanted`: `named` first, then those of the environment, of PATH and of known places."""
-    candidates = [named, *os.environ.get("HOLDFAST_MARIADBD", "").split(os.pathsep)]
+    variable = "HOLDFAST_MYSQLD" if wanted.startswith(_OF_MYSQL) else "HOLDFAST_MARIADBD"
+    candidates = [named, *os.environ.get(variable, "").split(os.pathsep)]
     folders = [*os.environ.get("PATH", "").split(os.pathsep), *_PLACES]
     candidates += [str(Path(folder) / name) for folder in folders if folder for name in _NAMES]
     for candidate in dict.fromkeys(filter(None, candidates)):
@@ -82,20 +90,33 @@ class Scratch:
         self._place = os.open(folder / "data", os.O_RDONLY | os.O_DIRECTORY)
         base = Path(program).resolve().parent.parent
         arguments = _arguments(folder, variables, base if (base / "share").is_dir() else None)
-        with self._log.open("ab") as out:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "agents.child", str(os.getpid()), "--exec", program, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                process_group=0,
+        version = variables.get("version", "")
+        if family_of(version) == "MySQL" and numbers_of(version) >= (5, 7):
+            # Unlike the others it starts on nothing but a data directory that it has initialised.
+            made = self._start(
+                program, [*(a for a in arguments if not a.startswith("--skip-")), "--initialize-insecure"]
             )
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                made.wait(INITIALISE_S)
+            made.kill()
+            made.wait()
+        self._process = self._start(program, arguments)
         try:
             self._await()
         except BaseException:
             self.close()
             raise
         _log.info("scratch server %s runs as process %d", program, self._process.pid)
+
+    def _start(self, program: str, arguments: list[str]) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "agents.child", str(os.getpid()), "--exec", program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                process_group=0,
+            )
 
     def connect(self) -> pymysql.Connection[Any]:
         """A new connection with all rights."""
@@ -138,6 +159,28 @@ class Scratch:
                 time.sleep(0.02)
 
 
+# What is not to be kept need not be safe. Not every MySQL has every one of its own.
+_FRUGAL = {
+    "MariaDB": (
+        "--skip-symbolic-links",
+        "--performance-schema=OFF",
+        "--debug-no-sync",
+        "--innodb-doublewrite=0",
+        "--innodb-log-file-size=4M",
+        "--innodb-stats-persistent=0",
+        "--aria-pagecache-buffer-size=256K",
+    ),
+    "MySQL": (
+        "--loose-performance-schema=OFF",
+        "--loose-mysqlx=OFF",
+        "--loose-innodb-doublewrite=0",
+        "--loose-innodb-redo-log-capacity=8M",
+        "--loose-innodb-stats-persistent=0",
+        "--loose-innodb-use-native-aio=0",
+    ),
+}
+
+
 def _arguments(folder: Path, variables: Mapping[str, str], base: Path | None) -> list[str]:
     arguments = [
         "--no-defaults",
@@ -150,20 +193,14 @@ def _arguments(folder: Path, variables: Mapping[str, str], base: Path | None) ->
         "--ssl=0",  # newer versions make themselves a certificate at every start, which takes them seconds or minutes
         "--skip-grant-tables",
         "--skip-log-bin",
-        "--skip-symbolic-links",
-        "--performance-schema=OFF",
-        "--debug-no-sync",
         "--innodb-flush-log-at-trx-commit=0",
-        "--innodb-doublewrite=0",
         "--innodb-buffer-pool-size=16M",
-        "--innodb-log-file-size=4M",
-        "--innodb-stats-persistent=0",
         "--innodb-strict-mode=0",
         "--key-buffer-size=16K",
-        "--aria-pagecache-buffer-size=256K",
         "--max-connections=8",
         "--lock-wait-timeout=10",
         "--event-scheduler=OFF",
+        *_FRUGAL[family_of(variables.get("version", ""))],
     ]
     if base is not None and base != Path("/usr"):
         arguments.append(f"--basedir={base}")

@@ -17,6 +17,7 @@ from agents.schema.record import EVENT_BYTES, fold, split
 from agents.schema.replay import concerns_tables, definitions_in
 from agents.schema.scratch import find_server
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.events import SchemaRecorded, TableDefinition
 from streams.formats.binlog.events import parse_format_description
 from streams.formats.binlog.step import split_steps, summarise
@@ -83,7 +84,7 @@ ALTER TABLE history ADD COLUMN w INT
 class Live(Origin):
     """A source as the keeper asks it."""
 
-    def __init__(self, server: MariaDB) -> None:
+    def __init__(self, server: DatabaseServer) -> None:
         self.server = server
         self.asked = 0
         self.away = 0
@@ -102,7 +103,7 @@ class Live(Origin):
         return live(self.server)
 
 
-def live(server: MariaDB) -> list[TableDefinition]:
+def live(server: DatabaseServer) -> list[TableDefinition]:
     with contextlib.closing(server.connect()) as conn:
         return read_definitions(conn)
 
@@ -118,7 +119,9 @@ def source(mariadb: MariaDB) -> Iterator[MariaDB]:
 class Log:
     """The schema topic, as far as a keeper sees it."""
 
-    def __init__(self, source: MariaDB, tmp_path: Path, server: Callable[[str], str | None] = find_server) -> None:
+    def __init__(
+        self, source: DatabaseServer, tmp_path: Path, server: Callable[[str], str | None] = find_server
+    ) -> None:
         self.events: list[SchemaRecorded] = []
         self.origin = Live(source)
         self.path, self.server = tmp_path, server

@@ -162,6 +162,7 @@ class Scratch:
 # What is not to be kept need not be safe. Not every MySQL has every one of its own.
 _FRUGAL = {
     "MariaDB": (
+        "--ssl=0",  # newer versions make themselves a certificate at every start, which takes them seconds or minutes
         "--skip-symbolic-links",
         "--performance-schema=OFF",
         "--debug-no-sync",
@@ -173,6 +174,7 @@ _FRUGAL = {
     "MySQL": (
         "--loose-performance-schema=OFF",
         "--loose-mysqlx=OFF",
+        "--loose-auto-generate-certs=OFF",
         "--loose-innodb-doublewrite=0",
         "--loose-innodb-redo-log-capacity=8M",
         "--loose-innodb-stats-persistent=0",
@@ -190,7 +192,6 @@ def _arguments(folder: Path, variables: Mapping[str, str], base: Path | None) ->
         "--socket=s.sock",
         "--pid-file=s.pid",
         "--skip-networking",
-        "--ssl=0",  # newer versions make themselves a certificate at every start, which takes them seconds or minutes
         "--skip-grant-tables",
         "--skip-log-bin",
         "--innodb-flush-log-at-trx-commit=0",

@@ -35,17 +35,19 @@ _header = Struct("<IBIIIH").unpack_from
 def gtid_of(fragment: StepFragment) -> str:
     """The GTID of a step, from the fragment that has it: the first; of an XA transaction, whose step begins with the group that
     prepared it, the last. Empty for any other."""
-    payload, at = fragment.payload or b"", 0
+    payload, at, found = fragment.payload or b"", 0, ""
     while at + HEADER_SIZE <= len(payload):
         _, kind, server, size, _, _ = _header(payload, at)
         if kind in ev.GTIDS:
             gtid = parse_gtid(kind, server, payload[at + HEADER_SIZE : at + size])
-            if not gtid.prepared_xa:
+            if kind == ev.GTID and not gtid.prepared_xa:
                 return gtid.text
+            if kind != ev.GTID:  # MySQL's do not say what they are of
+                found = gtid.text
         elif at == 0 and not fragment.last:
             break
         at += max(size, HEADER_SIZE)
-    return ""
+    return found
 
 
 def place_of(fragment: StepFragment) -> str:

@@ -171,8 +171,8 @@ class Keeper:
         if program is None:
             self._no_server = True
             _log.warning(
-                "%s: there is no server of series %r here to replay definitions on (PATH, HOLDFAST_MARIADBD, HOLDFAST_MYSQLD): the live "
-                "schema is read instead, which may be that of a later step",
+                "%s: there is no server of series %r here to replay definitions on (PATH, HOLDFAST_MARIADBD, "
+                "HOLDFAST_MYSQLD): the live schema is read instead, which may be that of a later step",
                 self._source,
                 wanted,
             )

@@ -38,7 +38,8 @@ def test_positions_as_people_write_them(said: str, meant: str) -> None:
 def test_every_step_is_found_by_what_the_timeline_calls_it(name: str) -> None:
     raw = (GOLDEN / f"{name}.binlog").read_bytes()[4:]
     fde = ev.parse_format_description(raw[: int.from_bytes(raw[9:13], "little")])
-    steps = [bytes(s) for s in split_steps(fde, raw)]
+    # Capture keeps what prepares an XA transaction with the outcome: by itself it is no step.
+    steps = [bytes(s) for s in split_steps(fde, raw) if not (s[4] == ev.GTID and s[31] & ev.GTID_PREPARED_XA)]
     fragments = [StepFragment(n, 0, True, fde.raw, s, False, 0, "", 0, "log.000001") for n, s in enumerate(steps, 1)]
     for fragment, step in zip(fragments, steps, strict=True):
         summary = summarise(fde, step)

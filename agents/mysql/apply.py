@@ -620,6 +620,26 @@ class NativeTarget:
                 return self.settle(plan, digest)
         return False
 
+    def has_marker(self, plan: str) -> bool:
+        with self._explained():
+            control = self._control
+            if not self._marker_exists(control):
+                return False
+            return bool(ask(control, "SELECT 1 FROM `holdfast`.`marker` WHERE plan = %s AND kind <> 'void'", plan))
+
+    def undo_length(self) -> int | None:
+        with self._explained():
+            try:
+                found = ask(
+                    self._control,
+                    "SELECT `COUNT` FROM information_schema.INNODB_METRICS WHERE NAME = 'trx_rseg_history_len'",
+                )
+            except pymysql.err.OperationalError as error:
+                if error.args[0] != 1227:  # PROCESS
+                    raise
+                return None
+            return int(found[0][0]) if found else None
+
     def close(self) -> None:
         for connection in (self._work_connection, self._control_connection):
             if connection is not None:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from agents import registry
 from agents.commands import JobFailed
 from agents.errors import AgentError
+from agents.failpoints import failpoint
 from agents.keystore import KeyIndex, open_index
-from agents.rollback import approval
+from agents.rollback import approval, chunks
 from agents.rollback import history as past
-from agents.rollback.apply import Application
+from agents.rollback.apply import Application, Outcome
 from agents.rollback.approval import REQUIRED
 from agents.rollback.plan import Plan, Request, make_plan, parse_request, request_of
 from agents.rollback.recover import settle_all
@@ -25,12 +26,13 @@ from agents.rollback.rights import option, with_method
 from agents.rollback.stages import NEXT
 from agents.rollback.target import Stopped
 from streams.capture_log import CaptureLog
-from streams.events import Problem, RollbackChanged
+from streams.events import Problem, RollbackChanged, RollbackPlanned
 from streams.ids import now_us
-from streams.paths import way
+from streams.paths import path_at
 
 if TYPE_CHECKING:
     from agents.commands import Command, Context, Services
+    from agents.protocol import SourceSettings
 
 
 SCHEMA_WAIT_S: Final = 5.0
@@ -65,15 +67,20 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
     if planned is None:
         raise AgentError("plan-unknown", f"{source} has no plan {name}", "make one: `holdfast rollback plan`")
     state = known.state(name)
-    if state == "applied" and command.resumed:
-        applied = known.last(name, "applied")
+    if state in ("applied", "chunked") and command.resumed:
+        applied = known.last(name, state)
         assert applied is not None
         return _result(name, applied.ordinal, applied.position, applied.rows)
     if state == "failed" and command.resumed:
         failed = known.last(name, state)
         assert failed is not None
         raise JobFailed(failed.problems or (Problem("plan-failed", f"plan {name} failed", "make a new plan"),))
-    if "confirmed" not in NEXT[state]:
+    whole = request_of(planned)
+    if whole.part_of:
+        raise AgentError(
+            "plan-part", f"plan {name} is a chunk of {whole.part_of}", "run that one: it goes on where it was"
+        )
+    if ("chunking" if whole.chunk_rows else "confirmed") not in NEXT[state]:
         raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be run (again)", "make a new plan")
     if planned.digest.hex() != digest.lower():
         raise AgentError(
@@ -84,7 +91,7 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
     settings = services.source_settings(source)
     approval.check(known, planned, command.requester, option(settings, "approval"))
     with CaptureLog(services.settings.kafka, source, services.secrets) as log:
-        made = _again(ctx, source, request_of(planned), known, log)
+        made = _again(ctx, source, whole, known, log)
         if made.event.digest != planned.digest:
             raise AgentError(
                 "digest-mismatch",
@@ -92,20 +99,87 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
                 f"{planned.digest.hex()[:16]}…",
                 "make a new plan",
             )
-        application = Application(
-            Plan(planned, made.tables, made.preamble),
-            registry.target(settings, request_of(planned).method),
-            log,
-            services.agent,
-            say=ctx.durable,
-            check=ctx.check,
-            progress=lambda message, done, total: ctx.progress(message, done, total, "rows"),
-        )
-        try:
-            outcome = application.run()
-        except Stopped as error:
-            raise JobFailed(error.problems) from error
+        if whole.chunk_rows:
+            return _run_chunks(ctx, planned, whole, settings, log)
+        outcome = _carry_out(ctx, Plan(planned, made.tables, made.preamble), settings, log)
     return _result(name, outcome.ordinal, outcome.position, outcome.rows)
+
+
+def _carry_out(ctx: Context, made: Plan, settings: SourceSettings, log: past.Log) -> Outcome:
+    application = Application(
+        made,
+        registry.target(settings, request_of(made.event).method),
+        log,
+        ctx.services.agent,
+        say=ctx.durable,
+        check=ctx.check,
+        progress=lambda message, done, total: ctx.progress(message, done, total, "rows"),
+    )
+    try:
+        return application.run()
+    except Stopped as error:
+        raise JobFailed(error.problems) from error
+
+
+def _run_chunks(
+    ctx: Context, planned: RollbackPlanned, whole: Request, settings: SourceSettings, log: past.Log
+) -> Mapping[str, Any]:
+    """Carry out what is left of a plan, chunk by chunk. A death leaves it `chunking`, and the command goes on from there."""
+    services, source = ctx.services, planned.source
+    kafka = services.settings.kafka
+
+    def say(state: str, problems: tuple[Problem, ...] = ()) -> None:
+        ctx.durable(
+            RollbackChanged(
+                lineage=planned.lineage,
+                plan=planned.plan,
+                source=source,
+                state=state,
+                digest=planned.digest,
+                at_us=now_us(),
+                by=services.agent,
+                rows=done,
+                problems=problems,
+            )
+        )
+
+    breath = chunks.Breath(
+        lambda where: registry.target(where, whole.method), settings, whole.pause_ms, ctx.check, ctx.progress
+    )
+    rows: dict[int, int] | None = None
+    known = past.read_history(kafka, source)
+    parts = [plan for plan, p in known.plans.items() if request_of(p).part_of == planned.plan]
+    number = len(parts)
+    done = sum(c.rows for plan in parts if (c := known.last(plan, "applied")) is not None)
+    say("chunking")
+    try:
+        while True:
+            known = past.read_history(kafka, source)
+            tail = log.tail()
+            if tail is None or tail.lineage != planned.lineage:
+                raise AgentError("lineage-ended", "another lineage has begun since the plan was made", "plan again")
+            standing = path_at(tail.ordinal, past.turns(known, log, tail.lineage))
+            undo, redo = chunks.remaining(planned, standing)
+            if not undo and not redo:
+                break
+            rows = chunks.count_rows(log, tail.lineage, (undo, redo)) if rows is None else rows
+            number += 1
+            steps = chunks.next_chunk(undo, redo, rows, whole.chunk_rows)
+            request = chunks.request_of_chunk(planned, whole, standing, tail.ordinal, steps, number)
+            made = _make(ctx, source, request, known, log)
+            ctx.durable(made.event)
+            if made.event.obstacles:
+                raise JobFailed(made.event.obstacles)
+            outcome = _carry_out(ctx, made, settings, log)
+            failpoint("rollback-chunk")
+            done += outcome.rows
+            ctx.progress(f"chunk {number} is in", done, planned.rows, "rows")
+            breath.take(request.plan)
+    except (AgentError, JobFailed) as error:
+        say("failed", error.problems if isinstance(error, JobFailed) else (error.problem(),))
+        raise
+    say("chunked")
+    return {**_result(planned.plan, 0, "", done), "chunks": number}
 
 
 def approve(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -198,7 +272,8 @@ def _make(ctx: Context, source: str, request: Request, known: past.History, log:
     tail = log.tail()
     if tail is None or tail.lineage != request.lineage:
         raise AgentError("lineage-ended", f"lineage {request.lineage} of {source} is not the current one", "plan again")
-    past.check_paths(request, past.turns(known, log, request.lineage), tail.ordinal)
+    if not request.part_of:  # a chunk's are of the path that stands, as `_run_chunks` found it
+        past.check_paths(request, past.turns(known, log, request.lineage), tail.ordinal)
     deadline = time.monotonic() + SCHEMA_WAIT_S
     settings = ctx.services.settings
     index = open_index(settings.data_dir, source, request.lineage, ctx.services.secrets) if request.selection else None
@@ -207,7 +282,7 @@ def _make(ctx: Context, source: str, request: Request, known: past.History, log:
 
 
 def _made(ctx: Context, source: str, request: Request, log: past.Log, index: KeyIndex | None, deadline: float) -> Plan:
-    between = [r for part in way(request.path_before, request.path_after) for r in part]
+    between = [r for part in request.way for r in part]
     first = min((r.first for r in between), default=request.head_ordinal + 1)
     while True:
         schema = past.read_schema(

@@ -86,6 +86,21 @@ class Request:
     """How changes are made: `native` events, or `bound` statements where the account may not replay events."""
     approval: bool = False
     """Whether a second person must approve before it runs (`agents.rollback.approval`)."""
+    chunk_rows: int = 0
+    """Carry it out in chunks of about so many rows (`agents.rollback.chunks`); 0: at once."""
+    pause_ms: int = 0
+    part_of: str = ""
+    """The plan that this is a chunk of."""
+    undo: Path | None = None
+    """A chunk's steps; otherwise they follow from the paths."""
+    redo: Path | None = None
+
+    @property
+    def way(self) -> tuple[Path, Path]:
+        """(undo, redo)."""
+        if self.undo is not None and self.redo is not None:
+            return self.undo, self.redo
+        return way(self.path_before, self.path_after)
 
     @property
     def options(self) -> str:
@@ -97,6 +112,10 @@ class Request:
             options["method"] = self.method
         if self.approval:
             options["approval"] = True
+        if self.chunk_rows:
+            options |= {"chunk_rows": self.chunk_rows, "pause_ms": self.pause_ms}
+        if self.part_of:
+            options["part_of"] = self.part_of
         return json.dumps(options, sort_keys=True, separators=(",", ":"))
 
 
@@ -118,6 +137,8 @@ def parse_request(parameters: Mapping[str, Any]) -> Request:
             selection=parse_selection(options["select"]) if "select" in options else None,
             method=str(options.get("method", "native")),
             approval=bool(options.get("approval", False)),
+            chunk_rows=int(options.get("chunk_rows") or 0),
+            pause_ms=int(options.get("pause_ms") or 0),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise AgentError("command-invalid", f"the parameters of rollback.plan are not valid: {error!r}") from error
@@ -132,9 +153,11 @@ def parse_request(parameters: Mapping[str, Any]) -> Request:
         )
     if request.kind == UNDO and (request.whole_source or request.path_before != request.path_after):
         raise AgentError("command-invalid", "a selective undo leaves the path and later steps alone")
+    if request.kind == UNDO and request.chunk_rows:
+        raise AgentError("command-invalid", "a selective undo is not carried out in chunks")
     if request.method not in METHODS:
         raise AgentError("command-invalid", f"{request.method!r} is no way to make changes", " or ".join(METHODS))
-    unknown = set(options) - {"whole_source", "select", "method", "approval"}
+    unknown = set(options) - {"whole_source", "select", "method", "approval", "chunk_rows", "pause_ms"}
     if unknown:
         raise AgentError("command-invalid", f"rollback.plan knows no option {', '.join(sorted(unknown))}")
     return request
@@ -157,6 +180,11 @@ def request_of(planned: RollbackPlanned) -> Request:
         selection=parse_selection(options["select"]) if "select" in options else None,
         method=options.get("method", "native"),
         approval=options.get("approval", False),
+        chunk_rows=options.get("chunk_rows", 0),
+        pause_ms=options.get("pause_ms", 0),
+        part_of=options.get("part_of", ""),
+        undo=planned.undo if "part_of" in options else None,
+        redo=planned.redo if "part_of" in options else None,
     )
 
 
@@ -239,6 +267,9 @@ def make_plan(
     problems += _keyless(tables)
     if request.method == "bound":
         problems += _set_off(tables)
+    if request.chunk_rows:
+        problems += _CHUNKS_WHOLE if request.whole_source else ()
+        warnings.append(_in_chunks(request.chunk_rows, rows))
     if not problems and not made.undo and not made.redo:
         problems.append(made.nothing)
     event = RollbackPlanned(
@@ -304,7 +335,7 @@ def _way(
     progress: Callable[[int, int], None],
 ) -> tuple[Folder, _Made]:
     """From the state of one path to that of another: all of the steps between."""
-    undo, redo = way(request.path_before, request.path_after)
+    undo, redo = request.way
     total = length(undo) + length(redo)
     folder = Folder(
         look_up, most_bytes=memory_bytes, redefinitions=schema.redefinitions, whole_source=request.whole_source
@@ -408,6 +439,22 @@ def _warnings(folder: Folder, tables: tuple[TablePlan, ...], method: str) -> lis
             "sequence", f"sequence {schema}.{table} keeps its value: numbers already given are not given again"
         ))  # fmt: skip
     return out
+
+
+_CHUNKS_WHOLE: Final = (Problem(
+    "chunks-whole-source", "between chunks others may write, so nobody can promise that the whole source is as it was",
+    "plan with whole_source off (--not-whole-source), or without chunks",
+),)  # fmt: skip
+
+
+def _in_chunks(most: int, rows: int) -> Problem:
+    return Problem(
+        "chunks",
+        f"{rows} rows, in chunks of whole steps of about {most} rows each: after each chunk the source is in a state that it"
+        " once had (beside later steps), which applications see; a larger step is a chunk of its own",
+        "stopped half way it stays there: run the plan again to go on, or take its chunks back with `holdfast rollback"
+        " forward`, newest first",
+    )
 
 
 def no_fence(account: str = "the rollback account") -> Problem:

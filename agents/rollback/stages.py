@@ -8,6 +8,9 @@ marker row alone decides which:
        v          │ v            v                v
     abandoned     failed <───────┴────────────────┘
 
+A plan in chunks goes `chunking` → `chunked` instead (or `failed`, and on from there): each chunk is a plan of its own, which
+goes through the states above, and the only thing that is ever undecided (`agents.rollback.chunks`).
+
 `approved` may be said of a plan that is planned or failed, and again: it is confirmed or abandoned next (`approval`).
 `fenced` is said before the source is made read-only and carries what it was before. A failed plan may be confirmed again:
 nothing was changed. From `confirmed` on until it has ended a plan is *undecided*: the source's next command or the
@@ -28,13 +31,15 @@ from streams.events.rollbacks import RollbackState
 StageName = Literal["prepare", "fence", "begin", "compare", "children", "apply", "settle", "commit"]
 
 NEXT: Final[Mapping[str, frozenset[RollbackState]]] = {
-    "planned": frozenset({"approved", "confirmed", "abandoned"}),
-    "approved": frozenset({"approved", "confirmed", "abandoned"}),
+    "planned": frozenset({"approved", "confirmed", "chunking", "abandoned"}),
+    "approved": frozenset({"approved", "confirmed", "chunking", "abandoned"}),
+    "chunking": frozenset({"chunking", "chunked", "failed"}),
+    "chunked": frozenset(),
     "confirmed": frozenset({"fenced", "applying", "failed", "applied"}),
     "fenced": frozenset({"applying", "failed", "applied"}),
     "applying": frozenset({"applied", "failed"}),
     "applied": frozenset(),
-    "failed": frozenset({"approved", "confirmed", "abandoned"}),
+    "failed": frozenset({"approved", "confirmed", "chunking", "abandoned"}),
     "abandoned": frozenset(),
 }
 FINAL: Final = frozenset(state for state, following in NEXT.items() if not following)

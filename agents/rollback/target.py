@@ -121,6 +121,14 @@ class Target(Protocol):
         see to it that the plan can never be committed any more when it is not."""
         ...
 
+    def has_marker(self, plan: str) -> bool:
+        """Whether the plan's step has been applied here: on the source, or on a replica of it."""
+        ...
+
+    def undo_length(self) -> int | None:
+        """How many transactions' undo the server still has to purge; None: the account may not know."""
+        ...
+
     def close(self) -> None:
         """May be called at any time, twice, and raises nothing."""
         ...

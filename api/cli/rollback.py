@@ -29,6 +29,14 @@ METHOD = click.option(
     type=click.Choice(["native", "bound"]),
     help="How rows are changed: native events, or bound statements; default: as the rollback account can.",
 )
+CHUNKS = click.option(
+    "--chunk-rows",
+    type=click.IntRange(1),
+    help="In chunks of whole steps of about so many rows, each committed; needs --not-whole-source.",
+)
+PAUSE = click.option(
+    "--chunk-pause", "pause_ms", type=click.IntRange(0, 3_600_000), metavar="MS", help="Between chunks."
+)
 APPROVAL = click.option("--approval", is_flag=True, help="A second person must approve it before it runs.")
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 PLAN = click.argument("plan")
@@ -57,16 +65,18 @@ def _target(given: dict[str, Any]) -> dict[str, Any]:
 @SWITCH
 @LATER
 @METHOD
+@CHUNKS
+@PAUSE
 @APPROVAL
 @asks
 def plan(
     ask: Ask, source: str, switch_branch: bool, whole_source: bool, method: str | None, approval: bool, **given: Any
 ) -> None:
     """Plan a rollback: what would be undone, in which tables, what stands in the way. Nothing is touched."""
+    options = _options(given, whole_source, method, approval)
     target = _target(given)
     if not target:
         raise click.UsageError("say how far back: --steps, --to-time, --to-gtid or --to-step")
-    options = _options(whole_source, method, approval)
     _planned(ask, _make(ask, source, {"kind": "rollback", **target}, switch_branch, options))
 
 
@@ -86,9 +96,11 @@ def _planned(ask: Ask, found: dict[str, Any]) -> None:
         sys.exit(REFUSED)
 
 
-def _options(whole_source: bool, method: str | None, approval: bool) -> dict[str, Any]:
+def _options(given: dict[str, Any], whole_source: bool, method: str | None, approval: bool) -> dict[str, Any]:
     """A plan's options, as the API takes them."""
+    chunks = {name: given.pop(name, None) for name in ("chunk_rows", "pause_ms")}
     return {
+        **{name: value for name, value in chunks.items() if value is not None},
         "whole_source": whole_source,
         **({"method": method} if method else {}),
         **({"approval": True} if approval else {}),
@@ -279,6 +291,7 @@ def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bo
 
     def human() -> None:
         step = f" as step {result['ordinal']:,} ({result.get('position', '')})" if result.get("ordinal") else ""
+        step = f" in {result['chunks']} chunks" if result.get("chunks") else step
         click.echo(f"Done{step}: {result.get('rows', found['rows']):,} rows changed, {found['target']}.")
         if found["kind"] == "rollback":
             click.echo(f"Forward again:  holdfast rollback forward {source}")
@@ -298,6 +311,8 @@ def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bo
 @SWITCH
 @LATER
 @METHOD
+@CHUNKS
+@PAUSE
 @APPROVAL
 @click.option("--dry-run", is_flag=True, help="Only make the plan and show it.")
 @YES
@@ -314,9 +329,8 @@ def forward(
     **given: Any,
 ) -> None:
     """Redo what was rolled back: plan it, show it, run it."""
-    found = _make(
-        ask, source, {"kind": "forward", **_target(given)}, switch_branch, _options(whole_source, method, approval)
-    )
+    options = _options(given, whole_source, method, approval)
+    found = _make(ask, source, {"kind": "forward", **_target(given)}, switch_branch, options)
     if not ask.as_json:
         _summary(ask, found)
     if not found["runnable"]:

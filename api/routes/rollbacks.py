@@ -25,7 +25,7 @@ from streams.ids import uuid7
 from streams.selection import Selection, within
 
 _TARGETS = ("steps", "to_time", "to_position", "to_step", "plan")
-_FINAL = ("applied", "abandoned")
+_FINAL = ("applied", "chunked", "abandoned")
 
 
 def plan(call: Call) -> Reply:

@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 from streams.events.base import Event, Problem, event
 
-RollbackState = Literal["approved", "confirmed", "fenced", "applying", "applied", "failed", "abandoned"]
+RollbackState = Literal[
+    "approved", "confirmed", "fenced", "applying", "applied", "chunking", "chunked", "failed", "abandoned"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class RollbackPlanned(Event):
 class RollbackChanged(Event):
     """A plan is in a new state.
 
+    `chunking`, `chunked`: a plan that is carried out as several others, each with states of its own; `rows` done so far.
     `approved`: somebody (`by`) looked at what `digest` stands for and agreed; it may be said more than once.
     `fenced` carries `read_only_before` (the server's value before we set it), written before it is set, so that a
     restarted agent can put it back. `applied` names the position (GTID) and ordinal of the step that the rollback itself is.

@@ -80,7 +80,7 @@ def test_trap(column: Column, case: Case) -> None:
         _stops(column, there)
         return
     refused = walking.Walk(there, column.rolling, rng_of(case)).run()
-    assert bool(refused) == bool(there.refused)
+    assert there.sometimes or bool(refused) == bool(there.refused)
 
 
 def _stops(column: Column, case: Case) -> None:

@@ -43,6 +43,7 @@ class Case:
     - `writes`: drawn from at random, before the trap (`before` of them) and after it (`after` of them).
     - `trap`: carried out in this order, each a write of its own.
     - `refused`: codes, one of which a plan that crosses the trap is refused with; empty: it is crossed like anything else.
+    - `sometimes`: it is refused only when rows change that were written before the trap.
     - `stops`: codes, one of which capture stops with; nothing is rolled back then.
     - `settings`: global, for the time of the case, for connections made in it.
     - `options`: of every plan.
@@ -57,6 +58,7 @@ class Case:
     writes: tuple[Write, ...] = WRITES
     trap: tuple[Write, ...] = ()
     refused: tuple[str, ...] = ()
+    sometimes: bool = False
     stops: tuple[str, ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
@@ -84,7 +86,8 @@ class Case:
         if self.stops:
             return "capture stops: " + " or ".join(self.stops)
         if self.refused:
-            return "refused: " + " or ".join(self.refused)
+            refused = "refused: " + " or ".join(self.refused)
+            return f"walked; {refused} where rows from before it change" if self.sometimes else refused
         return "walked"
 
 

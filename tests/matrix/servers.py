@@ -39,4 +39,6 @@ class ServerKind:
 SERVERS = (
     ServerKind("MariaDB 10.11", "mariadb-10.11", encrypted=True),
     ServerKind("MariaDB 11.4", "mariadb-11.4"),
+    ServerKind("MySQL 9", "mysql-9", options={"local_infile": "ON"}),
+    ServerKind("MySQL 5.5", "mysql-5.5"),
 )

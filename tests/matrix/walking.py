@@ -156,7 +156,7 @@ class Walk:
             if codes == {"nothing-to-do"}:
                 continue
             crossed = any(r.first <= o <= r.last for r in (*planned.undo, *planned.redo) for o in self.trap)
-            if crossed and self.case.refused:
+            if crossed and self.case.refused and (codes or not self.case.sometimes):
                 assert codes & set(self.case.refused), f"step {target}: {planned.obstacles}"
                 assert all(o.message for o in planned.obstacles)
                 refused.append(planned)

@@ -188,6 +188,10 @@ class Source(Protocol):
         """
         ...
 
+    def events_in(self, payload: bytes) -> int:
+        """How many native events a payload of whole steps holds."""
+        ...
+
 
 class Platform(Protocol):
     """A module of the registry."""

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +27,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._resource import ResourceType
 
+from agents.capture.spool import folder_of, look
 from deploy.embedded import kafka, packages, postgres, site, state
 from deploy.embedded.ports import is_free
 from deploy.embedded.stack import Stack, open_stack, process_user
@@ -68,8 +70,8 @@ def examine(data_dir: Path) -> list[Finding]:
     except (DeployError, StreamError) as e:
         level: Level = "note" if e.code == "site-missing" else "bad"
         return [*findings, Finding("site", level, e.message, e.hint)]
-    for name, look in _SITE:
-        findings += _carefully(name, partial(look, stack))
+    for name, check_site in _SITE:
+        findings += _carefully(name, partial(check_site, stack))
     return findings
 
 
@@ -350,6 +352,26 @@ def _postgres(stack: Stack) -> Iterator[Finding]:
         yield Finding("clock", "bad", f"PostgreSQL's clock and ours are {off:.1f} s apart", "run NTP on both machines")
 
 
+def _spools(stack: Stack) -> Iterator[Finding]:
+    """What capture keeps on this machine's disk because Kafka does not take it."""
+    limit = stack.settings.capture.spool_bytes
+    folder = stack.data_dir / "spool"
+    for source in sorted(p.name for p in folder.iterdir()) if folder.is_dir() else ():
+        seen = look(folder_of(stack.data_dir, source))
+        if seen is None:
+            continue
+        since = datetime.fromtimestamp(seen.since_us / 1e6, UTC).isoformat(timespec="seconds")
+        full = seen.size > 0.9 * limit
+        yield Finding(
+            "spool",
+            "bad" if full else "note",
+            f"{source}: steps {seen.first} to {seen.last}, {seen.size >> 20} MiB of {limit >> 20}, wait for Kafka since "
+            f"{since}" + (": it is full, what follows waits at the source" if full else ""),
+            "is Kafka up, and the network to it? what is spooled is lost with this machine; "
+            "capture.spool_bytes says how much may wait",
+        )
+
+
 def _show(connection: psycopg.Connection[Any], name: str) -> str:
     row = connection.execute("SELECT current_setting(%s)", (name,)).fetchone()
     assert row is not None
@@ -361,4 +383,5 @@ _SITE: Sequence[tuple[str, Callable[[Stack], Iterator[Finding]]]] = (
     ("ports", _ports),
     ("kafka", _kafka),
     ("postgresql", _postgres),
+    ("spool", _spools),
 )

@@ -131,8 +131,9 @@ def replay(
     with contextlib.closing(consume.open_consumer(kafka)) as consumer:
         consumer.assign([TopicPartition(topic, partition, first) for (topic, partition), first in at.items()])
         waited = 0.0
+        places = consume.Places()
         while at and not stop.is_set():
-            raw = consume.batch(consumer, 0.5)
+            raw = consume.batch(consumer, 0.5, places=places)
             messages: list[Message] = []
             read: dict[Partition, tuple[int, int]] = {}
             done = []

@@ -28,7 +28,7 @@ from streams.capture_chain import Chain, Seen, Verdict, anchor, seen
 from streams.capture_record import Sealer, read_unsettled, record_digest, step_slices, unseal_payload
 from streams.consume import Message
 from streams.errors import BrokenChain, DeliveryFailed, StreamError
-from streams.events import CommitsRecorded, EpochStarted, LineageStarted
+from streams.events import CommitsRecorded, EpochStarted, Event, LineageStarted
 from streams.formats.binlog.events import is_format_description, whole_events
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
@@ -108,8 +108,8 @@ class CaptureLog:
                 chain, at = self._certain(reader, before, low)
                 record, started = None, None
                 for message in reader.read(at, high):
-                    event = message.event
-                    if chain.take(event, message.stamp.writer) is Verdict.DROPPED:
+                    verdict, event = self._judge(chain, message)
+                    if verdict is Verdict.DROPPED:
                         continue
                     if isinstance(event, CommitsRecorded):
                         record = event if event.part is None or event.part.last else record
@@ -283,11 +283,11 @@ class CaptureLog:
                 event = message.event
                 if isinstance(event, CommitsRecorded) and _holds(event, lineage, ordinal):
                     here = chain.copy()
-                    if chain.take(event, message.stamp.writer) is Verdict.ACCEPTED:
+                    if self._judge(chain, message)[0] is Verdict.ACCEPTED:
                         if came_by:
                             return here, message.offset
                         break
-                elif chain.take(event, message.stamp.writer) is Verdict.ACCEPTED:
+                elif self._judge(chain, message)[0] is Verdict.ACCEPTED:
                     came_by = came_by or not isinstance(event, EpochStarted)
                 if chain.lineage == lineage and chain.ordinal >= ordinal:
                     break  # the anchor was after it already
@@ -332,10 +332,8 @@ class CaptureLog:
             try:
                 chain, at = self._find(reader, record.lineage or "", record.first_ordinal, low, high, ask=False)
                 for message in reader.read(at, high):
-                    event = message.event
-                    if chain.take(event, message.stamp.writer) is Verdict.ACCEPTED and isinstance(
-                        event, CommitsRecorded
-                    ):
+                    verdict, event = self._judge(chain, message)
+                    if verdict is Verdict.ACCEPTED and isinstance(event, CommitsRecorded):
                         if event.digest == record.digest:
                             return True
                         if chain.ordinal >= record.last_ordinal:
@@ -344,6 +342,20 @@ class CaptureLog:
                 return False
         return False
 
+    def _judge(self, chain: Chain, message: Message) -> tuple[Verdict, Event]:
+        """What becomes of `message`, and what it holds. One that is not what its digest says is fetched again before that is
+        believed: Kafka's own checksum is looked at when a batch arrives, not after that."""
+        for _ in range(consume.REFETCHES):
+            try:
+                return chain.take(message.event, message.stamp.writer), message.event
+            except BrokenChain as error:
+                if error.code != "chain-damaged":
+                    raise
+                _log.warning("%s@%d is fetched again: %s", self.topic, message.offset, error.message)
+            with contextlib.closing(_Reader(self._kafka, self.topic)) as reader:
+                message = next(reader.read(message.offset, message.offset + 1), message)
+        return chain.take(message.event, message.stamp.writer), message.event
+
     def _fragments(self, chain: Chain, messages: Iterable[Message | None]) -> Iterator[StepFragment | None]:
         """What `messages` hold that counts, in fragments; None for each None, and where a lineage starts."""
         step: _Parts | None = None
@@ -351,8 +363,8 @@ class CaptureLog:
             if message is None:
                 yield None
                 continue
-            event = message.event
-            if chain.take(event, message.stamp.writer) is Verdict.DROPPED:
+            verdict, event = self._judge(chain, message)
+            if verdict is Verdict.DROPPED:
                 continue
             if isinstance(event, LineageStarted):
                 yield None
@@ -492,9 +504,9 @@ class _Reader:
         if first >= end:
             return
         self._consumer.assign([TopicPartition(self._topic, 0, first)])
-        silence = consume.Silence(self._topic)
+        silence, places = consume.Silence(self._topic), consume.Places()
         while True:
-            messages = consume.batch(self._consumer, 1.0, 64)
+            messages = consume.batch(self._consumer, 1.0, 64, places)
             silence.broken_by(messages)
             for message in messages:
                 offset = message.offset() or 0
@@ -506,8 +518,9 @@ class _Reader:
     def follow(self, first: int, stop: threading.Event) -> Iterator[Message | None]:
         """Records from `first` on as they come, until `stop` is set; None whenever there are no more for now."""
         self._consumer.assign([TopicPartition(self._topic, 0, first)])
+        places = consume.Places()
         while not stop.is_set():
-            for message in consume.batch(self._consumer, 0.2, 64):
+            for message in consume.batch(self._consumer, 0.2, 64, places):
                 if message.error() is None:
                     yield consume.decoded(message)
             yield None

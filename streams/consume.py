@@ -25,18 +25,21 @@ from streams.settings import KafkaSettings
 _PATIENCE_S = 10.0
 SILENCE_S = 30.0  # a broker takes less to come back; whoever asks should not wait for ever
 _BATCH = 1000
+REFETCHES = 5  # of the same record, before it counts as damaged where it is kept
 _MOVING = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError._UNKNOWN_PARTITION,  # of one that was there: nobody is left to say who leads it
     }
 )
 
 
 class ConsumeError(StreamError):
-    """A topic cannot be read: `topic-missing`, `offset-trimmed`, `kafka-unreachable`, `kafka-refused`."""
+    """A topic cannot be read: `topic-missing`, `offset-trimmed`, `record-damaged`, `kafka-unreachable`,
+    `kafka-refused`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +113,12 @@ def ends(consumer: Consumer, topic: str, partition: int) -> tuple[int, int]:
                 break
             except KafkaException as error:
                 # A topic created a moment ago, or a leader that moved: the broker asked does not lead it (yet, any more).
-                if clients.code_of(error) not in _MOVING or time.monotonic() > deadline:
+                if clients.code_of(error) not in _MOVING:
                     raise
+                if time.monotonic() > deadline:
+                    raise ConsumeError(
+                        "kafka-unreachable", f"nobody leads {topic}: {clients.text_of(error)}", "are all brokers up?"
+                    ) from error
                 time.sleep(0.1)
     if found is None:
         raise ConsumeError("kafka-unreachable", f"Kafka did not say where {topic} ends", "is Kafka up?")
@@ -155,9 +162,10 @@ def read_topic(
             assigned.append(TopicPartition(full_topic, partition, first))
         consumer.assign(assigned)
         left = {tp.partition for tp in assigned}
+        places = Places()
         silence = Silence(full_topic)
         while left:
-            messages = batch(consumer, 0.5)
+            messages = batch(consumer, 0.5, places=places)
             if until_end:
                 silence.broken_by(messages)
             for message in messages:
@@ -197,16 +205,19 @@ def follow(
             for partition in partitions(consumer, topic)
         ]
         consumer.assign(assigned)
+        places = Places()
         while not stop.is_set():
-            messages = [decoded(m) for m in batch(consumer, turn_s) if m.error() is None]
+            came = batch(consumer, turn_s, places=places)
+            messages = [decoded(m) for m in came if m.error() is None]
             if messages or ticks:
                 yield messages
 
 
-def batch(consumer: Consumer, timeout: float, count: int = _BATCH) -> list[KafkaMessage]:
+def batch(consumer: Consumer, timeout: float, count: int = _BATCH, places: Places | None = None) -> list[KafkaMessage]:
     """What has come: waits up to `timeout` seconds for the first record only. Ends of partitions are among them.
 
-    Raises `ConsumeError` on anything else that is not a record; a broker that is away only delays.
+    With `places`, which must be told of nothing else, what was damaged on its way is fetched again. Raises `ConsumeError` on
+    anything else that is not a record; a broker that is away only delays.
     """
     first = consumer.poll(timeout)
     if first is None:
@@ -215,7 +226,11 @@ def batch(consumer: Consumer, timeout: float, count: int = _BATCH) -> list[Kafka
     out = []
     for message in messages:
         error = message.error()
-        if error is None or error.code() == KafkaError._PARTITION_EOF:
+        if (
+            error is None
+            or error.code() == KafkaError._PARTITION_EOF
+            or (error.code() == KafkaError._BAD_MSG and places is not None)
+        ):
             out.append(message)
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise ConsumeError(
@@ -231,7 +246,62 @@ def batch(consumer: Consumer, timeout: float, count: int = _BATCH) -> list[Kafka
             raise ConsumeError("topic-missing", f"{message.topic()} is gone: {error.str()}")
         elif not error.retriable() and error.code() not in clients.UNREACHABLE:
             raise ConsumeError("kafka-refused", f"cannot read {message.topic()}: {error.str()} ({error.name()})")
-    return out
+    return out if places is None else places.sound(consumer, out)
+
+
+class Places:
+    """Which record of each partition comes next, so that what is damaged on its way is fetched again.
+
+    librdkafka compares each batch with its CRC32C, reports one that differs, and goes on with the next: whoever only looks
+    at records would skip it.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[tuple[str, int], int] = {}
+        self._tries: dict[tuple[str, int], tuple[int, int]] = {}
+
+    def sound(self, consumer: Consumer, messages: list[KafkaMessage]) -> list[KafkaMessage]:
+        """`messages` less what follows a damaged batch, which will come again.
+
+        Raises `ConsumeError` (`record-damaged`) once the same one was damaged `REFETCHES` times.
+        """
+        out: list[KafkaMessage] = []
+        damaged: dict[tuple[str, int], KafkaMessage] = {}
+        for message in messages:
+            place = (message.topic() or "", message.partition() or 0)
+            if place in damaged:
+                continue
+            error = message.error()
+            if error is None:
+                offset = message.offset() or 0
+                if offset < self._next.get(place, 0):
+                    continue  # of a batch that was fetched again from its beginning
+                self._next[place] = offset + 1
+            elif error.code() == KafkaError._BAD_MSG:
+                damaged[place] = message
+                continue
+            out.append(message)
+        for place, message in damaged.items():
+            self._fetch_again(consumer, place, message)
+        return out
+
+    def _fetch_again(self, consumer: Consumer, place: tuple[str, int], message: KafkaMessage) -> None:
+        topic, partition = place
+        at = self._next.get(place, message.offset() or 0)
+        before, tries = self._tries.get(place, (-1, 0))
+        tries = tries + 1 if before == at else 1
+        self._tries[place] = (at, tries)
+        error = message.error()
+        said = "" if error is None else error.str()
+        if tries > REFETCHES:
+            raise ConsumeError(
+                "record-damaged",
+                f"{topic}[{partition}]@{at} was damaged each of {tries} times: {said}",
+                "use TLS to Kafka; check the network, then the brokers' disks",
+            )
+        clients.logger().warning("%s[%d]@%d is fetched again: %s", topic, partition, at, said)
+        with explained(f"read {topic} again"):
+            consumer.seek(TopicPartition(topic, partition, at))
 
 
 class Silence:

@@ -13,6 +13,7 @@
     sasl_username = "holdfast"
     sasl_password_file = "secrets/kafka.password"
     ca_file = "kafka-ca.pem"
+    compression = "zstd"                 # none, lz4, zstd; default: zstd where a host is not this one
     allow_plaintext = false              # required to go unencrypted to a host that is not this one
 
     [postgres]
@@ -22,6 +23,7 @@
     dbname = "holdfast"
     password_file = "secrets/postgres.password"
     sslmode = "prefer"
+    allow_plaintext = false              # required for a mode that may go unencrypted to a host that is not this one
     ca_file = "postgres-ca.pem"
 
     [api]
@@ -29,6 +31,9 @@
     port = 8473
     tls_cert = "api.pem"                 # both required where host is not loopback
     tls_key = "api.key"
+
+    [capture]
+    spool_bytes = 4294967296             # of disk for each source while Kafka is away; 0: none
 
 Paths are relative to the file. Every value can be overridden by environment: `HOLDFAST_SITE`, `HOLDFAST_DATA`
 (data_dir), `HOLDFAST_SECRET_KEY_FILE`, and `HOLDFAST_<TABLE>_<NAME>` such as `HOLDFAST_KAFKA_BOOTSTRAP` or
@@ -55,6 +60,7 @@ from streams.ids import slug
 KAFKA_URL_SCHEMES = {"kafka": ("PLAINTEXT", "SASL_PLAINTEXT"), "kafkas": ("SSL", "SASL_SSL")}
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+COMPRESSIONS = ("none", "lz4", "zstd")
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 DEFAULT_API_PORT = 8473
 
@@ -75,6 +81,16 @@ class KafkaSettings:
     sasl_username: str | None = None
     sasl_password_file: Path | None = None
     ca_file: Path | None = None
+    compression: str | None = None
+    allow_plaintext: bool = False
+
+    @property
+    def capture_compression(self) -> str:
+        """What captured records are compressed with: said, or zstd where they cross a network."""
+        if self.compression is not None:
+            return self.compression
+        hosts = [s.rpartition(":")[0] for s in self.bootstrap.split(",")]
+        return "none" if all(map(is_loopback, hosts)) else "zstd"
 
     @property
     def tls(self) -> bool:
@@ -116,6 +132,7 @@ class PostgresSettings:
     password_file: Path | None = None
     sslmode: str = "prefer"
     ca_file: Path | None = None
+    allow_plaintext: bool = False
 
     def conninfo(self) -> str:
         """libpq's connection string, password included (read from its file now): never log it, never an argument."""
@@ -153,6 +170,13 @@ class ApiSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """`spool_bytes`: how much of a source may be kept on the agent's disk while Kafka is away."""
+
+    spool_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What every process of a site is given. `secret_key_file` holds 32 random bytes that open its secrets."""
 
@@ -162,6 +186,7 @@ class Settings:
     postgres: PostgresSettings
     api: ApiSettings
     secret_key_file: Path
+    capture: CaptureSettings = CaptureSettings()
 
 
 def read_secret(path: Path) -> str:
@@ -204,6 +229,7 @@ def load(path: Path | str, environ: Mapping[str, str] | None = None) -> Settings
         postgres=_postgres(tables["postgres"], base),
         api=_api(tables["api"], base),
         secret_key_file=secret_key_file,
+        capture=CaptureSettings(_int(tables["capture"], "spool_bytes", CaptureSettings().spool_bytes)),
     )
 
 
@@ -230,6 +256,7 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         "sasl_username": "text",
         "sasl_password_file": "path",
         "ca_file": "path",
+        "compression": "text",
         "allow_plaintext": "bool",
     },
     "postgres": {
@@ -240,9 +267,11 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         "dbname": "text",
         "password_file": "path",
         "sslmode": "text",
+        "allow_plaintext": "bool",
         "ca_file": "path",
     },
     "api": {"host": "text", "port": "int", "tls_cert": "path", "tls_key": "path"},
+    "capture": {"spool_bytes": "int"},
 }
 _ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "HOLDFAST_SITE": ("", "site"),
@@ -428,6 +457,8 @@ def _kafka(table: _Table, base: Path) -> KafkaSettings:
         sasl_username=username,
         sasl_password_file=password_file,
         ca_file=_path(table, "ca_file", base),
+        compression=_one_of("kafka.compression", text, COMPRESSIONS) if (text := _text(table, "compression")) else None,
+        allow_plaintext=bool(table.get("allow_plaintext")),
     )
 
 
@@ -470,19 +501,29 @@ def _postgres(table: _Table, base: Path) -> PostgresSettings:
         table = {**table, **_from_postgres_url(str(table["url"]), table)}
     host = _text(table, "host") or "127.0.0.1"
     sslmode = _text(table, "sslmode") or ("prefer" if is_loopback(host) or host.startswith("/") else "verify-full")
+    _one_of("postgres.sslmode", sslmode, SSL_MODES)
+    local = is_loopback(host) or host.startswith("/")
+    if not local and sslmode in ("disable", "allow", "prefer") and not table.get("allow_plaintext"):
+        raise SettingsError(
+            "settings-plaintext",
+            f"what is read of {host} and written to it could cross the network unencrypted (sslmode {sslmode})",
+            "use sslmode verify-full (with ca_file), verify-ca or require; "
+            "`postgres.allow_plaintext = true` where the network is yours alone",
+        )
     return PostgresSettings(
         host=host,
         port=_port("postgres.port", _int(table, "port", 5432)),
         user=_text(table, "user") or "holdfast",
         dbname=_text(table, "dbname") or "holdfast",
         password_file=_path(table, "password_file", base),
-        sslmode=_one_of("postgres.sslmode", sslmode, SSL_MODES),
+        sslmode=sslmode,
         ca_file=_path(table, "ca_file", base),
+        allow_plaintext=bool(table.get("allow_plaintext")),
     )
 
 
 def _from_postgres_url(url: str, table: _Table) -> _Table:
-    """`postgresql://[user@]host[:port][/dbname][?sslmode=…&sslrootcert=…&password_file=…]`."""
+    """`postgresql://[user@]host[:port][/dbname][?sslmode=…&sslrootcert=…&password_file=…&allow_plaintext=…]`."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -508,7 +549,9 @@ def _from_postgres_url(url: str, table: _Table) -> _Table:
         out["user"] = unquote(parts.username)
     if parts.path.strip("/"):
         out["dbname"] = unquote(parts.path.strip("/"))
-    names = {"sslmode": "sslmode", "sslrootcert": "ca_file", "ca_file": "ca_file", "password_file": "password_file"}
+    names = {name: name for name in ("sslmode", "ca_file", "password_file", "allow_plaintext")} | {
+        "sslrootcert": "ca_file"
+    }
     for key, value in parse_qsl(parts.query, keep_blank_values=True):
         if key == "password":
             raise SettingsError(
@@ -518,7 +561,8 @@ def _from_postgres_url(url: str, table: _Table) -> _Table:
             raise SettingsError(
                 "settings-unknown", f"`postgres.url` has a parameter {key!r}", f"known: {', '.join(names)}"
             )
-        out[names[key]] = value
+        kind = _KEYS["postgres"][names[key]]
+        out[names[key]] = _from_text(f"`postgres.url` {key}", kind, value) if kind == "bool" else value
     return out
 
 

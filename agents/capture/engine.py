@@ -8,7 +8,9 @@
         another agent took over:  `Fenced`
         the source is not where it was, or says what we do not understand: `CaptureStopped`. Never a step is skipped.
 
-While Kafka is away the source's log is not read on: at most `UNDER_WAY` records are in memory.
+        Kafka takes nothing:      `KafkaAway`, where there is a spool; the next epoch drains that first (`spooling`)
+
+Without a spool, and while it is full, the source's log is not read on: at most `UNDER_WAY` records are in memory.
 
 And if we die here? Nothing is kept outside the log. What was sent and is not acknowledged is there or not; the next
 run reads what is there and asks the source for what follows.
@@ -20,13 +22,14 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from blake3 import blake3
-
 from agents.capture.records import Recorder, Standing, steps_of
-from agents.capture.takeover import claim, standing
+from agents.capture.spool import SpoolDamaged
+from agents.capture.spooling import AWAY_S, Spooling
+from agents.capture.takeover import claim, prove, standing
 from agents.errors import DAMAGED, AgentError, CaptureStopped, Fenced, SourceUnavailable
 from agents.failpoints import failpoint
 from agents.protocol import Piece, Source, Stream, Taken
@@ -45,12 +48,11 @@ ATTEMPTS = 4
 # What damage on the way can look like while a connection is made in clear: not believed at once.
 DOUBTFUL = frozenset({DAMAGED, "source-denied", "source-tls", "source-error"})
 _TURN_S = 0.2
-_PROOF_PATIENCE_S = 20.0
 _LONGEST_PAUSE_S = 10.0
 _TICK_US = 1_000_000  # a step's time by the source is no more exact
 _log = logging.getLogger("holdfast.capture")
 
-State = Literal["starting", "capturing", "source-unreachable", "stopped"]
+State = Literal["starting", "capturing", "spooling", "source-unreachable", "stopped"]
 
 
 @dataclass
@@ -72,11 +74,16 @@ class Progress:
     step_time_us: int = 0
     caught_up_us: int = field(default_factory=now_us)
     trouble: str = ""
+    durable: Standing | None = None  # the last step in the log, as far as it is known
 
     def lag_ms(self, now: int) -> float:
         """How far the log is behind the source at most; an estimate, since steps' times are whole seconds of its clock."""
         behind_us = now - max(self.caught_up_us, self.step_time_us)
         return behind_us / 1000 if behind_us > _TICK_US else 0.0
+
+
+class KafkaAway(Exception):
+    """Kafka takes nothing. What is known to be in the log stands in `Progress`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +105,11 @@ class _Epoch:
     stream: RecordStream
     publisher: Publisher
     progress: Progress
+    spools: bool = False  # when Kafka takes nothing, that is an end
+    gap: str = ""  # what a damaged spool held
     under_way: deque[_Sent] = field(default_factory=deque)
     under_way_bytes: int = 0
+    waiting_since: float = 0.0  # for an acknowledgement, while something is under way
 
     def send(self, taken: Taken, captured_us: int) -> None:
         record = self.recorder.record(taken, captured_us)
@@ -113,18 +123,25 @@ class _Epoch:
                 headers.append(unsettled_header(unsettled))
             self.stream.send(record.key.encode(), value, headers)
         size = len(taken.payload)
+        if not self.under_way:
+            self.waiting_since = time.monotonic()
         sent = _Sent(self.stream.sent, self.recorder.standing, steps_of(taken), size, taken.step_time_us)
         self.under_way.append(sent)
         self.under_way_bytes += size
         failpoint("capture-part-sent" if isinstance(taken, Piece) and not taken.last else "capture-record-sent")
 
     def settle(self) -> None:
-        """Take in what has been acknowledged."""
+        """Take in what has been acknowledged. Raises `KafkaAway`."""
         durable = self.stream.durable()
         progress = self.progress
+        if self.under_way and self.under_way[0].number <= durable:
+            self.waiting_since = time.monotonic()
+        elif self.spools and self.under_way and time.monotonic() - self.waiting_since > AWAY_S:
+            raise KafkaAway(f"Kafka took nothing for {AWAY_S:g} s")
         while self.under_way and self.under_way[0].number <= durable:
             sent = self.under_way.popleft()
             self.under_way_bytes -= sent.payload_bytes
+            progress.durable = sent.standing
             progress.ordinal, progress.position = sent.standing.ordinal, sent.standing.after
             progress.steps += sent.steps
             progress.payload_bytes += sent.payload_bytes
@@ -153,27 +170,45 @@ def run_epochs(
     progress: Progress,
     stop: threading.Event,
     agent: str,
+    *,
+    spooling: Spooling | None = None,
+    ours: int | None = None,
+    claimed_now: Callable[[], None] = lambda: None,
 ) -> None:
     """Capture in one epoch, until `stop` is set. Raises `Fenced`, `CaptureStopped`, other `AgentError`, `DeliveryFailed`.
 
-    After `DeliveryFailed` call it again, with a new publisher.
+    After `DeliveryFailed` call it again, with a new publisher; likewise after `KafkaAway`, which is raised where there is
+    `spooling`. `ours`: the epoch that must still be the log's last. `claimed_now` is called when Kafka has
+    answered and capture is ours.
     """
     name = source.settings.source
-    claimed = claim(publisher, log, source=name, agent=agent, stop=stop)
+    claimed = claim(publisher, log, source=name, agent=agent, stop=stop, ours=ours)
     at = standing(log, claimed.tail)
+    claimed_now()
     progress.lineage, progress.epoch = claimed.tail.lineage, claimed.epoch
-    progress.ordinal, progress.position = at.ordinal, at.after
+    progress.ordinal, progress.position, progress.durable = at.ordinal, at.after, at
     _log.info("%s: epoch %d, after step %d at %s", name, claimed.epoch, at.ordinal, at.after or "the beginning")
     stream = RecordStream(
         settings.kafka,
         log.topic,
+        compression=settings.kafka.capture_compression,
         after=claimed.tail.end - 1,
         examine=log.fence(claimed.epoch, publisher.chain.writer),
     )
     recorder = Recorder(name, claimed.tail.lineage, claimed.epoch, claimed.tail.digest, at, sealer)
-    epoch = _Epoch(recorder, stream, publisher, progress)
+    epoch = _Epoch(recorder, stream, publisher, progress, spools=spooling is not None)
     try:
-        _follow(source, epoch, stop)
+        reader = None
+        if spooling is not None and spooling.active:
+            reader = _drain(spooling, epoch, stop)
+        _follow(source, epoch, stop, reader)
+    except KafkaAway:
+        stream.abandon()
+        raise
+    except CaptureStopped as error:
+        if not epoch.gap or error.code not in ("capture-purged", "capture-position-lost"):
+            raise
+        raise CaptureStopped("capture-spool-gap", f"{epoch.gap}; {error.message}", error.hint) from error
     except DeliveryFailed as error:
         stream.abandon()
         if error.code == "capture-fenced":
@@ -181,6 +216,49 @@ def run_epochs(
         raise
     finally:
         _finish(epoch, stop)
+
+
+def _drain(spooling: Spooling, epoch: _Epoch, stop: threading.Event) -> Stream | None:
+    """What is spooled into the log, while the source is read on into the spool; then the spool is needed no more.
+
+    Returns the connection that stands where it ended, if there is one.
+
+    Dying here costs nothing: a segment goes once the log has all of it, and what is sent twice is not sent by this epoch.
+    """
+    spool, progress = spooling.spool, epoch.progress
+    why = spool.align(progress.lineage, epoch.recorder.standing)
+    if why:
+        spooling.drop(why)
+        return None
+    progress.state = "spooling"
+    _log.info(
+        "%s: draining the spool, %d bytes up to step %d", spooling.name, spool.size, spool.end and spool.end.ordinal
+    )
+    spooling.start()
+    try:
+        while not stop.is_set():
+            epoch.settle()
+            spool.release(progress.ordinal)
+            if epoch.full():
+                epoch.stream.wait(_TURN_S, epoch.under_way[0].number)
+                continue
+            found = spool.next()
+            if found is not None:
+                epoch.send(*found)
+            elif spooling.running:
+                spooling.pause()  # what it read meanwhile comes with the next turns
+            elif epoch.under_way:
+                epoch.stream.wait(_TURN_S, epoch.under_way[0].number)
+            else:
+                failpoint("spool-all-drained")
+                reader = spooling.reader()
+                spooling.drop("")
+                failpoint("spool-dropped")
+                return reader
+    except SpoolDamaged as error:
+        epoch.gap = error.gap
+        spooling.drop(f"{error.gap}: read again from the source")
+    return None
 
 
 def _finish(epoch: _Epoch, stop: threading.Event) -> None:
@@ -191,20 +269,23 @@ def _finish(epoch: _Epoch, stop: threading.Event) -> None:
             pass
         epoch.settle()
         epoch.stream.close()
-    except DeliveryFailed as error:
-        _log.warning("not everything that was sent is known to be in the log: %s", error.message)
+    except (DeliveryFailed, KafkaAway) as error:
+        _log.warning("not everything that was sent is known to be in the log: %s", error)
+    finally:
+        epoch.stream.release()
 
 
-def _follow(source: Source, epoch: _Epoch, stop: threading.Event) -> None:
-    """Read the source until `stop` is set, through lost connections."""
+def _follow(source: Source, epoch: _Epoch, stop: threading.Event, reader: Stream | None = None) -> None:
+    """Read the source until `stop` is set, through lost connections. `reader`: one that stands where we do."""
     progress = epoch.progress
     pause = _TURN_S
     doubts, stood_at = 0, -1
     while not stop.is_set():
         began = time.monotonic()
         try:
-            _session(source, epoch, stop)
+            _session(source, epoch, stop, reader)
         except AgentError as error:
+            reader = None
             ordinal = epoch.recorder.standing.ordinal
             moved, stood_at = ordinal != stood_at, ordinal
             if error.code in DOUBTFUL:
@@ -234,13 +315,15 @@ def believed(error: AgentError, ordinal: int) -> AgentError:
     )
 
 
-def _session(source: Source, epoch: _Epoch, stop: threading.Event) -> None:
-    """One connection to the source."""
+def _session(source: Source, epoch: _Epoch, stop: threading.Event, reader: Stream | None) -> None:
+    """One connection to the source: `reader`, or a new one."""
     at = epoch.recorder.standing
-    reader = source.open(at.before, LIMIT, proof=at.after)
+    proven = reader is not None or at.proof is None
+    if reader is None:
+        reader = source.open(at.before, LIMIT, proof=at.after)
     progress = epoch.progress
     try:
-        if at.proof is not None and not prove(reader, at, stop):
+        if not proven and not prove(reader, at, stop):
             return
         failpoint("capture-proved")
         progress.state, progress.trouble = "capturing", ""
@@ -261,37 +344,3 @@ def _session(source: Source, epoch: _Epoch, stop: threading.Event) -> None:
             settle()
     finally:
         reader.close()
-
-
-def prove(reader: Stream, at: Standing, stop: threading.Event) -> bool:
-    """Read the last captured step again and compare; False when `stop` was set before it came whole.
-
-    Raises `CaptureStopped`: `capture-history-changed`, `capture-position-lost`.
-    """
-    hasher = blake3()
-    heard = time.monotonic()
-    while not stop.is_set():
-        taken = reader.take(_TURN_S)
-        if taken is None:
-            if time.monotonic() - heard > _PROOF_PATIENCE_S:
-                raise CaptureStopped(
-                    "capture-position-lost",
-                    f"the source does not show step {at.ordinal} ({at.after}) again",
-                    "take a new baseline (a new lineage starts)",
-                )
-            continue
-        heard = time.monotonic()
-        if isinstance(taken, Piece) and taken.first:
-            hasher = blake3()
-        hasher.update(taken.payload)
-        if not steps_of(taken):
-            continue
-        if taken.after != at.after or hasher.digest() != at.proof:
-            raise CaptureStopped(
-                "capture-history-changed",
-                f"what the source holds as {taken.after} is not what was captured as step {at.ordinal} ({at.after})",
-                "its history was replaced (RESET MASTER, a restored copy, another server): take a new baseline "
-                "(a new lineage starts)",
-            )
-        return True
-    return False

@@ -43,7 +43,7 @@ from agents.schema.origin import SourceOrigin
 from agents.schema.replay import definitions_in
 from streams.admin import ensure_topics, topic_id
 from streams.capture_log import CaptureLog, StepFragment, Tail
-from streams.consume import batch, decoded, ends, open_consumer, partitions, read_topic
+from streams.consume import Places, batch, decoded, ends, open_consumer, partitions, read_topic
 from streams.errors import BrokenChain, StreamError
 from streams.events import GranuleClosed, GranuleKeys, HealthReported, SchemaRecorded, SourceChanged
 from streams.formats.binlog.events import parse_format_description
@@ -92,8 +92,9 @@ def _newest_in(
         return None
     consumer.assign([TopicPartition(topic, partition, first)])
     at, found = first, None
+    places = Places()
     while at < end:
-        for message in batch(consumer, 1.0):
+        for message in batch(consumer, 1.0, places=places):
             offset = message.offset() or 0
             at = max(at, offset + (message.error() is None))
             if message.error() is None and offset < end and message.key() == key:

@@ -9,9 +9,11 @@ import contextlib
 import gc
 import logging
 import threading
+from collections.abc import Callable, Iterator
 
 from agents import registry
-from agents.capture.engine import Progress, run_epochs
+from agents.capture.engine import KafkaAway, Progress, run_epochs
+from agents.capture.spooling import AWAY_S, Spooling, open_spool
 from agents.capture.takeover import Interrupted
 from agents.errors import AgentError, Fenced, SourceUnavailable
 from agents.protocol import Source, SourceSettings
@@ -42,16 +44,36 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
     _wait_for_topics(settings, defined.source, stop)
     _calm_collector()
     failures = 0
-    with CaptureLog(settings.kafka, defined.source, sealer) as log:
+    progress = Progress()
+    ours: int | None = None  # the epoch that was ours when Kafka went away
+    with CaptureLog(settings.kafka, defined.source, sealer) as log, _spooling(settings, source, sealer) as spooling:
         while not stop.is_set():
-            progress = Progress()
             publisher = Publisher(settings, f"capture-{defined.source}")
-            reporter = Reporter(settings, publisher, source, progress, agent)
+            reporter = Reporter(settings, publisher, source, progress, agent, spooling)
+            answered = _spool_unless_answered(spooling, progress)
             try:
                 with reporter:
-                    run_epochs(settings, source, log, publisher, sealer, progress, stop, agent)
+                    run_epochs(
+                        settings,
+                        source,
+                        log,
+                        publisher,
+                        sealer,
+                        progress,
+                        stop,
+                        agent,
+                        spooling=spooling,
+                        ours=ours,
+                        claimed_now=answered,
+                    )
             except Interrupted:
                 pass
+            except KafkaAway as error:
+                _log.warning("%s: %s", defined.source, error)
+                ours = progress.epoch
+                assert spooling is not None
+                spooling.start(progress.lineage, progress.durable)
+                progress = _meanwhile(progress)
             except Fenced as error:
                 _log.error("%s: %s", defined.source, error)
                 raise
@@ -65,12 +87,59 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
                 _log.warning("%s: %s; starting again from the log (%d)", defined.source, error, failures)
                 if failures >= _ATTEMPTS:
                     raise
+                ours = None
+                progress = Progress(lineage=progress.lineage, durable=progress.durable)
                 stop.wait(min(0.2 * 2**failures, 10.0))
             finally:
+                answered()
                 reporter.close()
                 publisher.abandon()
                 with contextlib.suppress(DeliveryFailed):
                     publisher.close(0)
+
+
+@contextlib.contextmanager
+def _spooling(settings: Settings, source: Source, sealer: SecretStore) -> Iterator[Spooling | None]:
+    """The spool; what an earlier run left in it is read on at once. None where there is to be none."""
+    spool = open_spool(settings.data_dir, source, sealer, settings.capture.spool_bytes)
+    if spool is None:
+        yield None
+        return
+    spooling = Spooling(source, spool)
+    spooling.start()
+    try:
+        yield spooling
+    finally:
+        spooling.close()
+
+
+def _spool_unless_answered(spooling: Spooling | None, progress: Progress) -> Callable[[], None]:
+    """While an epoch is claimed Kafka may be away as well: spool from the last known step on. What calls it off."""
+    if spooling is None or progress.durable is None:
+        return lambda: None
+    timer = threading.Timer(AWAY_S, spooling.start, (progress.lineage, progress.durable))
+    timer.daemon = True
+    timer.start()
+
+    def answered() -> None:
+        timer.cancel()
+        timer.join()
+
+    return answered
+
+
+def _meanwhile(before: Progress) -> Progress:
+    """Figures of the next epoch, until it has some: where the log stands, and that it has not moved."""
+    return Progress(
+        state="spooling",
+        lineage=before.lineage,
+        epoch=before.epoch,
+        ordinal=before.ordinal,
+        position=before.position,
+        caught_up_us=before.caught_up_us,
+        trouble="Kafka is away",
+        durable=before.durable,
+    )
 
 
 def _wait_for_topics(settings: Settings, source: str, stop: threading.Event) -> None:
@@ -100,7 +169,13 @@ class Reporter:
     """
 
     def __init__(
-        self, settings: Settings, publisher: Publisher, source: Source, progress: Progress, agent: str
+        self,
+        settings: Settings,
+        publisher: Publisher,
+        source: Source,
+        progress: Progress,
+        agent: str,
+        spooling: Spooling | None = None,
     ) -> None:
         self._settings = settings
         self._publisher = publisher
@@ -108,6 +183,7 @@ class Reporter:
         self._source = source
         self._progress = progress
         self._agent = agent
+        self._spooling = spooling
         self._purge_after_s: float | None = None
         self._log_bytes = 0
         self._version = ""
@@ -175,6 +251,10 @@ class Reporter:
         }
         if self._purge_after_s is not None:
             figures["purge_in_s"] = max(0.0, self._purge_after_s - lag_ms / 1000)
+        if self._spooling is not None and (since := self._spooling.spool.since_us):
+            figures["spool_bytes"] = float(self._spooling.spool.size)
+            figures["spool_limit_bytes"] = float(self._spooling.spool.limit)
+            figures["spool_s"] = max(0.0, (now - since) / 1e6)
         if self._log_bytes:
             figures["source_log_bytes"] = float(self._log_bytes)
         report = HealthReported(

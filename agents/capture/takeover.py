@@ -20,9 +20,10 @@ from typing import TypeVar
 
 from blake3 import blake3
 
-from agents.capture.records import Standing
+from agents.capture.records import Standing, steps_of
 from agents.errors import CaptureStopped, Fenced
 from agents.failpoints import failpoint
+from agents.protocol import Piece, Stream
 from streams.capture_log import CaptureLog, Tail
 from streams.capture_record import lineage_digest
 from streams.errors import BrokenChain, DeliveryFailed, StreamError
@@ -31,6 +32,8 @@ from streams.ids import now_us, uuid7
 from streams.publish import Publisher
 
 _PATIENCE_S = 60.0
+_PROOF_PATIENCE_S = 20.0
+_TAKE_S = 0.2
 _TURN_S = 0.5
 T = TypeVar("T")
 
@@ -94,8 +97,11 @@ def claim(
     agent: str,
     lineage: str | None = None,
     stop: threading.Event | None = None,
+    ours: int | None = None,
 ) -> Claim:
     """Become the writer of `source`'s capture topic. Waits for Kafka, until `stop` is set.
+
+    `ours`: the epoch that was last when Kafka went away; a later one is somebody else's, who took over meanwhile.
 
     Without `lineage` (an empty one will do) there must be one already. Raises `CaptureStopped` (`capture-no-lineage`, a
     broken chain), `Fenced`, `StreamError`, `Interrupted`.
@@ -104,6 +110,12 @@ def claim(
     if lineage is None and (before is None or not before.lineage):
         raise CaptureStopped(
             "capture-no-lineage", f"there is no baseline of {source} to capture on from", "add the source (again)"
+        )
+    if ours is not None and before is not None and before.epoch > ours:
+        raise Fenced(
+            "capture-fenced",
+            f"another agent took over capture of {source} meanwhile (epoch {before.epoch}, this one had {ours})",
+            "only one agent may capture a source; this one stops",
         )
     epoch = (before.epoch if before is not None else 0) + 1
     marker = EpochStarted(
@@ -144,6 +156,40 @@ def standing(log: CaptureLog, tail: Tail) -> Standing:
             hasher.update(fragment.payload)
         proof = hasher.digest()
     return Standing(tail.ordinal, record.before, record.after, proof)
+
+
+def prove(reader: Stream, at: Standing, stop: threading.Event) -> bool:
+    """Read the last captured step again and compare; False when `stop` was set before it came whole.
+
+    Raises `CaptureStopped`: `capture-history-changed`, `capture-position-lost`.
+    """
+    hasher = blake3()
+    heard = time.monotonic()
+    while not stop.is_set():
+        taken = reader.take(_TAKE_S)
+        if taken is None:
+            if time.monotonic() - heard > _PROOF_PATIENCE_S:
+                raise CaptureStopped(
+                    "capture-position-lost",
+                    f"the source does not show step {at.ordinal} ({at.after}) again",
+                    "take a new baseline (a new lineage starts)",
+                )
+            continue
+        heard = time.monotonic()
+        if isinstance(taken, Piece) and taken.first:
+            hasher = blake3()
+        hasher.update(taken.payload)
+        if not steps_of(taken):
+            continue
+        if taken.after != at.after or hasher.digest() != at.proof:
+            raise CaptureStopped(
+                "capture-history-changed",
+                f"what the source holds as {taken.after} is not what was captured as step {at.ordinal} ({at.after})",
+                "its history was replaced (RESET MASTER, a restored copy, another server): take a new baseline "
+                "(a new lineage starts)",
+            )
+        return True
+    return False
 
 
 class Interrupted(Exception):

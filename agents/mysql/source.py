@@ -11,6 +11,7 @@ import pymysql
 
 from agents.mysql import preflight, whereabouts
 from agents.mysql.connection import connect, error_of
+from agents.mysql.cutting import HEADER
 from agents.mysql.dialects import dialect
 from agents.mysql.dump import Dump
 from agents.protocol import Facts, Preflight, SourceSettings, Stream
@@ -44,6 +45,13 @@ class BinlogSource:
 
     def open(self, position: str, limit: int, *, proof: str | None = None) -> Stream:
         return Dump(self.settings, position, limit, proof)
+
+    def events_in(self, payload: bytes) -> int:
+        count = at = 0
+        while at < len(payload):
+            at += max(int.from_bytes(payload[at + 9 : at + 13], "little"), HEADER)
+            count += 1
+        return count
 
     @contextlib.contextmanager
     def _cursor(self) -> Iterator[Any]:

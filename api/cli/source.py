@@ -169,6 +169,14 @@ def _lag(source: dict[str, Any]) -> str:
     return "" if lag is None else f"{lag:.0f} ms" if lag < 10_000 else f"{lag / 1000:.0f} s"
 
 
+def _spool(source: dict[str, Any]) -> str:
+    """What waits on the agent's disk for Kafka."""
+    size, limit, seconds = (_figure(source, f"spool_{name}") for name in ("bytes", "limit_bytes", "s"))
+    if size is None or limit is None or seconds is None:
+        return ""
+    return f"{size / 1e6:,.0f} MB of {limit / 1e6:,.0f} wait on the agent's disk, for {seconds:,.0f} s"
+
+
 @click.command("show")
 @SOURCE
 @asks
@@ -191,6 +199,7 @@ def show(ask: Ask, source: str) -> None:
                 ("lineage", found["lineage"] or ""),
                 ("position", f"{found['position']} (step {found['ordinal']})" if found["position"] else ""),
                 ("lag", _lag(found)),
+                ("spool", _spool(found)),
                 ("log purged in", f"{purge / 3600:.1f} h" if purge is not None else ""),
                 ("capability", ", ".join(found["capability"])),
                 ("baseline", found["baseline"]),

@@ -149,9 +149,11 @@ def to_toml(settings: Settings) -> str:
     lines = [_line("site", settings.site)]
     if settings.secret_key_file != settings.data_dir / "secrets" / "site.key":
         lines.append(_line("secret_key_file", _relative(settings.secret_key_file, settings.data_dir)))
-    for name in ("kafka", "postgres", "api"):
+    for name in ("kafka", "postgres", "api", "capture"):
         section = getattr(settings, name)
         defaults = {f.name: f.default for f in fields(section)}
+        if name == "capture" and all(getattr(section, key) == value for key, value in defaults.items()):
+            continue
         lines += ["", f"[{name}]"]
         for key, value in asdict(section).items():
             if value is not None and value != defaults[key]:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -46,13 +47,27 @@ class Scratch:
 
 
 class KafkaServer:
-    """A single embedded broker. `bootstrap` and its data survive kill and restart."""
+    """A single embedded broker. `bootstrap` and its data survive kill and restart.
 
-    def __init__(self, directory: Path) -> None:
-        port, controller_port = free_ports(2)
+    `far`: a port at which clients are to reach a second listener of it, on `far_port`; a relay stands in between.
+    """
+
+    def __init__(self, directory: Path, far: int = 0) -> None:
+        port, controller_port, self.far_port = free_ports(3)
         self.broker = embedded_kafka.Broker(
             directory, port, controller_port, user=service_user(), death_signal=signal.SIGKILL
         )
+        if far:
+            own = embedded_kafka.configuration(self.broker)
+            self.broker = replace(
+                self.broker,
+                properties={
+                    **own,
+                    "listeners": f"{own['listeners']},FAR://127.0.0.1:{self.far_port}",
+                    "advertised.listeners": f"{own['advertised.listeners']},FAR://127.0.0.1:{far}",
+                    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,FAR:PLAINTEXT",
+                },
+            )
         self._process: RunningProcess | None = None
 
     @property

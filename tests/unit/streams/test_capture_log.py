@@ -14,6 +14,7 @@ from streams import capture_log, clients
 from streams.admin import ensure_topics
 from streams.capture_log import CaptureLog, StepFragment
 from streams.codec import ZERO_DIGEST, encode
+from streams.consume import Message
 from streams.errors import BrokenChain, DeliveryFailed, StreamError
 from streams.events import CommitsRecorded, Event, Stamp
 from streams.ids import uuid7
@@ -288,6 +289,33 @@ def test_damage_in_the_log_stops_reading_there_and_gives_out_nothing_after(
     assert ordinals(got) == list(range(1, 11))
     # Behind the damage, reading from the middle believes the record that it begins with.
     assert ordinals(list(log.steps(writer.lineage, 18, 20))) == [18, 19, 20]
+
+
+def test_a_record_that_was_damaged_on_its_way_to_us_is_fetched_again(
+    site: KafkaSettings, log: CaptureLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import dataclasses
+
+    writer, entries = one_lineage(20)
+    pour(site, log.topic, entries)
+    sound = capture_log._Reader.read
+    left = {10: 1, 12: 3}  # offsets, and how often each comes damaged
+
+    def damaging(self: capture_log._Reader, first: int, end: int) -> Iterator[Message]:
+        for message in sound(self, first, end):
+            event = message.event
+            if left.get(message.offset, 0) and isinstance(event, CommitsRecorded):
+                left[message.offset] -= 1
+                event = dataclasses.replace(event, payload=event.payload[:-1] + b"!")
+            yield dataclasses.replace(message, event=event)
+
+    monkeypatch.setattr(capture_log._Reader, "read", damaging)
+    assert ordinals(list(log.steps(writer.lineage, 1, 20))) == list(range(1, 21))
+    assert left == {10: 0, 12: 0}
+    left[21] = 2
+    tail = log.tail()
+    assert tail is not None
+    assert tail.ordinal == 20
 
 
 def test_following_gives_each_step_once_as_it_comes_and_ends_with_the_lineage(

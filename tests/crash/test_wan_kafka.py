@@ -17,6 +17,7 @@ import pytest
 
 from agents.capture.spool import Seen, folder_of, look, segments_in
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from deploy.embedded import site
 from deploy.embedded.ports import free_ports
 from streams.settings import CaptureSettings, PostgresSettings
@@ -82,7 +83,7 @@ def far_site(far_kafka: FarKafka, directory: Path, prefix: str):  # type: ignore
     return settings
 
 
-def noise(server: MariaDB, steps: int, size: int = 100_000) -> None:
+def noise(server: DatabaseServer, steps: int, size: int = 100_000) -> None:
     """Steps that nothing compresses."""
     with server.connect(database="load_db", autocommit=True) as connection, connection.cursor() as cursor:
         for _ in range(steps):
@@ -100,7 +101,7 @@ def await_spooled(far: Protected) -> None:
     eventually(lambda: (seen := spooled(far)) is not None and seen.last >= steps, what=f"{steps} steps in the spool")
 
 
-def forget_log(server: MariaDB) -> None:
+def forget_log(server: DatabaseServer) -> None:
     """The source purges all of its log but the newest file."""
     newest = server.execute("show master status")[0][0]
 

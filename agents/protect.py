@@ -25,6 +25,7 @@ from typing import Any
 from agents import keystore, registry
 from agents.baseline import manifest as baselines
 from agents.baseline.manifest import Manifest
+from agents.capture import spool
 from agents.capture.takeover import start_lineage
 from agents.commands import Command, Context, Interrupted, JobFailed
 from agents.errors import AgentError
@@ -293,8 +294,8 @@ def resume(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 
 def remove(command: Command, ctx: Context) -> Mapping[str, Any]:
-    """Handler of `source.remove`: capture ends for good. What was captured stays in the log; with `purge` the baselines,
-    the key index on disk and the accounts' passwords go."""
+    """Handler of `source.remove`: capture ends for good. What was captured stays in the log, what is only spooled goes; with
+    `purge` the baselines, the key index on disk and the accounts' passwords go too."""
     services, source = ctx.services, command.asset
     entry = services.sources.find(source)
     if entry is None or (entry.state == "removed" and not command.resumed):
@@ -305,6 +306,7 @@ def remove(command: Command, ctx: Context) -> Mapping[str, Any]:
             raise AgentError("capture-not-ended", f"capture of {source} did not end", "try again")
         _change(ctx, source, "removed")
     failpoint("remove.said")
+    shutil.rmtree(spool.folder_of(services.settings.data_dir, source), ignore_errors=True)  # what the log did not get
     if command.parameters.get("purge") and entry is not None:
         shutil.rmtree(baselines.folder_of(services.settings.data_dir, source), ignore_errors=True)
         shutil.rmtree(keystore.folder_of(services.settings.data_dir, source), ignore_errors=True)

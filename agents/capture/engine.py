@@ -19,6 +19,7 @@ run reads what is there and asks the source for what follows.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -105,7 +106,7 @@ class _Epoch:
     stream: RecordStream
     publisher: Publisher
     progress: Progress
-    spools: bool = False  # when Kafka takes nothing, that is an end
+    patience_s: float = math.inf  # when Kafka takes nothing for so long, that is an end
     gap: str = ""  # what a damaged spool held
     under_way: deque[_Sent] = field(default_factory=deque)
     under_way_bytes: int = 0
@@ -136,8 +137,8 @@ class _Epoch:
         progress = self.progress
         if self.under_way and self.under_way[0].number <= durable:
             self.waiting_since = time.monotonic()
-        elif self.spools and self.under_way and time.monotonic() - self.waiting_since > AWAY_S:
-            raise KafkaAway(f"Kafka took nothing for {AWAY_S:g} s")
+        elif self.waited_s() > self.patience_s:
+            raise KafkaAway(f"Kafka took nothing for {self.patience_s:g} s")
         while self.under_way and self.under_way[0].number <= durable:
             sent = self.under_way.popleft()
             self.under_way_bytes -= sent.payload_bytes
@@ -148,6 +149,10 @@ class _Epoch:
             progress.records += 1
             progress.step_time_us = sent.step_time_us or progress.step_time_us
             failpoint("capture-record-durable")
+
+    def waited_s(self) -> float:
+        """For how long what is under way has not moved."""
+        return time.monotonic() - self.waiting_since if self.under_way else 0.0
 
     def full(self) -> bool:
         """Whether the next record waits until one under way is durable.
@@ -185,6 +190,8 @@ def run_epochs(
     claimed = claim(publisher, log, source=name, agent=agent, stop=stop, ours=ours)
     at = standing(log, claimed.tail)
     claimed_now()
+    if spooling is not None:
+        spooling.answered()
     progress.lineage, progress.epoch = claimed.tail.lineage, claimed.epoch
     progress.ordinal, progress.position, progress.durable = at.ordinal, at.after, at
     _log.info("%s: epoch %d, after step %d at %s", name, claimed.epoch, at.ordinal, at.after or "the beginning")
@@ -196,11 +203,13 @@ def run_epochs(
         examine=log.fence(claimed.epoch, publisher.chain.writer),
     )
     recorder = Recorder(name, claimed.tail.lineage, claimed.epoch, claimed.tail.digest, at, sealer)
-    epoch = _Epoch(recorder, stream, publisher, progress, spools=spooling is not None)
+    epoch = _Epoch(recorder, stream, publisher, progress)
     try:
         reader = None
         if spooling is not None and spooling.active:
             reader = _drain(spooling, epoch, stop)
+        if spooling is not None:
+            epoch.patience_s = spooling.patience_s
         _follow(source, epoch, stop, reader)
     except KafkaAway:
         stream.abandon()
@@ -221,9 +230,9 @@ def run_epochs(
 def _drain(spooling: Spooling, epoch: _Epoch, stop: threading.Event) -> Stream | None:
     """What is spooled into the log, while the source is read on into the spool; then the spool is needed no more.
 
-    Returns the connection that stands where it ended, if there is one.
-
-    Dying here costs nothing: a segment goes once the log has all of it, and what is sent twice is not sent by this epoch.
+    Returns the connection that stands where it ended, if there is one. A Kafka that goes away again changes nothing: records
+    under way wait for it, and the source goes on being read. Dying here costs nothing: a segment goes once the log has all
+    of it, and what the log has is passed by.
     """
     spool, progress = spooling.spool, epoch.progress
     why = spool.align(progress.lineage, epoch.recorder.standing)
@@ -239,13 +248,15 @@ def _drain(spooling: Spooling, epoch: _Epoch, stop: threading.Event) -> Stream |
         while not stop.is_set():
             epoch.settle()
             spool.release(progress.ordinal)
+            if epoch.waited_s() > AWAY_S:
+                spooling.start()
             if epoch.full():
                 epoch.stream.wait(_TURN_S, epoch.under_way[0].number)
                 continue
             found = spool.next()
             if found is not None:
                 epoch.send(*found)
-            elif spooling.running:
+            elif spooling.running and epoch.waited_s() <= AWAY_S:
                 spooling.pause()  # what it read meanwhile comes with the next turns
             elif epoch.under_way:
                 epoch.stream.wait(_TURN_S, epoch.under_way[0].number)

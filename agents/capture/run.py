@@ -50,7 +50,7 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
         while not stop.is_set():
             publisher = Publisher(settings, f"capture-{defined.source}")
             reporter = Reporter(settings, publisher, source, progress, agent, spooling)
-            answered = _spool_unless_answered(spooling, progress)
+            call_off = _spool_unless_called_off(spooling, progress)
             try:
                 with reporter:
                     run_epochs(
@@ -64,7 +64,7 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
                         agent,
                         spooling=spooling,
                         ours=ours,
-                        claimed_now=answered,
+                        claimed_now=call_off,
                     )
             except Interrupted:
                 pass
@@ -72,6 +72,7 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
                 _log.warning("%s: %s", defined.source, error)
                 ours = progress.epoch
                 assert spooling is not None
+                spooling.away()
                 spooling.start(progress.lineage, progress.durable)
                 progress = _meanwhile(progress)
             except Fenced as error:
@@ -91,7 +92,7 @@ def run_capture(settings: Settings, defined: SourceSettings, stop: threading.Eve
                 progress = Progress(lineage=progress.lineage, durable=progress.durable)
                 stop.wait(min(0.2 * 2**failures, 10.0))
             finally:
-                answered()
+                call_off()
                 reporter.close()
                 publisher.abandon()
                 with contextlib.suppress(DeliveryFailed):
@@ -113,19 +114,19 @@ def _spooling(settings: Settings, source: Source, sealer: SecretStore) -> Iterat
         spooling.close()
 
 
-def _spool_unless_answered(spooling: Spooling | None, progress: Progress) -> Callable[[], None]:
-    """While an epoch is claimed Kafka may be away as well: spool from the last known step on. What calls it off."""
+def _spool_unless_called_off(spooling: Spooling | None, progress: Progress) -> Callable[[], None]:
+    """While an epoch is claimed Kafka may be away as well: then spool from the last known step on. What calls that off."""
     if spooling is None or progress.durable is None:
         return lambda: None
     timer = threading.Timer(AWAY_S, spooling.start, (progress.lineage, progress.durable))
     timer.daemon = True
     timer.start()
 
-    def answered() -> None:
+    def call_off() -> None:
         timer.cancel()
         timer.join()
 
-    return answered
+    return call_off
 
 
 def _meanwhile(before: Progress) -> Progress:

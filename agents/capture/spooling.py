@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ LIMIT = 900_000  # bytes of payload in a frame, as in a record
 _FLUSH_BYTES = 4 << 20
 _TURN_S = 0.2
 _LONGEST_PAUSE_S = 10.0
+_LONGEST_PATIENCE_S = 120.0
 _log = logging.getLogger("holdfast.capture")
 
 State = Literal["idle", "reading", "full", "source-unreachable", "stopped"]
@@ -53,6 +55,8 @@ class Spooling:
     def __init__(self, source: Source, spool: Spool) -> None:
         self.spool = spool
         self.state: State = "idle"
+        self.patience_s = AWAY_S
+        self._away_at = 0.0
         self._source = source
         self.name = source.settings.source
         self._end = threading.Event()
@@ -67,6 +71,17 @@ class Spooling:
     def active(self) -> bool:
         """There is something in the spool, or will be."""
         return self.running or self.spool.end is not None
+
+    def away(self) -> None:
+        """Kafka took nothing for `patience_s` seconds."""
+        self._away_at = time.monotonic()
+
+    def answered(self) -> None:
+        """Kafka has answered. One that was there all the time is slow, not away: next time there is more patience."""
+        if self._away_at:
+            slow = time.monotonic() - self._away_at < AWAY_S
+            self.patience_s = min(2 * self.patience_s, _LONGEST_PATIENCE_S) if slow else AWAY_S
+            self._away_at = 0.0
 
     def start(self, lineage: str = "", standing: Standing | None = None) -> None:
         """Read the source after the end of the spool, or where there is none after `standing`. Running already: nothing."""

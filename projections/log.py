@@ -131,7 +131,7 @@ def replay(
     with contextlib.closing(consume.open_consumer(kafka)) as consumer:
         consumer.assign([TopicPartition(topic, partition, first) for (topic, partition), first in at.items()])
         waited = 0.0
-        places = consume.Places()
+        places = consume.Places(at)
         while at and not stop.is_set():
             raw = consume.batch(consumer, 0.5, places=places)
             messages: list[Message] = []

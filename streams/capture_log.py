@@ -504,7 +504,7 @@ class _Reader:
         if first >= end:
             return
         self._consumer.assign([TopicPartition(self._topic, 0, first)])
-        silence, places = consume.Silence(self._topic), consume.Places()
+        silence, places = consume.Silence(self._topic), consume.Places({(self._topic, 0): first})
         while True:
             messages = consume.batch(self._consumer, 1.0, 64, places)
             silence.broken_by(messages)
@@ -518,7 +518,7 @@ class _Reader:
     def follow(self, first: int, stop: threading.Event) -> Iterator[Message | None]:
         """Records from `first` on as they come, until `stop` is set; None whenever there are no more for now."""
         self._consumer.assign([TopicPartition(self._topic, 0, first)])
-        places = consume.Places()
+        places = consume.Places({(self._topic, 0): first})
         while not stop.is_set():
             for message in consume.batch(self._consumer, 0.2, 64, places):
                 if message.error() is None:

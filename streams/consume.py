@@ -25,6 +25,8 @@ from streams.settings import KafkaSettings
 _PATIENCE_S = 10.0
 SILENCE_S = 30.0  # a broker takes less to come back; whoever asks should not wait for ever
 _BATCH = 1000
+# A batch that is not what its CRC32C says, is of a version that there is not, or does not unpack.
+_DAMAGED = frozenset({KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_COMPRESSION})
 REFETCHES = 5  # of the same record, before it counts as damaged where it is kept
 _MOVING = frozenset(
     {
@@ -162,7 +164,7 @@ def read_topic(
             assigned.append(TopicPartition(full_topic, partition, first))
         consumer.assign(assigned)
         left = {tp.partition for tp in assigned}
-        places = Places()
+        places = Places({(full_topic, tp.partition): tp.offset for tp in assigned})
         silence = Silence(full_topic)
         while left:
             messages = batch(consumer, 0.5, places=places)
@@ -205,7 +207,7 @@ def follow(
             for partition in partitions(consumer, topic)
         ]
         consumer.assign(assigned)
-        places = Places()
+        places = Places(wanted)
         while not stop.is_set():
             came = batch(consumer, turn_s, places=places)
             messages = [decoded(m) for m in came if m.error() is None]
@@ -229,7 +231,7 @@ def batch(consumer: Consumer, timeout: float, count: int = _BATCH, places: Place
         if (
             error is None
             or error.code() == KafkaError._PARTITION_EOF
-            or (error.code() == KafkaError._BAD_MSG and places is not None)
+            or (error.code() in _DAMAGED and places is not None)
         ):
             out.append(message)
         elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
@@ -256,8 +258,9 @@ class Places:
     at records would skip it.
     """
 
-    def __init__(self) -> None:
-        self._next: dict[tuple[str, int], int] = {}
+    def __init__(self, start: Mapping[tuple[str, int], int] | None = None) -> None:
+        """`start`: (topic, partition) → the first offset wanted, where it is known."""
+        self._next: dict[tuple[str, int], int] = dict(start or {})
         self._tries: dict[tuple[str, int], tuple[int, int]] = {}
 
     def sound(self, consumer: Consumer, messages: list[KafkaMessage]) -> list[KafkaMessage]:
@@ -277,7 +280,7 @@ class Places:
                 if offset < self._next.get(place, 0):
                     continue  # of a batch that was fetched again from its beginning
                 self._next[place] = offset + 1
-            elif error.code() == KafkaError._BAD_MSG:
+            elif error.code() in _DAMAGED:
                 damaged[place] = message
                 continue
             out.append(message)
@@ -287,13 +290,15 @@ class Places:
 
     def _fetch_again(self, consumer: Consumer, place: tuple[str, int], message: KafkaMessage) -> None:
         topic, partition = place
-        at = self._next.get(place, message.offset() or 0)
+        error = message.error()
+        # What else than a wrong checksum is wrong with a batch makes its offset worthless.
+        sure = error is not None and error.code() == KafkaError._BAD_MSG
+        at = self._next.get(place, (message.offset() or 0) if sure else -1)
         before, tries = self._tries.get(place, (-1, 0))
         tries = tries + 1 if before == at else 1
         self._tries[place] = (at, tries)
-        error = message.error()
         said = "" if error is None else error.str()
-        if tries > REFETCHES:
+        if tries > REFETCHES or at < 0:
             raise ConsumeError(
                 "record-damaged",
                 f"{topic}[{partition}]@{at} was damaged each of {tries} times: {said}",

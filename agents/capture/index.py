@@ -92,7 +92,7 @@ def _newest_in(
         return None
     consumer.assign([TopicPartition(topic, partition, first)])
     at, found = first, None
-    places = Places()
+    places = Places({(topic, partition): first})
     while at < end:
         for message in batch(consumer, 1.0, places=places):
             offset = message.offset() or 0

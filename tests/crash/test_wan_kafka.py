@@ -178,7 +178,6 @@ def test_killed_while_spooling(far: Protected, network: Network, where: str) -> 
     [
         "capture-record-sent:4",
         "spool-drained",
-        "spool-drained:3",
         "spool-segment-deleted:2",
         "spool-all-drained",
         "spool-dropped",

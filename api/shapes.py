@@ -51,6 +51,10 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def source(row: Source, agents: Iterable[AgentHealth]) -> dict[str, Any]:
+    """A source with how far it is captured: what agents have reported since its state last changed, or that change."""
+    reports = [a for a in agents if a.source == row.source]
+    since = [(a.ordinal, a.position) for a in reports if a.position and a.at_us > row.state_us]
+    ordinal, position = max([(row.ordinal, row.position), *since])
     return {
         "name": row.source,
         "kind": row.kind,
@@ -67,13 +71,11 @@ def source(row: Source, agents: Iterable[AgentHealth]) -> dict[str, Any]:
         "capability": list(row.capability),
         "server_version": row.server_version,
         "lineage": row.lineage,
-        "ordinal": row.ordinal,
-        "position": row.position,
+        "ordinal": ordinal,
+        "position": position,
         "baseline": row.baseline,
         "agents": [
-            {"agent": a.agent, "state": a.state, "at": time(a.at_us), "figures": dict(a.figures)}
-            for a in agents
-            if a.source == row.source
+            {"agent": a.agent, "state": a.state, "at": time(a.at_us), "figures": dict(a.figures)} for a in reports
         ],
     }
 

@@ -140,7 +140,15 @@ def list_all(ask: Ask, everything: bool) -> None:
         table(
             ["NAME", "KIND", "ADDRESS", "STATE", "SINCE", ("STEPS", "right"), ("LAG", "right")],
             [
-                (s["name"], s["kind"], f"{s['host']}:{s['port']}", s["state"], ago(s["since"]), _steps(s), _lag(s))
+                (
+                    s["name"],
+                    s["kind"],
+                    f"{s['host']}:{s['port']}",
+                    s["state"],
+                    ago(s["since"]),
+                    f"{s['ordinal']:,}",
+                    _lag(s),
+                )
                 for s in found
             ],
         )
@@ -157,11 +165,6 @@ def _figure(source: dict[str, Any], name: str) -> float | None:
         if name in agent["figures"]:
             return float(agent["figures"][name])
     return None
-
-
-def _steps(source: dict[str, Any]) -> str:
-    said = _figure(source, "steps")
-    return f"{max(int(said or 0), source['ordinal']):,}"
 
 
 def _lag(source: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ from enum import Enum, auto
 from typing import Final, Protocol
 
 from agents.rollback.fold import Folder
+from agents.rollback.redefined import Redefinitions
 from agents.rollback.schema import Definition, TableName, fitted
 from streams.events import Dependant, OrdinalRange, Problem
 from streams.formats.binlog.keys import KeyReader, has_null, key_reader
@@ -237,9 +238,13 @@ class Chooser:
         path: Path,
         definition: Callable[[TableName], Definition | None],
         index: Index | None = None,
+        redefinitions: Redefinitions | None = None,
     ) -> None:
         self.took = False
         self._selection, self._definition, self._index = selection, definition, index
+        self._redefinitions = redefinitions or Redefinitions()
+        self.unrecorded = False
+        """Set when a definition change that may concern the rows was judged by its words: what it did was not recorded yet."""
         self._selected = within(selection.steps, path)
         self._is_selected = holds(self._selected)
         first = self._selected[0].first if self._selected else 1
@@ -413,14 +418,24 @@ class Chooser:
         return code in _STEP_CODES and self._concerns(self._ordinal, code, text)
 
     def _concerns(self, ordinal: int, code: str, text: str) -> bool:
-        """Whether a statement at this step may be about a table of ours, by its words."""
+        """Whether a statement at this step may be about a table of ours: by what it redefined, where that is recorded, else by
+        its words."""
+        tables = [w.name for w in self._watched.values() if w.first and w.first < ordinal]
+        if self._selection.table is not None and self._is_selected(ordinal):
+            tables.append(self._selection.table)
+        change = self._redefinitions.at(ordinal) if code != "statement-event" else None
+        if change is not None and change.tables is not None:
+            return any(table in change.tables or table in change.renamed for table in tables)
+        concerns = self._may_concern(code, text, tables)
+        self.unrecorded = self.unrecorded or (concerns and change is None and code != "statement-event")
+        return concerns
+
+    def _may_concern(self, code: str, text: str, tables: list[TableName]) -> bool:
+        """The same by the statement's words alone."""
         spoken = [word.lower() for word in _WORD.findall(text)]
         if code != "statement-event" and next((w for w in spoken if w in _OF_TABLES | _OF_OTHERS), "") in _OF_OTHERS:
             return False
         words = set(spoken)
-        tables = [w.name for w in self._watched.values() if w.first and w.first < ordinal]
-        if self._selection.table is not None and self._is_selected(ordinal):
-            tables.append(self._selection.table)
         if not tables:
             return False
         if not words or text.endswith("…") or len(text) >= 200:

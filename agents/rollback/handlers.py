@@ -282,7 +282,7 @@ def _make(ctx: Context, source: str, request: Request, known: past.History, log:
 
 
 def _made(ctx: Context, source: str, request: Request, log: past.Log, index: KeyIndex | None, deadline: float) -> Plan:
-    between = [r for part in request.way for r in part]
+    between = [r for part in (*request.way, *([request.selection.steps] if request.selection else [])) for r in part]
     first = min((r.first for r in between), default=request.head_ordinal + 1)
     while True:
         schema = past.read_schema(

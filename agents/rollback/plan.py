@@ -302,7 +302,7 @@ def make_plan(
         planned_us=planned_us,
         by=by,
     )
-    return Plan(event, tables, folder.preamble, folder.unrecorded and request.selection is None)
+    return Plan(event, tables, folder.preamble, folder.unrecorded)
 
 
 _NOTHING: Final = Problem("nothing-to-do", "the source is in that state already", "see `timeline show`")
@@ -368,10 +368,11 @@ def _chosen(
 ) -> tuple[Folder, _Made]:
     """What was selected, and what depends on it."""
     assert request.selection is not None
-    chooser = Chooser(request.selection, request.path_before, look_up, index)
+    chooser = Chooser(request.selection, request.path_before, look_up, index, schema.redefinitions)
     folder = Folder(look_up, most_bytes=memory_bytes, chooser=chooser)
     chooser.run(folder, steps, lambda ordinal: progress(ordinal, request.head_ordinal))
     chosen = chooser.finish(folder)
+    folder.unrecorded = chooser.unrecorded
     folder.turn_round()
     nothing = Problem(
         "nothing-to-do", "no row that stands was changed by what is selected", "see `timeline show` and `row history`"

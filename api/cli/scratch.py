@@ -94,8 +94,9 @@ def _show(found: dict[str, Any]) -> None:
         ]
     )
     if ready:
-        password = f'--password="$(cat {found["password_file"]})"'
-        click.echo(f"\nConnect:  mariadb --socket={found['socket']} --user={found['account']} {password}")
+        # In the environment, for arguments are everybody's to see.
+        password = f'MYSQL_PWD="$(cat {found["password_file"]})"'
+        click.echo(f"\nConnect:  {password} mariadb --socket={found['socket']} --user={found['account']}")
     if found["problems"]:
         say_problems(found["problems"])
 

@@ -260,6 +260,21 @@ def test_one_transaction_is_taken_back_and_the_rest_stays(site: RunningSite, ban
     assert balances(bank) == now
 
 
+def test_definition_changes_that_only_name_the_table_are_not_in_the_way(site: RunningSite, bank: MariaDB) -> None:
+    before = balances(bank)
+    step = written(site, bank, "update bank.account set balance = balance + 3 where id = 3")
+    account = (
+        "create table bank.card (id int primary key, account int, foreign key (account) references bank.account (id))"
+    )
+    written(site, bank, account, "alter table bank.account add index by_owner (owner)")
+    plan = site.json("rollback", "undo", "bank", "--step", str(step))
+    site.cli("rollback", "run", plan["plan"], "--yes")
+    assert balances(bank) == before
+    written(site, bank, "drop table bank.card", "alter table bank.account drop index by_owner")
+    refused = site.json("rollback", "plan", "bank", "--to-step", str(step), expect=11)
+    assert "drop" in {o["code"] for o in refused["obstacles"]}
+
+
 def test_later_writes_to_the_same_rows_are_named_and_dealt_with_as_asked(site: RunningSite, bank: MariaDB) -> None:
     before = balances(bank)
     first = written(site, bank, "update bank.account set balance = 7 where id in (1, 2)")
@@ -437,7 +452,7 @@ def test_a_dropped_table_is_brought_back_and_looked_at_on_a_scratch_copy(site: R
         cursor.execute("select count(*) from bank.lost")
         assert cursor.fetchone() == (2,)
     assert "look" in site.cli("scratch", "list")
-    assert "password=" in site.cli("scratch", "show", "look")
+    assert "MYSQL_PWD=" in site.cli("scratch", "show", "look")
     site.cli("scratch", "drop", "look")
     assert "There is no scratch copy" in site.cli("scratch", "list")
 

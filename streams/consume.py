@@ -27,6 +27,7 @@ SILENCE_S = 30.0  # a broker takes less to come back; whoever asks should not wa
 _BATCH = 1000
 # A batch that is not what its CRC32C says, is of a version that there is not, or does not unpack.
 _DAMAGED = frozenset({KafkaError._BAD_MSG, KafkaError._NOT_IMPLEMENTED, KafkaError._BAD_COMPRESSION})
+_BEYOND = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 REFETCHES = 5  # of the same record, before it counts as damaged where it is kept
 _MOVING = frozenset(
     {
@@ -231,10 +232,10 @@ def batch(consumer: Consumer, timeout: float, count: int = _BATCH, places: Place
         if (
             error is None
             or error.code() == KafkaError._PARTITION_EOF
-            or (error.code() in _DAMAGED and places is not None)
+            or (places is not None and (error.code() in _DAMAGED or places.is_held(consumer, message)))
         ):
             out.append(message)
-        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        elif error.code() in _BEYOND:
             raise ConsumeError(
                 "offset-trimmed",
                 f"{message.topic()}[{message.partition()}] does not hold the offset asked for: {error.str()}",
@@ -280,13 +281,27 @@ class Places:
                 if offset < self._next.get(place, 0):
                     continue  # of a batch that was fetched again from its beginning
                 self._next[place] = offset + 1
-            elif error.code() in _DAMAGED:
+            elif error.code() in _DAMAGED | _BEYOND:
                 damaged[place] = message
                 continue
             out.append(message)
         for place, message in damaged.items():
             self._fetch_again(consumer, place, message)
         return out
+
+    def is_held(self, consumer: Consumer, message: KafkaMessage) -> bool:
+        """Whether the offset that Kafka says it does not hold is there: then it was the question that was damaged on its way,
+        for requests have no checksum."""
+        error = message.error()
+        at = self._next.get((message.topic() or "", message.partition() or 0))
+        if error is None or error.code() not in _BEYOND or at is None:
+            return False
+        partition = TopicPartition(message.topic() or "", message.partition() or 0)
+        try:
+            found = consumer.get_watermark_offsets(partition, timeout=_PATIENCE_S, cached=False)
+        except KafkaException:
+            return True  # no answer: asked for again, so many times as anything damaged is
+        return bool(found[0] <= at <= found[1])
 
     def _fetch_again(self, consumer: Consumer, place: tuple[str, int], message: KafkaMessage) -> None:
         topic, partition = place
@@ -306,7 +321,9 @@ class Places:
             )
         clients.logger().warning("%s[%d]@%d is fetched again: %s", topic, partition, at, said)
         with explained(f"read {topic} again"):
-            consumer.seek(TopicPartition(topic, partition, at))
+            # Not `seek`, which is refused for a partition that librdkafka has stopped reading because of the error.
+            consumer.incremental_unassign([TopicPartition(topic, partition)])
+            consumer.incremental_assign([TopicPartition(topic, partition, at)])
 
 
 class Silence:

@@ -15,7 +15,7 @@ from projections.database import connect
 from projections.errors import ProjectionError
 from projections.rebuild import drop, rebuild
 from projections.views import VIEWS
-from streams.events import Event
+from streams.events import Event, GranuleClosed
 from streams.settings import Settings
 from tests.contract.running import (
     PATIENCE_S,
@@ -155,8 +155,9 @@ def test_every_record_published_twice(fresh_site: Settings, worker: Worker) -> N
         twice = {name: d.rows for name, d in digests(conn).items()}
         total = conn.execute("SELECT sum(steps) FROM lineage_total").fetchone()
     assert twice["audit"]["call"] == len([e for e in events if e.TOPIC == "audit"])
-    assert twice["timeline"]["granule"] == len([e for e in events if e.TOPIC == "commits"])
-    assert total == (sum(e.last_ordinal - e.first_ordinal + 1 for e in events if e.TOPIC == "commits"),)  # type: ignore[attr-defined]
+    granules = [e for e in events if isinstance(e, GranuleClosed)]
+    assert twice["timeline"]["granule"] == len(granules)
+    assert total == (sum(e.last_ordinal - e.first_ordinal + 1 for e in granules),)
     assert worker.stop() == 0
 
 

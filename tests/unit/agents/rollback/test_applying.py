@@ -411,6 +411,10 @@ def test_a_transaction_that_stays_prepared_holds_nobody_up(
     bench: RollbackBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source has logged something that is no step: capture does not get there until there is another one."""
+    if bench.server.kind != "mariadb":
+        pytest.skip(
+            "what prepares an XA transaction leaves a gap in MySQL's GTID sets until its outcome, or dies with it (5.5)"
+        )
     plan = bench.back(3)
     with closing(bench.server.connect(database="app")) as user, user.cursor() as cursor:
         for statement in ("xa start 'x'", "insert into other values (77, 7)", "xa end 'x'", "xa prepare 'x'"):

@@ -18,6 +18,7 @@ from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
 _FRESH_S = 2.0
+_FRESH_UNKNOWN_S = 0.1  # of a table that is not known, as one that was made just now
 _MOST_FILLED = 1024
 Describe = Callable[[TableMap], TableMap]
 TableName = tuple[str, str]
@@ -41,7 +42,8 @@ class _Versions:
 
 
 class Definitions:
-    """What `schema.<source>` says. Read when first asked for, then what has come since, every two seconds at most."""
+    """What `schema.<source>` says. Read when first asked for, then what has come since, every two seconds at most; for a
+    table that is not known yet ten times a second."""
 
     def __init__(self, kafka: KafkaSettings, source: str) -> None:
         self._kafka = kafka
@@ -55,9 +57,16 @@ class Definitions:
     def table(self, lineage: str, name: TableName, ordinal: int) -> dict[str, Any] | None:
         """A table's canonical definition right after step `ordinal`; None when it is not known."""
         with self._lock:
-            self._refresh()
-            versions = self._tables.get((lineage, name))
-            return versions.at(ordinal) if versions else None
+            self._refresh(_FRESH_S)
+            found = self._known(lineage, name, ordinal)
+            if found is None:
+                self._refresh(_FRESH_UNKNOWN_S)
+                found = self._known(lineage, name, ordinal)
+            return found
+
+    def _known(self, lineage: str, name: TableName, ordinal: int) -> dict[str, Any] | None:
+        versions = self._tables.get((lineage, name))
+        return versions.at(ordinal) if versions else None
 
     def describe(self, lineage: str, ordinal: int) -> Describe:
         """Fills table maps of step `ordinal` in; one that does not fit is left as the log has it."""
@@ -89,8 +98,9 @@ class Definitions:
         definition = self.table(lineage, name, ordinal) or {}
         return [c["name"] for c in definition.get("columns", ()) if c.get("generated")]
 
-    def _refresh(self) -> None:
-        if time.monotonic() - self._read_at < _FRESH_S:
+    def _refresh(self, age_s: float) -> None:
+        """Read what has come, unless that was done `age_s` seconds ago or later."""
+        if time.monotonic() - self._read_at < age_s:
             return
         try:
             for message in read_topic(self._kafka, self._topic, {0: self._next}):

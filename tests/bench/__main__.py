@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 import traceback
 
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds (one more warms up)")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full size, for a quick look")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _ended)
     failed = False
     for name in BENCHMARKS if "all" in options.name else options.name:
         module, function = BENCHMARKS[name].split(":")
@@ -51,6 +53,11 @@ def main() -> int:
         print(show(result), flush=True)
         print(f"  -> {write(result)}", flush=True)
     return 1 if failed else 0
+
+
+def _ended(number: int, _: object) -> None:
+    """Unwind as on Ctrl-C: servers that a benchmark started end with it, its data goes."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

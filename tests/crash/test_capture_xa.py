@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.formats.binlog.step import summarise
 from streams.settings import Settings
 from tests.stack.capturing import CapturedStep, Load, Protected, new_lineage, protect
@@ -15,9 +15,11 @@ from tests.stack.capturing import CapturedStep, Load, Protected, new_lineage, pr
 pytestmark = pytest.mark.crash
 
 
-@pytest.fixture
-def protected(fresh_site: Settings, make_mariadb: Callable[..., MariaDB]) -> Iterator[Protected]:
-    server = make_mariadb()
+@pytest.fixture(params=["mariadb-10.11"])
+def protected(
+    request: pytest.FixtureRequest, fresh_site: Settings, make_database: Callable[..., DatabaseServer]
+) -> Iterator[Protected]:
+    server = make_database(request.param)
     server.execute("create database xa", "create table xa.t (id int auto_increment primary key, v varchar(200), n int)")
     made = protect(fresh_site, server)
     yield made
@@ -30,12 +32,10 @@ def steps(made: Protected, count: int = 30) -> None:
 
 
 def prepare(made: Protected, name: str, rows: int = 1) -> None:
-    made.server.execute(
-        f"xa start '{name}'",
-        f"insert into xa.t (v, n) select repeat('{name}', 150), seq from xa.seq_1_to_{rows}",
-        f"xa end '{name}'",
-        f"xa prepare '{name}'",
-    )
+    insert = f"insert into xa.t (v, n) values (repeat('{name}', 150), 1)"
+    if rows > 1:
+        insert = f"insert into xa.t (v, n) select repeat('{name}', 150), seq from xa.seq_1_to_{rows}"
+    made.server.execute(f"xa start '{name}'", insert, f"xa end '{name}'", f"xa prepare '{name}'")
 
 
 def kill(made: Protected) -> None:
@@ -49,6 +49,7 @@ def xa_steps(found: list[CapturedStep]) -> list[tuple[str, str, int]]:
     return [(t.kind, t.xid, t.rows) for t in told if t.xid]
 
 
+@pytest.mark.parametrize("protected", ["mariadb-10.11", "mysql-9"], indirect=True)
 def test_killed_between_prepare_and_outcome(protected: Protected) -> None:
     made = protected
     made.capture()

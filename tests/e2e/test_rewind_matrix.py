@@ -118,6 +118,34 @@ def test_types(column: Column) -> None:
             states[rolling.head()] = zoo.digests(admin, tables)
 
 
+def test_a_rollback_while_a_transaction_stays_prepared(column: Column) -> None:
+    """It is no step, though the source counts it: capture has it behind it once there is another step, and not before."""
+    rolling = column.rolling
+    server = rolling.server
+    server.execute(
+        "create database m_prepared",
+        "create table m_prepared.t (id int primary key, v int)",
+        "create table m_prepared.other (id int primary key)",
+        "insert into m_prepared.t values (1, 1)",
+    )
+    start = rolling.head()
+    server.execute("update m_prepared.t set v = 2", "insert into m_prepared.t values (2, 2)")
+    after = rolling.head()
+    with closing(server.connect(database="m_prepared")) as user, user.cursor() as cursor:
+        cursor.execute("xa start 'stays'")
+        cursor.execute("insert into other values (1)")
+        cursor.execute("xa end 'stays'")
+        planned = walking.plan(rolling, "rollback", start)
+        cursor.execute("xa prepare 'stays'")  # the newest thing in the source's log
+        rolling.run(planned)
+        assert server.execute("select * from m_prepared.t") == [(1, 1)]
+        rolling.run(walking.plan(rolling, "forward", after))
+        assert server.execute("select id, v from m_prepared.t order by id") == [(1, 2), (2, 2)]
+        cursor.execute("xa commit 'stays'")
+    rolling.run(walking.plan(rolling, "rollback", after))
+    assert server.execute("select count(*) from m_prepared.other") == [(0,)]
+
+
 def test_the_page_says_what_is_run_here() -> None:
     assert PAGE.read_text() == page(), "python -P -m tests.matrix.table"
 

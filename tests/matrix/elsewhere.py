@@ -27,6 +27,8 @@ ELSEWHERE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
       "tests/crash/test_capture_xa.py::test_killed_within_the_parts_of_one_that_is_larger_than_a_record",
       "tests/crash/test_capture_xa.py::test_the_last_step_before_a_death_is_one",
       "tests/crash/test_capture_xa.py::test_prepared_before_the_lineage_began")),
+    ("a rollback while an XA transaction stays prepared", "it runs; what is prepared is a step once it is committed, and undone "
+     "like any other", ("tests/e2e/test_rewind_matrix.py::test_a_rollback_while_a_transaction_stays_prepared",)),
     ("definition changes, each kind of them", "crossed where rows stay where they are, else refused: `ddl`, `truncate`, `drop`",
      ("tests/unit/agents/rollback/test_redefined.py::test_what_leaves_rows_alone_is_crossed",
       "tests/unit/agents/rollback/test_redefined.py::test_what_rows_have_no_place_after_is_in_the_way",

@@ -67,7 +67,10 @@ def logged_steps(server: DatabaseServer, after: str = "") -> list[LoggedStep]:
 
 def _logged_by_mysql(server: DatabaseServer, after: str) -> list[LoggedStep]:
     index = (server.datadir / "binlog.index").read_text().split()
-    steps = [s for name in index for s in _steps_of_mysql(Path(name).name, (server.datadir / name).read_bytes())]
+    steps: list[LoggedStep] = []
+    prepared: dict[bytes, list[bytes]] = {}
+    for name in index:
+        steps += _steps_of_mysql(Path(name).name, (server.datadir / name).read_bytes(), prepared)
     if "/" in after:
         file, _, offset = after.rpartition("/")[2].partition(":")
         return [s for s in steps if s.place > (file, int(offset))]
@@ -75,8 +78,8 @@ def _logged_by_mysql(server: DatabaseServer, after: str) -> list[LoggedStep]:
     return [s for s in steps if int.from_bytes(s.payload[36:44], "little") > last]
 
 
-def _steps_of_mysql(name: str, data: bytes) -> Iterator[LoggedStep]:
-    at, events, begun = 4, list[bytes](), False
+def _steps_of_mysql(name: str, data: bytes, prepared: dict[bytes, list[bytes]]) -> Iterator[LoggedStep]:
+    at, events, begun, xa = 4, list[bytes](), False, b""
     tail = 4 if data[4 + 19 + 2 : 4 + 19 + 4] != b"5." else 0  # bytes of checksum; 5.5 has none
     while at + 19 <= len(data):
         kind, size = data[at + 4], int.from_bytes(data[at + 9 : at + 13], "little")
@@ -88,8 +91,18 @@ def _steps_of_mysql(name: str, data: bytes) -> Iterator[LoggedStep]:
         if kind in (4, 15, 3, 35):
             continue
         events.append(event)
+        verb, _, name_of_xa = text.rpartition(b"\0XA ")[2].partition(b" ") if b"\0XA " in text else (b"", b"", b"")
         if kind == QUERY and text.endswith(b"\0BEGIN"):
             begun = True
+        elif kind == QUERY and verb == b"START":
+            begun, xa = True, name_of_xa.strip()
+        elif kind == XA_PREPARE:
+            prepared[xa], events, begun = events, [], False
+        elif kind == QUERY and verb in (b"COMMIT", b"ROLLBACK"):
+            first = prepared.pop(name_of_xa.strip())
+            if verb == b"COMMIT":
+                yield LoggedStep("", b"".join([*first, *events]), (name, at))
+            events = []
         elif kind in (XID, 40) or (kind == QUERY and (not begun or text.endswith((b"\0COMMIT", b"\0ROLLBACK")))):
             yield LoggedStep("", b"".join(events), (name, at))
             events, begun = [], False

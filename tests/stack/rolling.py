@@ -11,6 +11,7 @@ from typing import Any
 from agents.mysql import whereabouts
 from agents.mysql.coordinates import covers
 from agents.mysql.dialects import dialect
+from agents.mysql.guard import SCHEMA_DDL
 from agents.rollback.history import History, read_history, turns
 from deploy.demo.server import DatabaseServer
 from streams.capture_log import CaptureLog
@@ -62,6 +63,11 @@ class Rolling:
     def head(self) -> int:
         """The last step, once capture has everything that the source has committed."""
         with contextlib.closing(self.server.connect()) as admin, admin.cursor() as cursor:
+            cursor.execute("xa recover")
+            if cursor.fetchall():
+                # What prepared it may be the newest thing in the source's log, and is no step: only the next one moves
+                # capture past it. A rollback makes the same.
+                cursor.execute(SCHEMA_DDL)
             wanted = whereabouts.position(cursor, dialect(admin))
 
         def reached() -> tuple[int] | None:

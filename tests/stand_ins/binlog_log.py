@@ -16,12 +16,13 @@ from agents.mysql import file_positions, gtid_sets, whereabouts
 from agents.mysql.dialects import dialect
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
-from streams.formats.binlog.step import split_steps
+from streams.formats.binlog.step import split_steps, summarise
 
 
 @dataclass(frozen=True)
 class FileStep:
-    """As `streams.capture_log.StepFragment`. `gtid`: or file and offset, where the server has none."""
+    """As `streams.capture_log.StepFragment`. `gtid`: or file and offset, where the server has none. `passed`: GTIDs of groups
+    before it that are no step yet."""
 
     ordinal: int
     preamble: bytes
@@ -33,6 +34,7 @@ class FileStep:
     captured_us: int = 0
     position_after: str = ""
     offset: int = 0
+    passed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,11 @@ class _Tail:
 
 
 class BinlogLog:
-    """Implements `agents.rollback.history.Log` on the files of one server. `hold` makes it pretend to lag there."""
+    """Implements `agents.rollback.history.Log` on the files of one server. `hold` makes it pretend to lag there.
+
+    `parks`: what prepares an XA transaction is no step, and is behind the next one, as capture has it. (Outcomes are not
+    followed.)
+    """
 
     def __init__(
         self,
@@ -61,6 +67,8 @@ class BinlogLog:
         self.lineage = lineage
         self.recorded: list[FileStep] = []
         self.hold: int | None = None
+        self.parks = False
+        self._passed: list[str] = []
         self._connection = connection
         self._directory = directory
         self.began = start or self._status()
@@ -91,14 +99,20 @@ class BinlogLog:
             done = 0
             for step in split_steps(fde, raw):
                 payload = bytes(step)
-                self.recorded.append(FileStep(len(self.recorded) + 1, fde.raw, payload, _place(fde, payload, file)))
                 done = raw.index(payload, done) + len(payload)
+                place = _place(fde, payload, file)
+                if self.parks and summarise(fde.raw, payload).kind == "xa":
+                    self._passed.append(place)
+                    continue
+                number, passed = len(self.recorded) + 1, tuple(self._passed)
+                self.recorded.append(FileStep(number, fde.raw, payload, place, passed=passed))
+                self._passed.clear()
             self._offset += done
 
     def tail(self) -> _Tail:
         self.refresh()
         end = len(self.recorded) if self.hold is None else min(self.hold, len(self.recorded))
-        return _Tail(self.lineage, end, _Record(after_steps(self._base, [step.gtid for step in self.recorded[:end]])))
+        return _Tail(self.lineage, end, _Record(after_steps(self._base, _places(self.recorded[:end]))))
 
     def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[FileStep]:
         if lineage != self.lineage or last > len(self.recorded):
@@ -112,6 +126,10 @@ def _place(fde: ev.FormatDescription, payload: bytes, file: str) -> str:
     if first.type in ev.GTIDS and first.type != ev.MYSQL_ANONYMOUS_GTID:
         return ev.parse_gtid(first.type, first.server_id, first.body).text
     return f"{file}:{events[-1].next_pos}"
+
+
+def _places(steps: list[FileStep]) -> list[str]:
+    return [place for step in steps for place in (*step.passed, step.gtid)]
 
 
 def after_steps(base: str, places: list[str]) -> str:

@@ -8,6 +8,20 @@ from streams.events.copies import ScratchChanged, TableRollbackChanged, TableRol
 from streams.events.health import HealthReported
 from streams.events.inventory import SourceChanged, SourceDefined, TokenIssued, TokenRevoked
 from streams.events.jobs import FINAL_STATES, JobChanged
+from streams.events.repository import (
+    CollectionChanged,
+    DiskSealed,
+    PointDropped,
+    PointMarked,
+    PointSealed,
+    ReferencesRecorded,
+    RepositoryChecked,
+    RepositoryDefined,
+    SessionClosed,
+    SessionFenced,
+    SessionOpened,
+    Ticked,
+)
 from streams.events.rollbacks import Dependant, OrdinalRange, RollbackChanged, RollbackPlanned, TableEffect
 from streams.events.schema import SchemaRecorded, TableDefinition
 from streams.events.timeline import GranuleClosed, GranuleKeys, KeyedTable, Landmark, TableCount
@@ -16,9 +30,11 @@ __all__ = [
     "FINAL_STATES",
     "REGISTRY",
     "CallAudited",
+    "CollectionChanged",
     "CommandRequested",
     "CommitsRecorded",
     "Dependant",
+    "DiskSealed",
     "Encryption",
     "EpochStarted",
     "Event",
@@ -31,11 +47,20 @@ __all__ = [
     "LineageStarted",
     "OrdinalRange",
     "Part",
+    "PointDropped",
+    "PointMarked",
+    "PointSealed",
     "Problem",
+    "ReferencesRecorded",
+    "RepositoryChecked",
+    "RepositoryDefined",
     "RollbackChanged",
     "RollbackPlanned",
     "SchemaRecorded",
     "ScratchChanged",
+    "SessionClosed",
+    "SessionFenced",
+    "SessionOpened",
     "SourceChanged",
     "SourceDefined",
     "Stamp",
@@ -44,6 +69,7 @@ __all__ = [
     "TableEffect",
     "TableRollbackChanged",
     "TableRollbackPlanned",
+    "Ticked",
     "TokenIssued",
     "TokenRevoked",
 ]

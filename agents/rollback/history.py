@@ -5,6 +5,7 @@ Reads `rollbacks`, `schema.<source>` and the capture topic; never PostgreSQL. Kn
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,10 +21,14 @@ from agents.schema.replay import definitions_in
 from streams.consume import read_topic
 from streams.events import CommitsRecorded, RollbackChanged, RollbackPlanned, SchemaRecorded
 from streams.formats.binlog.events import Query, parse_format_description
-from streams.formats.binlog.step import MARKER_TABLE, UNDO, summarise
+from streams.formats.binlog.names import may_write, table_name
+from streams.formats.binlog.step import MARKER_TABLE, UNDO, Summariser
+from streams.formats.errors import FormatError
 from streams.paths import Turn, path_at, turn
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
+
+_log = logging.getLogger("holdfast.rollback")
 
 
 class LogEnd(Protocol):
@@ -131,15 +136,26 @@ def find_marker(log: Log, lineage: str, plan: str, after: int) -> int | None:
     tail = log.tail()
     if tail is None or tail.lineage != lineage or tail.ordinal <= after:
         return None
-    # As a table map names it; the row itself may be compressed.
-    name = b"".join(bytes((len(n),)) + n.encode() + b"\0" for n in MARKER_TABLE)
+    name = table_name(MARKER_TABLE)
+    reading: Summariser | None = None
     for fragment in log.steps(lineage, after + 1, tail.ordinal):
-        # The marker is the first row that the transaction writes, so it is in the step's first fragment.
-        payload = fragment.payload
-        if fragment.number or payload is None or name not in bytes(payload):
+        if fragment.number == 0:
+            wanted = not fragment.last or may_write(fragment.payload, name)
+            reading = Summariser(fragment.preamble) if wanted else None
+        if reading is None or fragment.payload is None:
             continue
-        if plan in summarise(fragment.preamble, payload).markers:
+        try:
+            reading.feed(fragment.payload)
+        except FormatError as error:
+            # A rollback is rows and nothing else: what cannot be read is somebody else's.
+            _log.warning("step %d is passed over in search of rollback %s: %s", fragment.ordinal, plan, error)
+            reading = None
+            continue
+        told = reading.finish()
+        if plan in told.markers:
             return fragment.ordinal
+        if told.changes:
+            reading = None  # the marker is the first row that the transaction writes
     return None
 
 

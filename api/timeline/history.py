@@ -21,7 +21,7 @@ from api.shapes import time as time_json
 from api.timeline import values
 from api.timeline.definitions import Definitions
 from api.timeline.rows import fragment_changes
-from api.timeline.source import Now, Timeline, table_signature
+from api.timeline.source import Now, Timeline
 from api.timeline.steps import StepFacts, look
 from api.timeline.targets import stands
 from projections.views import timeline as view
@@ -29,6 +29,7 @@ from projections.views.base import Connection
 from streams.capture_log import StepFragment
 from streams.events import Problem
 from streams.formats.binlog.keys import declared_key, form_of_values, key_of_texts
+from streams.formats.binlog.names import may_write, table_name
 from streams.formats.binlog.step import Change, TableMaps
 from streams.key_runs import PURPOSE, hasher
 from streams.selection import KeyMatch, KeyRange, key_columns
@@ -223,7 +224,7 @@ class _Reading:
     ) -> None:
         self._timeline, self._definitions, self._conn = timeline, definitions, conn
         self._now, self._row, self._columns = now, row, columns
-        self._signature = table_signature(row.table)
+        self._name = table_name(row.table)
 
     def read(self, piece: _Piece) -> dict[int, list[dict[str, Any]]]:
         """By step, newest first within it."""
@@ -237,7 +238,7 @@ class _Reading:
                 continue
             if fragment.number == 0:
                 maps, found = {}, []
-                if fragment.last and self._signature not in (fragment.payload or b""):
+                if fragment.last and not may_write(fragment.payload, self._name):
                     continue
             for change in fragment_changes(self._timeline, self._definitions, lineage, fragment, maps):
                 if (change.schema, change.table) == self._row.table and self._is_it(change):

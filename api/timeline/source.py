@@ -28,6 +28,7 @@ from projections.views.timeline import Granule
 from streams.capture_log import CaptureLog, StepFragment
 from streams.capture_record import Sealer
 from streams.errors import StreamError
+from streams.formats.binlog.names import may_write, table_name
 from streams.formats.binlog.step import OWN_SCHEMA
 from streams.paths import Planned, Turn, turn
 from streams.settings import KafkaSettings
@@ -39,6 +40,8 @@ PAGE_S = 0.25
 TAIL_STEPS = 2_000_000
 # A granule closes with the step that takes it beyond 4 MB, so one of twice that ends with a step that is large itself.
 _LARGE_GRANULE = 8 << 20
+# Steps that may be wanted are kept until it is known how many of them are.
+_HELD_BYTES = 16 << 20
 _AHEAD = 4
 _READERS = ThreadPoolExecutor(8, "timeline")
 _OWN = OWN_SCHEMA.encode()
@@ -85,9 +88,10 @@ class Filter:
     def none(self) -> bool:
         return self == Filter()
 
-    def may_take(self, fragment: StepFragment, signature: bytes) -> bool:
-        """Whether a step of one fragment may be wanted, by its bytes: cheaper than working out what it does."""
-        if signature and signature not in (fragment.payload or b""):
+    def may_take(self, fragment: StepFragment, name: bytes) -> bool:
+        """Whether a step of one fragment may be wanted, by its bytes: cheaper than working out what it does. `name` is the
+        table's, as `table_name` makes it, or empty."""
+        if name and not may_write(fragment.payload, name):
             return False
         if self.since_us is None and self.until_us is None:
             return True
@@ -205,8 +209,8 @@ class Timeline:
         looked.upto = closed
 
     def _learn_tail(self, looked: _Looked, head: int) -> None:
-        """Own steps and markers of the tail, beyond what is known. A payload that does not name schema `holdfast` at
-        all is passed over unread."""
+        """Own steps and markers of the tail, beyond what is known. What cannot name schema `holdfast` is passed
+        over unread."""
         if head <= looked.upto:
             return
         if head - looked.upto > TAIL_STEPS:
@@ -342,27 +346,37 @@ class Timeline:
 
     def _search(self, lineage: str, first: int, last: int, granules: list[Granule], wanted: Filter, most: int) -> _Some:
         """What of `first..last` is wanted, newest first, `most` at most. What a step does is worked out only for
-        those that may be wanted by their bytes, and only for the newest of these."""
-        signature = table_signature(wanted.table) if wanted.table is not None else b""
+        those that may be wanted by their bytes, the newest first, until there are enough."""
+        name = table_name(wanted.table) if wanted.table is not None else b""
         small: deque[StepFragment] = deque()
-        large: list[StepFacts] = []
-        size, floor = 0, first
+        size, held, floor = 0, 0, first
 
         def rest() -> Iterator[StepFragment]:
             """Steps of several fragments are looked at as they come; others are put aside if they may be wanted."""
-            nonlocal size, floor
+            nonlocal size, held, floor
             for fragment in self.fragments(lineage, first, last, granules):
                 size += len(fragment.payload or b"")
                 if fragment.number or not fragment.last:
                     yield fragment
-                elif wanted.may_take(fragment, signature):
+                elif wanted.may_take(fragment, name):
                     small.append(fragment)
-                    if len(small) > most:
-                        floor = small.popleft().ordinal + 1
+                    held += len(fragment.payload or b"")
+                    if held > _HELD_BYTES and len(small) > most:
+                        oldest = small.popleft()
+                        held -= len(oldest.payload or b"")
+                        floor = oldest.ordinal + 1
 
-        large += [s.facts for s in look(rest(), self.preambles) if s.facts is not None and wanted.takes(s.facts)]
-        read = [s.facts for s in look(small, self.preambles) if s.facts is not None and wanted.takes(s.facts)]
-        here = sorted((s for s in (*read, *large) if s.ordinal >= floor), key=lambda s: -s.ordinal)
+        found = [s.facts for s in look(rest(), self.preambles) if s.facts is not None and wanted.takes(s.facts)]
+        count = 0
+        while small and count < most:
+            fragment = small.pop()
+            (step,) = look((fragment,), self.preambles)
+            if step.facts is not None and wanted.takes(step.facts):
+                found.append(step.facts)
+                count += 1
+                if count == most:
+                    floor = fragment.ordinal
+        here = sorted((s for s in found if s.ordinal >= floor), key=lambda s: -s.ordinal)
         if len(here) > most:
             here = here[:most]
             floor = here[-1].ordinal
@@ -413,8 +427,3 @@ def _chunks(first: int, last: int, size: int = 4096) -> Iterator[tuple[int, int]
         start = max(first, last - size + 1)
         yield start, last
         last = start - 1
-
-
-def table_signature(table: tuple[str, str]) -> bytes:
-    """Bytes that every table map of `table` holds: its names, each with its length before and a zero after."""
-    return b"".join(bytes([len(n)]) + n + b"\0" for n in (part.encode() for part in table))

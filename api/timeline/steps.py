@@ -14,6 +14,7 @@ from projections.views.timeline import Granule, Landmark
 from streams.capture_log import StepFragment
 from streams.events import TableCount
 from streams.formats.binlog.events import HEADER_SIZE, FormatDescription, parse_format_description
+from streams.formats.binlog.names import may_say
 from streams.formats.binlog.step import StepSummary, Summariser
 from streams.formats.errors import FormatError
 
@@ -80,15 +81,15 @@ class Looked:
     facts: StepFacts | None
 
 
-def look(fragments: Iterable[StepFragment], preambles: Preambles, needle: bytes = b"") -> Iterator[Looked]:
-    """What each step is and does, one fragment in memory at a time. Small steps without `needle` are passed over.
+def look(fragments: Iterable[StepFragment], preambles: Preambles, word: bytes = b"") -> Iterator[Looked]:
+    """What each step is and does, one fragment in memory at a time. Small steps that cannot say `word` are passed over.
 
     A payload that cannot be read makes a step of kind `unreadable`: it is there and says why, and no page fails for it.
     """
     reading: _Reading | None = None
     for fragment in fragments:
         if fragment.number == 0:
-            if fragment.last and needle and needle not in (fragment.payload or b""):
+            if fragment.last and word and not may_say(fragment.payload, word):
                 yield Looked(fragment.ordinal, len(fragment.payload or b""), None)
                 continue
             reading = _Reading(fragment, preambles)

@@ -4,14 +4,25 @@ is in the log once, in order, or capture is visibly stopped."""
 from __future__ import annotations
 
 import contextlib
+import random
 import signal
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from agents.rollback.history import find_marker
+from agents.schema.replay import definitions_in
+from api.timeline.source import Filter, Timeline
 from deploy.demo.server import DatabaseServer
+from projections.database import connect
+from streams.capture_log import CaptureLog
+from streams.formats.binlog.events import TRANSACTION_PAYLOAD, iter_events, parse_format_description
+from streams.formats.binlog.step import StepSummary, summarise
+from streams.ids import uuid7
+from streams.secrets import SecretStore
 from streams.settings import Settings
 from tests.stack.capturing import Load, Protected, captured_to, eventually, position, protect
+from tests.stack.running_api import prepare
 
 pytestmark = pytest.mark.crash
 
@@ -30,6 +41,16 @@ def each(
     """A server of its own, protected."""
     name, options = SERVERS[request.param]
     made = protect(fresh_site, make_database(name, options=options))
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def compressing(fresh_site: Settings, make_database: Callable[..., DatabaseServer]) -> Iterator[Protected]:
+    """A server that compresses its transactions, captured."""
+    prepare(fresh_site)
+    made = protect(fresh_site, make_database("mysql-9", options={"binlog_transaction_compression": "ON"}))
+    made.capture()
     yield made
     made.stop()
 
@@ -132,3 +153,57 @@ def test_positions_say_where_the_source_is(each: Protected) -> None:
     each.server.execute("flush logs")
     each.caught_up()
     assert captured_to(each.site, each.source).rpartition("/")[2] == position(each.server).rpartition("/")[2]
+
+
+def test_what_a_compressed_log_hides_is_found(compressing: Protected) -> None:
+    """The names in a transaction payload do not stand there in clear. Found all the same are the steps of one table, Holdfast's
+    own and that of a rollback, and what a CREATE … SELECT defines."""
+    made, site = compressing, compressing.site
+    plan = uuid7()
+    # So much of it are letters, some more frequent than others, that all there is gets coded.
+    text = "".join(random.Random(1).choices("abcdefgh", (9, 4, 2, 1, 1, 1, 1, 1), k=3000))
+    made.server.execute(
+        "create database hidden",
+        "create table hidden.often (id int primary key, v text)",
+        "create table hidden.rarely (id int primary key, v text)",
+        "create database holdfast",
+        "create table holdfast.marker (plan varchar(36) primary key, digest varbinary(32), kind varchar(16), at_us bigint)",
+        "create table holdfast.work (id int primary key, v text)",
+    )
+    for n in range(12):
+        made.server.execute(
+            "begin",
+            *[f"insert into holdfast.marker values ('{plan}', '', 'rollback', 0)"] * (n == 6),
+            f"insert into hidden.often values ({n}, '{text}')",
+            *[f"insert into hidden.rarely values ({n}, '{text}')"] * (n % 4 == 0),
+            "commit",
+        )
+        made.server.execute(f"insert into holdfast.work values ({n}, '{text}')")
+    made.server.execute("create table hidden.copy as select * from hidden.often")
+    made.caught_up()
+    told: dict[int, StepSummary] = {}
+    defined = []
+    for step in made.same():
+        assert step.payload is not None
+        described = parse_format_description(step.preamble)
+        told[step.ordinal] = summarise(described, step.payload)
+        defined += [q.sql for q in definitions_in(described, step.payload)]
+        if any(e.type == TRANSACTION_PAYLOAD for e in iter_events(step.payload, described.has_checksum)):
+            assert not any(name in step.payload for name in (b"hidden", b"rarely", b"holdfast", b"marker"))
+    rarely = [o for o, s in told.items() if ("hidden", "rarely") in s.changes]
+    assert len(rarely) == 3
+    assert any(b"copy" in sql for sql in defined)
+    (marked,) = [o for o, s in told.items() if s.markers]
+    secrets = SecretStore(site)
+    with CaptureLog(site.kafka, made.source, secrets) as log:
+        assert find_marker(log, made.lineage, plan, 0) == marked
+        assert find_marker(log, made.lineage, plan, marked) is None
+    timeline = Timeline(site.kafka, made.source, secrets, lambda _: None)
+    with contextlib.closing(timeline), connect(site.postgres) as conn:
+        now = timeline.now(conn)
+        page = timeline.page(conn, now, None, 2, Filter(table=("hidden", "rarely")))
+        assert [s.ordinal for s in page.steps] == rarely[:0:-1]
+        page = timeline.page(conn, now, page.next, 2, Filter(table=("hidden", "rarely")))
+        assert [s.ordinal for s in page.steps] == rarely[:1]
+        assert page.next is None
+        assert list(now.history.own) == [o for o, s in told.items() if s.own or s.markers]

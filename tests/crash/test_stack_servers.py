@@ -131,6 +131,8 @@ def test_committed_transactions_and_their_binary_log_are_there_after_a_database_
 ) -> None:
     database = make_database(name)
     assert database.version.startswith(name.partition("-")[2] + ".")
+    if "gtid" in position:  # what sets the server up is not in its log
+        assert database.execute(position) == [("",)]
     database.execute("CREATE DATABASE d", "CREATE TABLE d.t (n int PRIMARY KEY) ENGINE=InnoDB")
     for n in range(20):
         database.execute(f"INSERT INTO d.t VALUES ({n})")
@@ -180,7 +182,6 @@ def test_a_mysql_source_is_set_up_as_capture_asks_for(database: DatabaseServer) 
     wanted = {"log_bin": "ON", "binlog_format": "ROW", "sync_binlog": "1"}
     if database.version.startswith("9."):
         wanted |= {"gtid_mode": "ON", "binlog_row_image": "FULL", "binlog_row_metadata": "FULL"}
-        assert database.execute("SELECT @@gtid_executed") == [("",)]
     assert wanted.items() <= set_up.items()
 
 

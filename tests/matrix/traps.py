@@ -147,7 +147,13 @@ TRAPS: tuple[Case, ...] = (
         "compressed", "compressed events (log_bin_compress)",
         settings=(("log_bin_compress", "ON"), ("log_bin_compress_min_len", "10")),
         trap=("insert into t values (900, repeat('long ', 8), 1)", "update t set v = repeat('y', 40)"),
-        differs={"MySQL 5.5": None, "MySQL": {"settings": (("binlog_transaction_compression", "ON"),)}},
+        differs={"MySQL 5.5": None, "MySQL": {
+            "settings": (("binlog_transaction_compression", "ON"),),
+            "tables": ("create table t (id int primary key, v text, n int)",),
+            # Digits of which nothing repeats are coded, and all else in the transaction with them: no name stays in clear.
+            "trap": (f"insert into t values (900, concat({', '.join(f'sha2({i}, 512)' for i in range(12))}), 1)",
+                     "update t set v = reverse(v)"),
+        }},
     ),
     Case("no_checksum", "binlog_checksum=NONE", settings=(("binlog_checksum", "NONE"),),
          trap=("insert into t values (900, 'x', 1)",), differs={"MySQL 5.5": None}),

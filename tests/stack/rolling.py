@@ -16,6 +16,7 @@ from agents.rollback.history import History, read_history, turns
 from deploy.demo.server import DatabaseServer
 from streams.capture_log import CaptureLog
 from streams.events import JobChanged, RollbackPlanned
+from streams.formats.binlog.names import may_say
 from streams.formats.binlog.step import OWN_SCHEMA, summarise
 from streams.ids import uuid7
 from streams.paths import Path, drop_newest, path_at
@@ -91,7 +92,7 @@ class Rolling:
         out = []
         head = self.head()
         for f in self.log.steps(self.lineage, 1, head) if head else ():
-            if f.payload is not None and OWN_SCHEMA.encode() in f.payload:
+            if f.payload is not None and may_say(f.payload, OWN_SCHEMA.encode()):
                 summary = summarise(f.preamble, f.payload)
                 if summary.markers or summary.own or OWN_SCHEMA in "".join(summary.statements):
                     out.append(f.ordinal)

@@ -38,6 +38,7 @@ def write_job(directory: Path, bench: RollbackBench, plan: Plan) -> Path:
     job.write_text(
         json.dumps(
             {
+                "kind": bench.server.kind,
                 "port": bench.server.port,
                 "root": bench.server.root_password,
                 "data": str(bench.server.datadir),
@@ -79,7 +80,7 @@ def main(job_file: str, what: str) -> None:
     def target(method: str) -> Target:
         user = USER if method == "native" else BOUND_USER
         settings = SourceSettings(
-            SOURCE, "mariadb", "127.0.0.1", job["port"], accounts={"rollback": user}, passwords={"rollback": PASSWORD}
+            SOURCE, job["kind"], "127.0.0.1", job["port"], accounts={"rollback": user}, passwords={"rollback": PASSWORD}
         )
         return registry.target(settings, method)
 

@@ -5,7 +5,7 @@
                (dense granules and those from before there was an index: read through)
 
 Hashes name candidates; a version is what a step turns out to have done to a row with this very key. Text keys are compared as
-their collation does as far as it is known here (`streams.formats.binlog.keys`): folded, or exactly where it ends in `_bin`.
+their collation does as far as it is known here (`streams.formats.binlog.keys`): folded where its name says no more.
 """
 
 from __future__ import annotations

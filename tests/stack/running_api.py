@@ -1,7 +1,7 @@
 """The API on real Kafka and PostgreSQL, in a thread of the test, with what stands in for the rest of a site around it.
 
     RunningApi     the API itself on a port of its own; `.client(role)` speaks to it and holds every answer to the
-    contract Scribe         writes events into the log, as agents do CapturedLog    writes real steps of a MariaDB
+    contract Scribe         writes events into the log, as agents do CapturedLog    writes real steps of a server
     into the capture topic, and granules, as capture and indexer do
 
 `RunningApi.apply()` brings the read models up to the log's end with the bulk reader, so no processors run.
@@ -28,7 +28,7 @@ from api import contract
 from api.__main__ import server
 from api.auth import tokens
 from api.auth.roles import OPERATIONS
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from projections import batches, generations, log, offsets
 from projections.database import connect
 from projections.migrate import migrate
@@ -259,13 +259,13 @@ class Written:
 
 
 class CapturedLog:
-    """A source whose steps are really in the log: what a MariaDB writes goes into `capture.<source>` when told to.
+    """A source whose steps are really in the log: what a server writes goes into `capture.<source>` when told to.
 
     `pull()` writes what is new, `close_granule()` indexes everything written so far, as capture and indexer would.
     """
 
-    def __init__(self, api: RunningApi, server: MariaDB, source: str = "shop") -> None:
-        self.api, self.source, self.mariadb = api, source, server
+    def __init__(self, api: RunningApi, server: DatabaseServer, source: str = "shop") -> None:
+        self.api, self.source, self.server = api, source, server
         kafka = api.settings.kafka
         ensure_topics(kafka, [("capture", source), ("schema", source)])
         self.admin = server.connect()
@@ -283,17 +283,17 @@ class CapturedLog:
         at = now_us()
         api.scribe.write(
             SourceDefined(
-                source=source, kind="mariadb", host="127.0.0.1", port=server.port, defined_us=at, by="test",
+                source=source, kind=server.kind, host="127.0.0.1", port=server.port, defined_us=at, by="test",
                 accounts={"capture": "hf_capture", "rollback": "hf_rollback"},
             ),
             SourceChanged(
                 source=source, lineage=self.lineage, epoch=1, state="capturing", at_us=at, by="test",
-                server_version="10.11", position="0-1-1",
+                server_version=server.version, position=self.binlog.began[2],
             ),
         )  # fmt: skip
         self._send(
             LineageStarted(
-                source=source, lineage=self.lineage, epoch=1, position="", server_id=1, server_version="10.11",
+                source=source, lineage=self.lineage, epoch=1, position="", server_id=1, server_version=server.version,
                 reason="protected", baseline="", digest=self._digest, at_us=at,
             )
         )  # fmt: skip

@@ -189,13 +189,27 @@ def _typed(column: Declared, text: str) -> bytes:
 
 
 def same_text(column: Declared, collation: str | None, text: str, value: Value) -> bool:
-    """Whether a value of a text column is the one typed: exactly where its collation tells all texts apart, folded where it
-    does not. (Folding is coarser than collations that tell accents apart.)"""
+    """Whether a value of a text column is the one typed, as far as its collation's name says what it tells apart: all texts
+    (`_bin`, `_as_cs`), accents (`_as_ci`), spaces at the end (MySQL's 0900, `nopad`); else both are folded."""
     if not isinstance(value, str):
         return True
-    if collation is not None and collation.endswith("_bin"):
-        return value.rstrip(" ") == text.rstrip(" ")
+    name = collation or ""
+    if "_0900_" not in name and "_nopad_" not in name:
+        text, value = text.rstrip(" "), value.rstrip(" ")
+    elif _spaces(text) != _spaces(value):
+        return False
+    if name.endswith("_bin"):
+        return value == text
+    text, value = unicodedata.normalize("NFC", text), unicodedata.normalize("NFC", value)
+    if name.endswith("_as_cs"):
+        return value == text
+    if name.endswith("_as_ci"):
+        return value.casefold() == text.casefold()
     return fold_text(value) == fold_text(text)
+
+
+def _spaces(text: str) -> int:
+    return len(text) - len(text.rstrip(" "))
 
 
 def integer(text: str) -> int:

@@ -151,7 +151,7 @@ def test_the_preview_of_another_branch_undoes_and_redoes(
 
 def test_the_sql_of_a_plan_takes_a_real_server_back(api: RunningApi, history: CapturedLog, operator: Client) -> None:
     def checksum() -> list[tuple[Any, ...]]:
-        return history.mariadb.execute("checksum table api_roll.item, api_roll.free extended")
+        return history.server.execute("checksum table api_roll.item, api_roll.free extended")
 
     wanted = checksum()
     first = len(history.written) + 1

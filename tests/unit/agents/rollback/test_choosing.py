@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from agents.rollback import choose
 from agents.rollback.apply import Outcome
 from agents.rollback.plan import Plan
 from agents.rollback.target import Stopped
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.capture_log import StepFragment
 from streams.events import OrdinalRange, SchemaRecorded
 from streams.formats.binlog.step import decode_step
@@ -285,9 +285,9 @@ def predicted(
 # --- tests ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def bench(mariadb: MariaDB) -> Iterator[RollbackBench]:
-    made = RollbackBench(mariadb, STATEMENTS)
+@pytest.fixture(params=["mariadb-10.11"])
+def bench(request: pytest.FixtureRequest, databases: Callable[[str], DatabaseServer]) -> Iterator[RollbackBench]:
+    made = RollbackBench(databases(request.param), STATEMENTS)
     yield made
     made.sql(f"DROP DATABASE {SCHEMA}")
     made.close()
@@ -310,7 +310,9 @@ def a_selection(rng: random.Random, bench: RollbackBench, later: str) -> Selecti
     return Selection(steps, (SCHEMA, table), (KeyRange((str(low),), (str(low + rng.randrange(4)),)),), later)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("bench", "seed"), [*(("mariadb-10.11", s) for s in SEEDS), ("mysql-9", SEEDS[0])], indirect=["bench"]
+)
 def test_what_is_left_is_what_the_model_predicts(
     bench: RollbackBench, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,6 +390,7 @@ def undone(plan: Plan) -> list[int]:
     return [o for r in plan.event.undo for o in range(r.first, r.last + 1)]
 
 
+@pytest.mark.parametrize("bench", ["mariadb-10.11", "mysql-9", "mysql-5.5"], indirect=True)
 def test_undone_twice_is_as_it_was(bench: RollbackBench) -> None:
     bench.sql(f"INSERT INTO {SCHEMA}.plain VALUES (1, 10, 'a'), (2, 20, 'b'), (3, 30, 'c')")
     bench.sql(f"UPDATE {SCHEMA}.plain SET v = v + 1 WHERE id < 3")

@@ -106,18 +106,24 @@ def read_rows(path: Path) -> Iterator[bytes]:
                 raise ValueError("it is not a rows file")
             _exactly(stream, _LENGTH.unpack(_exactly(stream, 4))[0])
             count = 0
-            buffer, at = b"", 0
+            buffer, at, wanted = b"", 0, 4
+            length_of = _LENGTH.unpack_from
             while True:
-                while len(buffer) - at < 4:
-                    buffer, at = buffer[at:] + _more(stream), 0
-                (length,) = _LENGTH.unpack_from(buffer, at)
-                if length == _END:
-                    break
-                while len(buffer) - at < 4 + length:
-                    buffer, at = buffer[at:] + _more(stream, length), 0
-                yield buffer[at + 4 : at + 4 + length]
-                at += 4 + length
-                count += 1
+                buffer, at = buffer[at:] + _more(stream, wanted), 0
+                have = len(buffer)
+                while have - at >= 4:
+                    (length,) = length_of(buffer, at)
+                    end = at + 4 + length
+                    if end > have:
+                        break
+                    yield buffer[at + 4 : end]
+                    at = end
+                    count += 1
+                wanted = 4
+                if have - at >= 4:
+                    if length == _END:
+                        break
+                    wanted = end - have
             while len(buffer) - at < _TRAILER.size:
                 buffer, at = buffer[at:] + _more(stream), 0
             if _TRAILER.unpack_from(buffer, at)[1] != count:
@@ -148,21 +154,23 @@ def _exactly(stream: zstandard.ZstdDecompressionReader, size: int) -> bytes:
 def values(row: bytes) -> list[bytes | None]:
     """The columns of a row packet. Raises ValueError on bytes that are none."""
     out: list[bytes | None] = []
+    add = out.append
     at, end = 0, len(row)
     while at < end:
         length = row[at]
         at += 1
-        if length == 0xFB:
-            out.append(None)
-            continue
-        if length > 0xFB:
+        if length >= 0xFB:
+            if length == 0xFB:
+                add(None)
+                continue
             width = _WIDTHS.get(length)
             if width is None:
                 raise ValueError("a row holds a length that is none")
             length = int.from_bytes(row[at : at + width], "little")
             at += width
-        if at + length > end:
-            raise ValueError("a row is cut off")
-        out.append(row[at : at + length])
-        at += length
+        stop = at + length
+        add(row[at:stop])
+        at = stop
+    if at > end:
+        raise ValueError("a row is cut off")
     return out

@@ -8,8 +8,10 @@ The log is served as by a primary (`agents.replay`), and the server is told to s
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ from agents.scratch.engine import Progress, Server
 from streams.capture_log import CaptureLog
 
 _TURN_S: Final = 0.1
+_log = logging.getLogger("holdfast.replay")
 _OWNED: Final = (
     ("VIEWS", "DEFINER"),
     ("ROUTINES", "DEFINER"),
@@ -45,10 +48,22 @@ def replay(
 ) -> str:
     """Apply `served` to `server`, which runs with `start_filling` and is at its start, or further by an earlier call.
 
-    Returns the GTID position reached, which is the one after the last step. `check` may raise to give up: the replica is
-    stopped then. Raises `AgentError` (`replay-failed`, `disk-full`), and what reading the log raises.
+    Plain transactions are applied many at a time; should that fail, one by one from where it stands, which either goes or
+    says where it does not. Returns the GTID position reached, which is the one after the last step. `check` may raise to
+    give up: the replica is stopped then. Raises `AgentError` (`replay-failed`, `disk-full`), and what reading the log
+    raises.
     """
     wanted = served.position()
+    try:
+        return _replay(server, replace(served, gather=True), wanted, progress, check)
+    except AgentError as error:
+        if error.code != "replay-failed" or not server.alive:
+            raise
+        _log.warning("transactions are applied one by one from here on: %s", error)
+    return _replay(server, served, wanted, progress, check)
+
+
+def _replay(server: Server, served: Served, wanted: str, progress: Progress, check: Callable[[], None]) -> str:
     with contextlib.closing(server.connect()) as conn, LogServer(served) as log:
         here = str(_one(conn, "SELECT @@gtid_slave_pos") or "")
         if not reaches(parse(here), parse(served.start)):

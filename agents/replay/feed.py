@@ -6,6 +6,8 @@ place, so that positions go on without a gap and no password is unsealed. Knows 
     rotate, description, step, step, …            the first file
     rotate, description, step, …                  after `FILE_BYTES`, or when the source described its log anew
     GTID list "until reached"                     after the last step, when there is one
+
+A replica that nobody looks at before it has all of it is given plain transactions many at a time (`gather`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Final, Protocol
 
 from agents.mysql.positions import GtidSet, parse, show
 from agents.replay import events as made
+from agents.replay.gather import gathered
 from agents.replay.wire import framed
 from streams.capture_log import StepFragment
 from streams.formats.binlog import events as ev
@@ -40,7 +43,10 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a replica may have: steps `first..last` of a lineage, where `start` is the position before `first`."""
+    """What a replica may have: steps `first..last` of a lineage, where `start` is the position before `first`.
+
+    `gather`: plain transactions may be put together, so that the replica is at few of the positions in between.
+    """
 
     log: Log
     lineage: str
@@ -49,6 +55,7 @@ class Served:
     first: int = 1
     version: str = ""
     server_id: int = 1
+    gather: bool = False
 
     def position(self) -> str:
         """The native position after `last`. Raises `StreamError` (`step-unknown`)."""
@@ -128,31 +135,23 @@ class Feed:
 
     def packets(self) -> Iterator[list[bytes]]:
         """Lists of bytes to send, in order. Ends after the last step, having said so."""
-        served, state = self._served, self._state
-        covered: bool = False
-        at: dict[int, tuple[int, int, int, int]] = dict(parse(served.start))
+        served = self._served
+        at = dict(parse(served.start))
         batch: list[bytes] = []
         size = 0
-        for fragment in _plainly(served.log.steps(served.lineage, served.first, served.last)):
-            payload = fragment.payload
-            if fragment.number == 0:
-                gtid = self._gtid(fragment, at)
-                at[gtid[2]] = gtid
-                has = state.get(gtid[2])
-                covered = has is not None and gtid[1] <= has[1]
-                if fragment.accounts:
-                    payload = b""
-                if not covered:
-                    if fragment.preamble != self._described or self.position > FILE_BYTES:
-                        batch += self._file(fragment.preamble)
-                    if fragment.accounts:
-                        payload = made.empty_step(gtid[2], gtid[0], gtid[1], _SKIPPED, checksum=self._checksum)
-                    if fragment.ordinal % _SAMPLE == 0 or fragment.ordinal == served.last:
-                        with self._lock:
-                            self._samples.append((fragment.ordinal, gtid[2], gtid[1]))
-                    self.sent = fragment.ordinal
-            if covered or payload is None or (fragment.accounts and fragment.number):
-                continue
+        sample = 0
+        steps = self._steps(at)
+        for step in gathered(steps) if served.gather else steps:
+            payload = step.payload or b""
+            if step.number == 0:
+                if step.preamble != self._described or self.position > FILE_BYTES:
+                    batch += self._file(step.preamble)
+                if step.ordinal >= sample or step.ordinal == served.last:
+                    sample = step.ordinal + _SAMPLE
+                    _, sequence, domain, _ = gtid_of(payload)
+                    with self._lock:
+                        self._samples.append((step.ordinal, domain, sequence))
+                self.sent = step.ordinal
             out, self._sequence = framed(payload, self._sequence)
             self.position += len(payload)
             batch += out
@@ -166,6 +165,23 @@ class Feed:
             [(g[2], g[0], g[1]) for _, g in sorted(at.items())], server_id=served.server_id, checksum=self._checksum
         ))  # fmt: skip
         yield batch
+
+    def _steps(self, at: dict[int, tuple[int, int, int, int]]) -> Iterator[StepFragment]:
+        """The fragments that the replica lacks, as they are to be sent; keeps `at`, the position after them."""
+        served, state = self._served, self._state
+        covered = False
+        for step in _plainly(served.log.steps(served.lineage, served.first, served.last)):
+            if step.number == 0:
+                gtid = self._gtid(step, at)
+                at[gtid[2]] = gtid
+                has = state.get(gtid[2])
+                covered = has is not None and gtid[1] <= has[1]
+                if step.accounts and not covered:
+                    checksum = ev.parse_format_description(step.preamble).has_checksum
+                    empty = made.empty_step(gtid[2], gtid[0], gtid[1], _SKIPPED, checksum=checksum)
+                    yield replace(step, payload=empty, accounts=False)
+            if not covered and not step.accounts and step.payload is not None:
+                yield step
 
     def ordinal_at(self, position: GtidSet) -> int:
         """About how far a replica at `position` is: a step that it has applied (0: none yet that is known)."""

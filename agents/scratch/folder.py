@@ -1,7 +1,7 @@
 """What a scratch copy is on disk, and what a death leaves of one. Knows no server.
 
 <data_dir>/copies/.making-<name>/    being made: worth nothing, removed by whoever finds it
-<data_dir>/copies/<name>/            whole: `copy.json` was written and flushed before the folder was renamed
+<data_dir>/copies/<name>/            whole: everything in it was flushed, `copy.json` last, before the folder was renamed
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def abandon(data_dir: Path, name: str) -> None:
 
 
 def complete(data_dir: Path, copy: Copy) -> Path:
-    """Say that what was made is whole; returns where it is now. Its server must have ended in order."""
+    """Say that what was made is whole; returns where it is now. Its server must have ended in order; it has flushed nothing."""
     folder = parent(data_dir) / f"{_PARTIAL}{copy.name}"
+    _flush(folder)
     with (folder / FACTS).open("wb") as out:
         out.write(json.dumps(dataclasses.asdict(copy), indent=1, sort_keys=True).encode() + b"\n")
         out.flush()
@@ -70,6 +71,20 @@ def complete(data_dir: Path, copy: Copy) -> Path:
     folder.rename(whole)
     flush_folder(whole.parent)
     return whole
+
+
+def _flush(folder: Path) -> None:
+    """Everything below `folder` to disk."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            path = Path(place) / name
+            if path.is_file() and not path.is_symlink():
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        flush_folder(Path(place))
 
 
 def read(folder: Path) -> Copy:

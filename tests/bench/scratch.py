@@ -30,9 +30,12 @@ _LOAD = (
     "when 2 then update filled set t = repeat(md5(i), 7) where id = 1 + i * 6151 % (top div 2); "
     "else delete from filled where id = top - i div 4; end case; set i = i + 1; end while; end"
 )
+# As `agents.mysql.private` has it while a copy is filled.
 _FAST = {
     "innodb_flush_log_at_trx_commit": "0",
     "innodb_doublewrite": "0",
+    "innodb_flush_method": "fsync",
+    "debug_no_sync": None,
     "sync_binlog": "0",
     "skip_log_bin": None,
     "log_bin": "OFF",

@@ -15,13 +15,17 @@ import pytest
 
 from agents.baseline import load, making
 from agents.baseline.manifest import read_manifest
+from agents.errors import AgentError
 from agents.mysql.private import PrivateServer
 from agents.mysql.replay import give_owners, replay
 from agents.protocol import SourceSettings
-from agents.replay.feed import Served
+from agents.replay.feed import Served, gtid_of
+from agents.replay.gather import MOST_STEPS, gathered
 from agents.schema.scratch import find_server, series
 from agents.scratch.keeper import free_port
 from deploy.demo.mariadb import MariaDB
+from streams.formats.binlog import events as ev
+from streams.formats.binlog.rows import KINDS
 from streams.formats.binlog.statements import is_account_statement
 from tests.stack.contents import everything
 from tests.stack.servers import Scratch, start_mariadb
@@ -107,6 +111,7 @@ def mariadb(request: pytest.FixtureRequest) -> Iterator[MariaDB]:
 def source(mariadb: MariaDB, tmp_path_factory: pytest.TempPathFactory) -> Source:
     folder = tmp_path_factory.mktemp("source")
     mariadb.execute(*walk_load.STATEMENTS, "CREATE TABLE walk.apart (n INT)",
+        "CREATE TABLE walk.single (id INT PRIMARY KEY)",
         "CREATE TABLE walk.told (id INT PRIMARY KEY AUTO_INCREMENT, v VARCHAR(200), n INT, at TIMESTAMP(6) NULL, r DOUBLE)",
     )  # fmt: skip
     seed = int(os.environ.get("WALK_SEED", random.randrange(1 << 30)))
@@ -132,6 +137,8 @@ def source(mariadb: MariaDB, tmp_path_factory: pytest.TempPathFactory) -> Source
             if rng.random() < 0.2:
                 mariadb.execute(*(statement.format(n=n) for statement in STATEMENTS))
                 mariadb.execute("SET SESSION gtid_domain_id = 3", f"INSERT INTO walk.apart VALUES ({n})")
+    found.remember()
+    mariadb.execute(*(f"INSERT INTO walk.single VALUES ({n})" for n in range(2 * MOST_STEPS)))
     found.remember()
     return found
 
@@ -162,5 +169,49 @@ def test_a_copy_is_the_source_at_every_step_that_was_remembered(source: Source, 
             assert reached == served(source, ordinal).position()
             with contextlib.closing(server.connect()) as conn:
                 assert everything(conn, "walk") == source.states[ordinal], f"step {ordinal}"
+    finally:
+        server.stop()
+
+
+def test_transactions_that_are_put_together_are_the_same_rows_in_the_same_order(source: Source) -> None:
+    steps = list(source.log.steps(source.log.lineage, 1, source.log.tail().ordinal))
+    together = list(gathered(steps))  # type: ignore[arg-type]
+    assert len(together) < len(steps) - MOST_STEPS
+    assert _rows(together) == _rows(steps)
+    by_ordinal = {step.ordinal: step for step in steps}
+    for step in together:
+        alone = by_ordinal[step.ordinal].payload
+        assert step.payload == alone or gtid_of(step.payload or b"") == gtid_of(alone or b""), "where the last one ends"
+    # What is more than rows stands alone.
+    kinds = [{e.type for e in ev.iter_events(s.payload or b"", True)} for s in together if s.payload]
+    rows_only = {ev.GTID, ev.ANNOTATE_ROWS, ev.TABLE_MAP, ev.XID, *KINDS}
+    assert {step.ordinal for step, found in zip([s for s in together if s.payload], kinds, strict=True)
+            if not found <= rows_only} == {step.ordinal for step in steps if step.payload
+            and not {e.type for e in ev.iter_events(step.payload, True)} <= rows_only}  # fmt: skip
+
+
+def _rows(steps: list[Any]) -> list[bytes]:
+    return [
+        step.payload[e.offset : e.offset + e.length]
+        for step in steps
+        if step.payload
+        for e in ev.iter_events(step.payload, True)
+        if e.type in KINDS or e.type == ev.TABLE_MAP
+    ]
+
+
+def test_a_step_that_does_not_fit_is_named_though_others_were_put_together_with_it(
+    source: Source, tmp_path: Path
+) -> None:
+    server = built(source, tmp_path / "copy")
+    last = source.log.tail().ordinal
+    struck = last - MOST_STEPS // 2  # in the middle of what is put together
+    try:
+        with contextlib.closing(server.connect()) as conn, conn.cursor() as cursor:
+            cursor.execute("INSERT INTO walk.single VALUES (%s)", (2 * MOST_STEPS - 1 - MOST_STEPS // 2,))
+        with pytest.raises(AgentError) as stopped:
+            replay(server, served(source, last))
+        assert stopped.value.code == "replay-failed"
+        assert f" at {served(source, struck - 1).position()}: " in str(stopped.value)
     finally:
         server.stop()

@@ -1,0 +1,532 @@
+"""Restoring a disk: everything it holds at a point, in the order in which packs have it, in parallel, verified, and
+resumable.
+
+A disk is restored window by window (4 GiB at 256 KiB a block). In a window chunks are read in the order of packs, a
+few MiB at a time on several threads, and written where they belong: a chunk that stands in many places is read once.
+Zero and omitted blocks become holes. The order of writes, and what a death leaves:
+
+    target created or taken → progress file created → blocks of a window written → target flushed → the window's line
+    in the progress file, flushed → … → target flushed → progress file removed
+
+A window without a line is restored again, whatever there is of it. The progress file is `<target>.holdfast-restore`: a
+line of JSON that says what is being restored, then a line for each window that is whole. A target that is there and
+has no such file is not ours: it is taken only if the caller says so. Knows no packs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import itertools
+import json
+import os
+import stat
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from agents.failpoints import failpoint
+from agents.repository import tree
+from agents.repository.content import DATA, NAME_SIZE, ChunkSource, Ordering
+from agents.repository.errors import RepositoryError
+from agents.repository.extents import CHUNK, LOST, Run
+from agents.repository.points import Disk
+from agents.repository.reader import Fitting, lost
+
+WINDOW: Final = 1 << 14  # blocks
+TARGET: Final = "restore-target"
+_SLICE_BYTES: Final = 4 << 20  # what a thread reads at once
+_PENDING: Final = 2  # slices a thread has waiting
+
+_BLKZEROOUT: Final = 0x127F
+_BLKGETSIZE64: Final = 0x80081272
+_FALLOC_PUNCH: Final = 0x01 | 0x02  # keep the size, punch a hole
+
+
+class Target(Protocol):
+    """Where a disk is restored to. `write` may be called by several threads, for ranges that do not overlap."""
+
+    def write(self, offset: int, data: bytes) -> None: ...
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros."""
+        ...
+
+    def flush(self) -> None:
+        """What was written is durable on return."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore did. Bytes: of the disk's ranges asked for, written as data, found restored already; `lost`:
+    ranges of bytes that were left as zeros since they are lost."""
+
+    wanted: int
+    written: int
+    kept: int
+    lost: tuple[tuple[int, int], ...]
+
+
+class Stopped(Exception):
+    """The caller asked to stop; what was restored is on record, and a restore to the same target goes on from there."""
+
+
+def restore_disk(
+    source: ChunkSource,
+    disk: Disk,
+    target: Target,
+    *,
+    ranges: Sequence[tuple[int, int]] | None = None,
+    zeros: bool = True,
+    skip_lost: bool = False,
+    threads: int = 2,
+    done: Callable[[int], bool] = lambda window: False,
+    finished: Callable[[int], None] = lambda window: None,
+    progress: Callable[[int], None] = lambda size: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Restored:
+    """Write what `disk` holds to `target`: all of it, or the `ranges` (offset and length in bytes, ascending).
+
+    `zeros`: the target is not known to be zero, so zeros are written too. `done(window)` says that a window is
+    restored already; `finished(window)` is called when one is, and durable; `progress(bytes)` as it goes on, from
+    several threads. Raises `RepositoryError`: `block-lost` (before anything of its window is written, unless
+    `skip_lost`), `chunk-damaged`, `chunk-missing`, `tree-damaged`; `StoreError`, `OSError`, `Stopped`.
+    """
+    fitting = Fitting(disk.size, disk.block_size)
+    wanted = [(0, disk.size)] if ranges is None else [(o, min(n, disk.size - o)) for o, n in ranges if o < disk.size]
+    work = _Work(source, fitting, target, zeros, skip_lost, threads, progress, stop)
+    kept = 0
+    with ThreadPoolExecutor(threads, "restore") as pool, ThreadPoolExecutor(1, "flush") as flusher:
+        flushed: Future[None] | None = None
+        try:
+            for number, parts in _windows(wanted, disk.block_size):
+                if done(number):
+                    kept += sum(length for _, length in parts)
+                    continue
+                for offset, length in parts:
+                    work.restore(pool, disk.root, offset, length)
+                failpoint("restore-window-written")
+                # The disk writes while the next window is read.
+                if flushed:
+                    flushed.result()
+                flushed = flusher.submit(_flushed, target, finished, number)
+            if flushed:
+                flushed.result()
+                flushed = None
+        finally:
+            if flushed:
+                wait([flushed])
+    target.flush()
+    return Restored(sum(length for _, length in wanted), work.written, kept, tuple(work.lost))
+
+
+def _flushed(target: Target, finished: Callable[[int], None], number: int) -> None:
+    target.flush()
+    failpoint("restore-window-flushed")
+    finished(number)
+
+
+def _windows(ranges: Sequence[tuple[int, int]], block_size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """`ranges` by window: its number, and the parts of ranges (offset, length) in it."""
+    width = WINDOW * block_size
+    parts: list[tuple[int, int]] = []
+    current = end = 0
+    for offset, length in ranges:
+        if offset < end or length < 0:
+            raise ValueError("ranges to restore do not ascend")
+        end = offset + length
+        while offset < end:
+            if offset // width != current and parts:
+                yield current, parts
+                parts = []
+            current = offset // width
+            took = min(end, (current + 1) * width) - offset
+            parts.append((offset, took))
+            offset += took
+    if parts:
+        yield current, parts
+
+
+class _Work:
+    """What the threads of one restore share."""
+
+    def __init__(
+        self,
+        source: ChunkSource,
+        fitting: Fitting,
+        target: Target,
+        zeros: bool,
+        skip_lost: bool,
+        threads: int,
+        progress: Callable[[int], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self._source = source
+        self._fitting = fitting
+        self._target = target
+        self._zeros = zeros
+        self._skip_lost = skip_lost
+        self._threads = threads
+        self._progress = progress
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._failed = False
+        self.written = 0
+        self.lost: list[tuple[int, int]] = []
+
+    def restore(self, pool: ThreadPoolExecutor, root: bytes, offset: int, length: int) -> None:
+        """Restore one range, which is not larger than a window."""
+        end = offset + length
+        size = self._fitting.block_size
+        first, stop = offset // size, -(-end // size)
+        places: dict[bytes, list[int]] = {}
+        holes: list[tuple[int, int]] = []
+        lost_here: list[tuple[int, int]] = []
+        at = first
+        for run in tree.iterate(self._source, root, first, stop):
+            names = run.names
+            for begin, count, tag, start in run.extents():
+                if begin > at:
+                    holes.append((at, begin))
+                at = begin + count
+                if tag == CHUNK:
+                    for i in range(count):
+                        name = names[start + i * NAME_SIZE : start + (i + 1) * NAME_SIZE]
+                        if name in places:
+                            places[name].append(begin + i)
+                        else:
+                            places[name] = [begin + i]
+                else:
+                    holes.append((begin, at))
+                    if tag == LOST:
+                        lost_here.append((begin, at))
+        if at < stop:
+            holes.append((at, stop))
+        if lost_here and not self._skip_lost:
+            raise lost(lost_here[0][0], size)
+        bounds = (offset, end)
+        for begin, until in lost_here:
+            start = max(begin * size, offset)
+            self.lost.append((start, min(until * size, end) - start))
+        for begin, until in holes:
+            start, length = max(begin * size, offset), min(until * size, end) - max(begin * size, offset)
+            if self._zeros:
+                self._target.zero(start, length)
+            self._progress(length)
+        ordered = list(places)
+        if isinstance(self._source, Ordering):
+            ordered = self._source.read_order(ordered, DATA)
+        step = max(1, _SLICE_BYTES // size)
+        slices = iter([ordered[i : i + step] for i in range(0, len(ordered), step)])
+        running: set[Future[None]] = set()
+        try:
+            for names_of in itertools.islice(slices, self._threads * _PENDING):
+                running.add(pool.submit(self._slice, names_of, places, bounds))
+            while running:
+                ended, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+                    following = next(slices, None)
+                    if following is not None:
+                        running.add(pool.submit(self._slice, following, places, bounds))
+        except BaseException:
+            self._failed = True
+            for future in running:
+                future.cancel()
+            wait(running)
+            raise
+
+    def _slice(self, names: list[bytes], places: dict[bytes, list[int]], bounds: tuple[int, int]) -> None:
+        if self._failed:
+            return
+        if self._stop():
+            raise Stopped
+        offset, end = bounds
+        size = self._fitting.block_size
+        written = 0
+        for name, data in self._source.get_many(names, DATA):
+            for block in places[name]:
+                start = block * size
+                part = self._fitting.fitted(block, data)
+                if start < offset or start + len(part) > end:
+                    part = part[max(0, offset - start) : end - start]
+                    start = max(start, offset)
+                self._target.write(start, part)
+                written += len(part)
+        self._progress(written)
+        with self._lock:
+            self.written += written
+
+
+# -- files and block devices
+
+
+class FileTarget:
+    """A file, or a block device. Everything is written through one descriptor; holes are punched where that is
+    possible."""
+
+    def __init__(self, path: Path, descriptor: int, size: int) -> None:
+        self.path = path
+        self._fd = descriptor
+        self.size = size
+        self._device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
+        self._punches = True
+
+    def stretch(self) -> None:
+        """Give a file the disk's size."""
+        if not self._device:
+            os.ftruncate(self._fd, self.size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view = view[written:]
+            offset += written
+
+    def zero(self, offset: int, length: int) -> None:
+        if self._punches:
+            try:
+                if self._device:
+                    fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("=QQ", offset, length))
+                else:
+                    _punch(self._fd, offset, length)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY):
+                    raise
+                self._punches = False
+        zeros = bytes(min(length, 1 << 20))
+        while length:
+            took = min(length, len(zeros))
+            self.write(offset, zeros[:took])
+            offset, length = offset + took, length - took
+
+    def flush(self) -> None:
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _punch(descriptor: int, offset: int, length: int) -> None:
+    if not hasattr(_libc, "fallocate"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    arguments = (ctypes.c_int(_FALLOC_PUNCH), ctypes.c_int64(offset), ctypes.c_int64(length))
+    if _libc.fallocate(ctypes.c_int(descriptor), *arguments):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def progress_path(target: Path) -> Path:
+    return target.with_name(target.name + ".holdfast-restore")
+
+
+def restore_file(
+    source: ChunkSource,
+    disk: Disk,
+    path: Path,
+    *,
+    point: str,
+    overwrite: bool = False,
+    skip_lost: bool = False,
+    threads: int = 2,
+    progress: Callable[[int], None] = lambda size: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Restored:
+    """Restore a whole disk to a file or a block device; goes on where an interrupted restore of the same disk to it
+    ended.
+
+    `overwrite`: what is there already may be lost (an empty file has nothing to lose; a device always has). Raises
+    `RepositoryError` (`restore-target`) when the target is there, too small, or being restored to by another process;
+    and as `restore_disk`.
+    """
+    what = {
+        "point": point,
+        "disk": disk.disk,
+        "root": disk.root.hex(),
+        "size": disk.size,
+        "block_size": disk.block_size,
+    }
+    taken, fresh = _open(path, disk.size, overwrite)
+    try:
+        notes = _Progress(progress_path(path), what, fresh=fresh)
+        taken.stretch()
+        try:
+            restored = restore_disk(
+                source,
+                disk,
+                taken,
+                zeros=not notes.fresh,
+                skip_lost=skip_lost,
+                threads=threads,
+                done=notes.windows.__contains__,
+                finished=notes.finished,
+                progress=progress,
+                stop=stop,
+            )
+        except BaseException:
+            notes.close()
+            raise
+        notes.remove()
+        return restored
+    finally:
+        taken.close()
+
+
+def _open(path: Path, size: int, overwrite: bool) -> tuple[FileTarget, bool]:
+    """The target, and whether there is nothing in it (so that it is zero wherever it is not written)."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RepositoryError(TARGET, f"another process restores to {path}", "wait for it, or stop it") from None
+        found = os.fstat(descriptor)
+        mode = found.st_mode
+        fresh = stat.S_ISREG(mode) and not found.st_size
+        if not fresh and not overwrite and _Progress.head_of(progress_path(path)) is None:
+            raise RepositoryError(
+                TARGET, f"{path} is there already", "name another target, or add `--overwrite` to lose what is in it"
+            )
+        if stat.S_ISBLK(mode):
+            (there,) = struct.unpack("Q", fcntl.ioctl(descriptor, _BLKGETSIZE64, bytes(8)))
+            if there < size:
+                raise RepositoryError(TARGET, f"{path} has {there} bytes, the disk {size}", "name a larger device")
+        elif not stat.S_ISREG(mode):
+            raise RepositoryError(TARGET, f"{path} is neither a file nor a block device")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    failpoint("restore-target-opened")
+    return FileTarget(path, descriptor, size), fresh
+
+
+class _Progress:
+    """The progress file of one restore. `windows`: those that are whole. `fresh`: the target was empty when it
+    began."""
+
+    def __init__(self, path: Path, what: dict[str, object], *, fresh: bool) -> None:
+        self._path = path
+        self.windows: set[int] = set()
+        self.fresh = fresh
+        head = None if fresh else self.head_of(path)
+        if head is not None and {**what, "fresh": head.get("fresh")} == head:
+            self.fresh = bool(head["fresh"])
+            self.windows, size = _lines(path)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            # Behind the last whole line, what a death cut off.
+            os.ftruncate(self._fd, size)
+            os.lseek(self._fd, 0, os.SEEK_END)
+            return
+        new = path.with_name(path.name + ".new")
+        self._fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.write(self._fd, _line(json.dumps({**what, "fresh": fresh}, sort_keys=True)))
+        os.fsync(self._fd)
+        os.rename(new, path)
+        _flush_folder(path.parent)
+        failpoint("restore-progress-created")
+
+    @staticmethod
+    def head_of(path: Path) -> dict[str, object] | None:
+        """What a progress file says is being restored; None if there is none, or it says nothing."""
+        try:
+            with path.open("rb") as file:
+                text = _checked(file.readline(1 << 16))
+        except FileNotFoundError:
+            return None
+        try:
+            head = json.loads(text or "null")
+        except ValueError:
+            return None
+        return head if isinstance(head, dict) else None
+
+    def finished(self, window: int) -> None:
+        os.write(self._fd, _line(str(window)))
+        os.fdatasync(self._fd)
+        failpoint("restore-window-recorded")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def remove(self) -> None:
+        os.close(self._fd)
+        failpoint("restore-finished")
+        self._path.unlink()
+        _flush_folder(self._path.parent)
+
+
+def _line(text: str) -> bytes:
+    return f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
+
+
+def _checked(line: bytes) -> str | None:
+    text = line[9:-1]
+    return text.decode() if line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(text) else None
+
+
+def _lines(path: Path) -> tuple[set[int], int]:
+    """Windows on record, and where the last whole line ends."""
+    windows: set[int] = set()
+    size = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            text = _checked(line)
+            if text is None or (number and not text.isdecimal()):
+                break
+            size += len(line)
+            if number:
+                windows.add(int(text))
+    return windows, size
+
+
+def _flush_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def differences(
+    path: Path, source: ChunkSource, disk: Disk, name_of: Callable[[int, bytes], bytes]
+) -> Iterator[tuple[int, int, int]]:
+    """Where a file or device is not what the disk was at its point: offset, length, tag of what should be there.
+
+    `name_of(kind, data)` is the repository's. Each block is read and named, and the name compared with the tree's:
+    from restored bytes to the sealed point, without the repository's data. Lost blocks always differ.
+    """
+    fitting = Fitting(disk.size, disk.block_size)
+    zero = bytes(disk.block_size)
+    with path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        at = 0
+        entries = itertools.chain.from_iterable(r.entries() for r in _bounded(source, disk, fitting.blocks))
+        for block, tag, name in itertools.chain(entries, [(fitting.blocks, 0, b"")]):
+            for between in range(at, block):
+                length = fitting.length(between)
+                if os.pread(descriptor, length, between * disk.block_size) != zero[:length]:
+                    yield between * disk.block_size, length, 0
+            at = block + 1
+            if block == fitting.blocks:
+                break
+            length = fitting.length(block)
+            data = os.pread(descriptor, length, block * disk.block_size)
+            if tag == LOST or (name_of(DATA, data) != name if tag == CHUNK else data != zero[:length]):
+                yield block * disk.block_size, length, tag
+
+
+def _bounded(source: ChunkSource, disk: Disk, blocks: int) -> Iterator[Run]:
+    yield from tree.iterate(source, disk.root, 0, blocks)

@@ -7,6 +7,7 @@ from typing import Final
 from agents.errors import AgentError
 
 DAMAGED: Final = "chunk-damaged"
+CHUNK_MISSING: Final = "chunk-missing"
 PACK_DAMAGED: Final = "pack-damaged"
 LOCKED: Final = "repository-locked"
 KEY_DAMAGED: Final = "repository-key-damaged"

@@ -192,6 +192,14 @@ class PackWriter:
             self._raise_if_broken()
         return sealed
 
+    def take_sealed(self) -> list[SealedPack]:
+        """Those that `flush` would return and that are durable already; it returns them no more. Does not wait."""
+        with self._changed:
+            self._raise_if_broken()
+            done = [future for future in self._sealing if future.done()]
+            self._sealing = [future for future in self._sealing if future not in done]
+        return [future.result() for future in done]
+
     def close(self) -> None:
         """End. What was not flushed is garbage. May be called twice."""
         self._break(ValueError("this writer of packs is closed"))

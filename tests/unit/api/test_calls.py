@@ -25,9 +25,6 @@ FILLED = {
     "{job}": NOWHERE,
     "{projection}": "nosuch",
     "{token}": NOWHERE,
-    "{repository}": "nosuch",
-    "{point}": NOWHERE,
-    "{key}": "nosuch",
 }
 
 

@@ -1,0 +1,463 @@
+"""From blocks to a sealed point and back: what was fed is what is read, nothing is stored twice, memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from agents.errors import AgentError
+from agents.repository import delta, keys, points, runs, tree
+from agents.repository import repository as repositories
+from agents.repository.errors import RepositoryError
+from agents.repository.extents import CHUNK, FREE, ZERO, omitted
+from agents.repository.format import DATA, DIRECTORY
+from agents.repository.ingest import Ingest, Sealed
+from agents.repository.reader import DiskReader
+from agents.repository.repository import Repository
+from agents.repository.stores import Store
+from agents.repository.stores.memory import MemoryStore
+from streams.events import ReferencesRecorded
+from tests.stand_ins.repository_session import LoneSession
+
+BLOCK = 4096
+PASSPHRASE = "correct horse"
+CHEAP = {"n": 2, "r": 8, "p": 1}  # scrypt's own cost is not what is tested here
+
+
+def wrap(store: Store, identity: UUID, key: bytes) -> None:
+    keys.add_wrap(store, identity.bytes, key, "passphrase", PASSPHRASE.encode(), scrypt=CHEAP)
+
+
+def unlock(store: Store) -> bytes:
+    return keys.unlock(store, passphrase=PASSPHRASE)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    made = MemoryStore()
+    repositories.create(made, wrap=wrap, block_size=BLOCK, pack_bytes=1 << 20)
+    return made
+
+
+@pytest.fixture
+def repository(store: MemoryStore, tmp_path: Path) -> Iterator[Repository]:
+    opened = repositories.open(store, unlock, tmp_path / "cache", "node_a")
+    yield opened
+    opened.close()
+
+
+def draft(*disks: points.Disk, continues: str = "") -> points.Point:
+    return points.Point("", "vm-1", "VM 1", "disks", 1, "", 0, "", points.JournalPlace(0, ""), continues, disks=disks)
+
+
+def disk_image(blocks: int, seed: int) -> bytes:
+    """Blocks of which some are zero, some compress, some repeat and some are none of these; the last one is short."""
+    rng = random.Random(seed)
+    kinds: list[Callable[[], bytes]] = [
+        lambda: bytes(BLOCK),
+        lambda: rng.randbytes(16) * (BLOCK // 16),
+        lambda: b"the same".ljust(BLOCK, b"."),
+        lambda: rng.randbytes(BLOCK),
+    ]
+    return b"".join(rng.choice(kinds)() for _ in range(blocks)) + rng.randbytes(777)
+
+
+class Image:
+    """A disk in memory; `reads` are the ranges that were read."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.reads: list[tuple[int, int]] = []
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self.reads.append((offset, len(buffer)))
+        buffer[:] = self.data[offset : offset + len(buffer)]
+
+
+def backup(repository: Repository, data: bytes, session: LoneSession | None = None) -> tuple[Sealed, Ingest]:
+    with Ingest(repository, session or LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(data))
+        disk.feed(Image(data), [(0, disk.blocks, CHUNK)])
+        return ingest.seal(draft(disk.finish())), ingest
+
+
+def read_back(repository: Repository, point: str, disk: int = 0) -> bytes:
+    found = repository.point(point).disks[disk]
+    with DiskReader(repository, found) as reader:
+        return reader.read(0, found.size)
+
+
+def test_a_disk_comes_back_as_it_was(repository: Repository) -> None:
+    data = disk_image(700, 1)
+    session = LoneSession()
+    sealed, ingest = backup(repository, data, session)
+    assert read_back(repository, sealed.point.point) == data
+    assert repository.point(sealed.point.point) == sealed.point
+    (event,) = session.sealed
+    assert event.record == sealed.record
+    assert event.disks[0].root == sealed.point.disks[0].root
+    figures = ingest.figures
+    assert figures.read_bytes == len(data)
+    assert figures.zero_bytes == sum(data[i : i + BLOCK] == bytes(BLOCK) for i in range(0, len(data), BLOCK)) * BLOCK
+    assert sealed.point.disks[0].counts["data"] + sealed.point.disks[0].counts["zero"] == 701
+
+
+def test_equal_blocks_are_stored_once_whatever_thread_meets_them(repository: Repository) -> None:
+    data = (b"x" * BLOCK + b"y" * BLOCK) * 3000
+    sealed, ingest = backup(repository, data)
+    stored = [name for name, place in repository.index.items() if place.kind == DATA]
+    assert len(stored) == len(set(stored)) == 2
+    assert ingest.figures.new_bytes < 100 * BLOCK
+    assert read_back(repository, sealed.point.point) == data
+
+
+def test_a_second_backup_of_the_same_stores_no_data(repository: Repository, store: MemoryStore) -> None:
+    data = disk_image(500, 2)
+    first, _ = backup(repository, data)
+    packs = {one.name for one in store.list("packs/")}
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(data), continues=first.point.disks[0])
+        disk.feed(Image(data), [(0, disk.blocks, CHUNK)], compare=True)
+        second = ingest.seal(draft(disk.finish(), continues=first.point.point))
+    assert {one.name for one in store.list("packs/")} == packs
+    assert second.point.disks[0].root == first.point.disks[0].root
+    assert second.point.disks[0].delta == ()
+    assert second.point.disks[0].counts == {"changed": 0}
+
+
+def test_dirty_extents_make_a_point_that_is_whole_and_a_run_that_is_the_difference(repository: Repository) -> None:
+    before = disk_image(1000, 3)
+    first, _ = backup(repository, before)
+    after = bytearray(before)
+    rng = random.Random(4)
+    dirty = sorted(rng.sample(range(1000), 60))
+    for number, block in enumerate(dirty):
+        after[block * BLOCK : (block + 1) * BLOCK] = bytes(BLOCK) if number % 3 == 0 else rng.randbytes(BLOCK)
+    image = Image(bytes(after))
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(after), continues=first.point.disks[0])
+        disk.feed(image, [(block, 1, CHUNK) for block in dirty])
+        second = ingest.seal(draft(disk.finish(), continues=first.point.point))
+    assert sum(size for _, size in image.reads) == 60 * BLOCK
+    assert read_back(repository, second.point.point) == after
+    assert read_back(repository, first.point.point) == before
+    said = [block for run in delta.read(repository, second.point.disks[0].delta) for block, _, _ in run.entries()]
+    assert said == dirty
+    changed = [
+        block
+        for run in tree.diff(repository, first.point.disks[0].root, second.point.disks[0].root)
+        for block, _, _ in run.entries()
+    ]
+    assert set(changed) <= set(dirty)
+
+
+def test_the_tree_does_not_depend_on_how_it_came_about(repository: Repository) -> None:
+    before, after = disk_image(300, 5), disk_image(300, 6)
+    first, _ = backup(repository, before)
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(after), continues=first.point.disks[0])
+        disk.feed(Image(after), [(0, disk.blocks, CHUNK)], compare=True)
+        second = ingest.seal(draft(disk.finish()))
+    fresh, _ = backup(repository, after)
+    assert second.point.disks[0].root == fresh.point.disks[0].root
+
+
+def test_blocks_left_out_read_as_zeros_and_are_listed(repository: Repository) -> None:
+    data = b"\1" * BLOCK * 10
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(data))
+        disk.feed(Image(data), [(0, 3, CHUNK), (3, 4, omitted(FREE)), (7, 1, ZERO)])
+        disk.write(8, data[: 2 * BLOCK])
+        sealed = ingest.seal(draft(disk.finish()))
+    assert sealed.point.disks[0].counts == {"data": 5, "zero": 1, "omitted": 4, "lost": 0, "changed": 10}
+    assert read_back(repository, sealed.point.point) == data[: 3 * BLOCK] + bytes(5 * BLOCK) + data[: 2 * BLOCK]
+
+
+@pytest.mark.parametrize("blocks", [3, 40])
+def test_a_disk_that_changed_its_size(repository: Repository, blocks: int) -> None:
+    before = b"\1" * BLOCK * 20
+    first, _ = backup(repository, before)
+    after = b"\1" * BLOCK * min(blocks, 20) + b"\2" * BLOCK * max(0, blocks - 20)
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(after), continues=first.point.disks[0])
+        if blocks > 20:
+            disk.feed(Image(after), [(20, blocks - 20, CHUNK)])
+        second = ingest.seal(draft(disk.finish()))
+    assert read_back(repository, second.point.point) == after
+    fresh, _ = backup(repository, after)
+    assert fresh.point.disks[0].root == second.point.disks[0].root
+
+
+def test_blocks_out_of_order_or_outside_are_refused(repository: Repository) -> None:
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=10 * BLOCK)
+        disk.write(4, bytes(BLOCK))
+        for block, data in ((4, bytes(BLOCK)), (3, bytes(BLOCK)), (9, bytes(2 * BLOCK)), (7, bytes(5))):
+            with pytest.raises(ValueError, match="block"):
+                disk.write(block, data)
+
+
+def test_several_disks_at_once(repository: Repository) -> None:
+    images = [disk_image(200 + i, 10 + i) for i in range(4)]
+    with Ingest(repository, LoneSession()) as ingest:
+        disks = [ingest.disk(f"disk{i}", size=len(image)) for i, image in enumerate(images)]
+        threads = [
+            threading.Thread(target=disk.feed, args=(Image(image), [(0, disk.blocks, CHUNK)]))
+            for disk, image in zip(disks, images, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        sealed = ingest.seal(draft(*(disk.finish() for disk in disks)))
+    assert [read_back(repository, sealed.point.point, i) for i in range(4)] == images
+
+
+def test_everything_but_data_is_stored_twice_in_different_packs(repository: Repository, store: MemoryStore) -> None:
+    data = disk_image(500, 7)
+    sealed, _ = backup(repository, data)
+    for kind, names in tree.walk(repository, sealed.point.disks[0].root):
+        for at in range(0, len(names), 32):
+            places = repository.index.places(names[at : at + 32])
+            assert places[0].kind == kind
+            assert len({place.pack for place in places}) == (1 if kind == DATA else 2)
+    root = repository.index.places(sealed.point.disks[0].root)
+    name = repository.index.pack_name(root[0].pack)
+    assert name is not None
+    store.delete(name)
+    assert read_back(repository, sealed.point.point) == data
+
+
+def test_references_are_said_in_batches_that_add_up_to_the_run(repository: Repository) -> None:
+    said: list[ReferencesRecorded] = []
+    data = disk_image(40_000, 8)
+    with Ingest(repository, LoneSession(), slug="main", asset="vm-1", say=said.append) as ingest:
+        disk = ingest.disk("sda", size=len(data))
+        disk.feed(Image(data), [(0, disk.blocks, CHUNK)])
+        sealed = ingest.seal(draft(disk.finish()))
+    assert [event.number for event in said] == list(range(len(said)))
+    assert len(said) > 1
+    assert all(len(event.references) < 900_000 and event.point == sealed.point.point for event in said)
+    from_events = [entry for event in said for entry in delta.decode(event.references).entries()]
+    assert from_events == [e for run in delta.read(repository, sealed.point.disks[0].delta) for e in run.entries()]
+
+
+def test_single_chunks_are_stored_and_found_by_kind(repository: Repository) -> None:
+    pieces = [os.urandom(100_000) for _ in range(50)]
+    with Ingest(repository, LoneSession()) as ingest:
+        names = [ingest.put(DATA, piece) for piece in pieces]
+        folder = ingest.put(DIRECTORY, b"a folder")
+        ingest.seal(draft())
+    assert dict(repository.get_many(names, DATA)) == dict(zip(names, pieces, strict=True))
+    assert repository.get(folder, DIRECTORY) == b"a folder"
+    assert sorted(repository.read_order(names, DATA)) == sorted(names)
+    with pytest.raises(RepositoryError, match="kind"):
+        repository.get(folder, DATA)
+    with pytest.raises(RepositoryError, match="chunk-missing"):
+        repository.get(bytes(32), DATA)
+
+
+def test_scopes_share_nothing_and_read_alike(repository: Repository) -> None:
+    data = os.urandom(BLOCK)
+    names = []
+    for scope in ("tenant-a", "tenant-b"):
+        with Ingest(repository, LoneSession(), scope=scope) as ingest:
+            names.append(ingest.put(DATA, data))
+            ingest.seal(draft())
+    assert len(set(names)) == 2
+    assert all(repository.get(name, DATA) == data for name in names)
+
+
+def test_what_a_collection_is_about_to_delete_is_stored_again(repository: Repository) -> None:
+    with Ingest(repository, LoneSession()) as ingest:
+        name = ingest.put(DATA, b"doomed" * 100)
+        ingest.seal(draft())
+    (doomed,) = repository.index.places(name)
+    with Ingest(repository, LoneSession(), absent={name}) as ingest:
+        assert ingest.put(DATA, b"doomed" * 100) == name
+        assert ingest.put(DATA, b"doomed" * 100) == name
+        ingest.seal(draft())
+    places = repository.index.places(name)
+    assert len(places) == 2
+    repository.forget([doomed.pack])
+    assert repository.get(name, DATA) == b"doomed" * 100
+
+
+def test_a_session_that_is_over_seals_nothing(repository: Repository) -> None:
+    session = LoneSession()
+    with Ingest(repository, session) as ingest:
+        disk = ingest.disk("sda", size=10 * BLOCK)
+        disk.write(0, os.urandom(10 * BLOCK))
+        done = disk.finish()
+        session.over = AgentError("session-lost", "fenced")
+        with pytest.raises(AgentError, match="fenced"):
+            ingest.seal(draft(done))
+    assert list(repository.point_ids()) == []
+
+
+def test_an_error_of_the_source_ends_it_and_nothing_is_sealed(repository: Repository) -> None:
+    class Bad(Image):
+        def read_into(self, offset: int, buffer: memoryview) -> None:
+            if offset > 3 << 20:
+                raise OSError(5, "Input/output error")
+            super().read_into(offset, buffer)
+
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=10 << 20)
+        with pytest.raises(OSError, match="Input/output error"):
+            disk.feed(Bad(os.urandom(10 << 20)), [(0, disk.blocks, CHUNK)])
+        with pytest.raises(OSError, match="Input/output error"):
+            ingest.seal(draft())
+    assert list(repository.point_ids()) == []
+
+
+def test_a_repository_is_adopted_from_its_files_alone(
+    repository: Repository, store: MemoryStore, tmp_path: Path
+) -> None:
+    data = disk_image(600, 20)
+    sealed, _ = backup(repository, data)
+    again = repositories.open(store, unlock, tmp_path / "elsewhere", "node_b")
+    assert read_back(again, sealed.point.point) == data
+    assert sorted(again.index.items(), key=repr) == sorted(repository.index.items(), key=repr)
+    again.close()
+    for listed in list(store.list("index/")):
+        store.delete(listed.name)
+    bare = repositories.open(store, unlock, tmp_path / "third", "node_c")
+    assert read_back(bare, sealed.point.point) == data
+    assert bare.problems == []
+    bare.close()
+
+
+def test_a_damaged_run_and_a_torn_pack_are_worked_around(
+    repository: Repository, store: MemoryStore, tmp_path: Path
+) -> None:
+    data = disk_image(600, 21)
+    sealed, _ = backup(repository, data)
+    for listed in list(store.list("index/")):
+        whole = store.read(listed.name)
+        store.delete(listed.name)
+        store.create(listed.name, [whole[:-5]])
+    for listed in list(store.list("packs/")):
+        whole = store.read(listed.name)
+        store.delete(listed.name)
+        store.create(listed.name, [whole[:-40]])
+    again = repositories.open(store, unlock, tmp_path / "elsewhere", "node_b")
+    assert [problem.code for problem in again.problems] == ["run-damaged"]
+    assert read_back(again, sealed.point.point) == data
+    # What stands in packs without a footer may be read and is not built on.
+    with Ingest(again, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(data))
+        disk.feed(Image(data), [(0, disk.blocks, CHUNK)])
+        second = ingest.seal(draft(disk.finish()))
+        assert ingest.figures.new_bytes > 0
+    for listed in list(store.list("packs/")):
+        if "node_a" in listed.name:
+            store.delete(listed.name)
+    again.refresh()
+    assert read_back(again, second.point.point) == data
+    again.close()
+
+
+def test_two_nodes_write_at_once_and_read_each_other(
+    repository: Repository, store: MemoryStore, tmp_path: Path
+) -> None:
+    other = repositories.open(store, unlock, tmp_path / "other", "node_b")
+    data = [disk_image(800, 30), disk_image(800, 30) + bytes(BLOCK) + disk_image(100, 31)]
+    sealed: dict[int, Sealed] = {}
+
+    def run(number: int, own: Repository) -> None:
+        sealed[number], _ = backup(own, data[number])
+
+    threads = [threading.Thread(target=run, args=args) for args in ((0, repository), (1, other))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for own in (repository, other):
+        assert {own.point(p).point for p in own.point_ids()} == {s.point.point for s in sealed.values()}
+        for number, one in sealed.items():
+            assert read_back(own, one.point.point) == data[number]
+    other.close()
+
+
+def test_runs_are_merged_when_they_are_many(repository: Repository, store: MemoryStore, tmp_path: Path) -> None:
+    images = [os.urandom(5 * BLOCK) for _ in range(5)]
+    ids = [backup(repository, image)[0].point.point for image in images]
+    assert repository.merge_runs(at=6) == 0
+    assert repository.merge_runs(at=5) == 5
+    assert len(list(store.list(runs.PREFIX))) == 1
+    again = repositories.open(store, unlock, tmp_path / "elsewhere", "node_b")
+    assert [read_back(again, point) for point in ids] == images
+    assert again.problems == []
+    again.close()
+
+
+@pytest.mark.parametrize("lost", ["repository.json", "repository2.json"])
+def test_what_the_repository_says_of_itself_is_mended(store: MemoryStore, tmp_path: Path, lost: str) -> None:
+    before = repositories.define(store)
+    backing = repositories.open(store, unlock, tmp_path / "cache", "node_a")
+    backup(backing, b"x" * BLOCK)
+    backing.close()
+    whole = store.read(lost)
+    store.delete(lost)
+    assert repositories.define(store) == before
+    assert store.read(lost) == whole
+    store.delete(lost)
+    store.create(lost, [whole[:-9] + b"123456789"])
+    assert repositories.define(store) == before
+    assert store.read(lost) == whole
+
+
+def test_a_store_in_use_becomes_no_second_repository(store: MemoryStore, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryError, match="repository-exists"):
+        repositories.create(store, wrap=wrap)
+    opened = repositories.open(store, unlock, tmp_path / "cache", "node_a")
+    backup(opened, b"x" * BLOCK)
+    opened.close()
+    store.delete("repository.json")
+    store.delete("repository2.json")
+    with pytest.raises(RepositoryError, match="repository-damaged"):
+        repositories.create(store, wrap=wrap)
+    with pytest.raises(RepositoryError, match="repository-missing"):
+        repositories.define(store)
+
+
+def test_a_creation_that_died_is_begun_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    made = repositories.create(store, wrap=wrap)
+    store.delete("repository.json")  # as if it had died before its last step
+    with pytest.raises(RepositoryError, match="repository-missing"):
+        repositories.define(store)
+    again = repositories.create(store, wrap=wrap)
+    assert again.identity != made.identity
+    repositories.open(store, unlock, tmp_path / "cache", "node_a").close()
+
+
+def test_the_wrong_key_and_no_key_open_nothing(store: MemoryStore, tmp_path: Path) -> None:
+    for attempt in (None, lambda _: bytes(32), lambda s: keys.unlock(s, passphrase="wrong")):
+        with pytest.raises(RepositoryError, match="repository-locked"):
+            repositories.open(store, attempt, tmp_path / "cache", "node_a")
+
+
+def test_a_repository_without_encryption_needs_no_key(tmp_path: Path) -> None:
+    store = MemoryStore()
+    repositories.create(store, wrap=None, block_size=BLOCK)
+    opened = repositories.open(store, None, tmp_path / "cache", "node_a")
+    data = disk_image(100, 40)
+    sealed, _ = backup(opened, data)
+    assert read_back(opened, sealed.point.point) == data
+    opened.close()
+
+
+@pytest.mark.parametrize("wrong", [{"block_size": 5000}, {"block_size": 1 << 30}, {"pack_bytes": 5}, {"level": 99}])
+def test_a_repository_that_could_not_work_is_not_made(wrong: dict[str, int]) -> None:
+    store = MemoryStore()
+    with pytest.raises(RepositoryError, match="repository-unfit"):
+        repositories.create(store, wrap=wrap, **wrong)
+    assert list(store.list()) == []

@@ -1,6 +1,7 @@
 """What the log says just now: jobs, plans and tokens as their events come, ahead of the read models.
 
-One thread follows `commands`, `jobs` and `rollbacks` from where the read models stand, `inventory` from its beginning.
+One thread follows `commands`, `jobs`, `rollbacks` and `repository` from where the read models stand, `inventory` from its
+beginning.
 So a job's events reach a browser without passing through PostgreSQL, a plan can be shown and run while a processor is
 behind, and a revoked token is refused even if the processor that should have noted it is down.
 
@@ -32,7 +33,7 @@ from streams.events import (
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
-TOPICS = ("commands", "jobs", "inventory", "rollbacks")
+TOPICS = ("commands", "jobs", "inventory", "rollbacks", "repository")
 _JOBS = 4_000
 _EVENTS_OF_A_JOB = 200
 _PLANS = 4_000

@@ -14,8 +14,10 @@ from projections.views.catalogue import Source
 from projections.views.copies import Scratch, TablePlan
 from projections.views.dashboard import AgentHealth
 from projections.views.jobs import Job
+from projections.views.repositories import Holding, Point, PointMark, Repository
 from projections.views.timeline import Plan
 from streams.events import FINAL_STATES, Problem, RollbackChanged, RollbackPlanned
+from streams.ids import now_us
 from streams.paths import Path
 from streams.publish import rfc3339
 
@@ -344,3 +346,97 @@ def table_plan(row: TablePlan) -> dict[str, Any]:
         "kept": row.kept,
         "problems": problems(row.problems),
     }
+
+
+def repository(row: Repository, holds: Holding) -> dict[str, Any]:
+    return {
+        "name": row.repository,
+        "id": row.identity,
+        "kind": row.store,
+        "place": row.location,
+        "encrypted": row.encrypted,
+        "options": dict(row.options),
+        "keep": row.options.get("keep", ""),
+        "protected_from": list(row.protected_from),
+        "defined": time(row.first_us),
+        "by": row.node,
+        "points": holds.points,
+        "assets": holds.assets,
+        "stored": holds.stored_bytes,
+        "newest": time(holds.newest_us),
+        "sessions": [
+            {"session": s.session, "kind": s.kind, "asset": s.asset, "by": s.node, "opened": time(s.opened_us)}
+            for s in holds.sessions
+        ],
+        "collection": {
+            "collection": holds.collection.collection,
+            "state": holds.collection.state,
+            "at": time(holds.collection.at_us),
+            "freed": holds.collection.freed_bytes,
+        }
+        if holds.collection is not None
+        else None,
+        "checks": [
+            {
+                "what": c.what,
+                "mode": c.mode,
+                "at": time(c.at_us),
+                "by": c.by,
+                "figures": dict(c.figures),
+                "problems": problems(c.problems),
+            }
+            for c in holds.checks
+        ],
+        "problems": [p for c in holds.checks for p in problems(c.problems)],
+    }
+
+
+def point(row: Point, marks: Iterable[PointMark], as_of_us: int | None = None) -> dict[str, Any]:
+    """`as_of_us`: what was said later is left out; `marks` are those of then."""
+    said = list(marks)
+    now = as_of_us if as_of_us is not None else now_us()
+    dropped = row.dropped_us is not None and (as_of_us is None or row.dropped_us <= as_of_us)
+    held: set[str] = set()
+    for mark in said:
+        if mark.mark == "release":
+            held.discard(mark.name)
+        elif mark.mark == "hold" and (mark.until_us is None or mark.until_us > now):
+            held.add(mark.name)
+    verified = [m.marked_us for m in said if m.mark == "verified"]
+    return {
+        "point": row.point,
+        "repository": row.repository,
+        "asset": row.asset,
+        "kind": row.kind,
+        "created": time(row.created_us),
+        "sealed": time(row.sealed_us),
+        "session": row.session,
+        "by": row.by,
+        "previous": row.continues or None,
+        "size": row.size_bytes,
+        "stored": row.stored_bytes,
+        "digest": row.record,
+        "disks": [dict(d) for d in row.disks],
+        "starred": _last(said, "star", "unstar") == "star",
+        "held": bool(held),
+        "suspect": _last(said, "suspect", "damaged", "verified") in ("suspect", "damaged"),
+        "verified": time(verified[-1]) if verified else None,
+        "marks": [
+            {
+                "mark": m.mark,
+                "name": m.name,
+                "at": time(m.marked_us),
+                "by": m.by,
+                "note": m.note,
+                "until": time(m.until_us),
+            }
+            for m in said
+        ],
+        "dropped": time(row.dropped_us) if dropped else None,
+        "dropped_by": row.dropped_by if dropped else "",
+        "why": row.reason if dropped else "",
+    }
+
+
+def _last(marks: Iterable[PointMark], *names: str) -> str:
+    return next((m.mark for m in reversed(list(marks)) if m.mark in names), "")

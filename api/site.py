@@ -36,10 +36,10 @@ from streams.topics import topic_name
 
 log = logging.getLogger("holdfast.api")
 
-TOPICS = ("commands", "jobs", "inventory", "rollbacks", "audit")
+TOPICS = ("commands", "jobs", "inventory", "rollbacks", "repository", "audit")
 # Which view knows what of the topics that `Live` follows.
 # Tokens and sources are few: `inventory` is read from its beginning, so that tokens can be told without PostgreSQL.
-_KNOWS = {"commands": "jobs", "jobs": "jobs", "rollbacks": "timeline"}
+_KNOWS = {"commands": "jobs", "jobs": "jobs", "rollbacks": "timeline", "repository": "repositories"}
 CATCH_UP_S = 1.0
 FOLLOWERS = 64
 

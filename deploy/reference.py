@@ -23,18 +23,17 @@ COMMON = ("help", "as_json", "data_dir")
 
 def commands() -> Iterator[tuple[str, click.Command]]:
     """(`holdfast rollback plan`, command) of everything that does something, by name."""
-    context = click.Context(cli, info_name="holdfast")
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
+    yield from _within("holdfast", cli, click.Context(cli, info_name="holdfast"))
+
+
+def _within(path: str, group: click.Group, context: click.Context) -> Iterator[tuple[str, click.Command]]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         assert command is not None
         if isinstance(command, click.Group):
-            inner = click.Context(command, info_name=name, parent=context)
-            for verb in command.list_commands(inner):
-                found = command.get_command(inner, verb)
-                assert found is not None
-                yield f"holdfast {name} {verb}", found
+            yield from _within(f"{path} {name}", command, click.Context(command, info_name=name, parent=context))
         else:
-            yield f"holdfast {name}", command
+            yield f"{path} {name}", command
 
 
 def render() -> str:

@@ -20,7 +20,7 @@ _APART_S = 1.0
 _REMOTES = 10_000
 _LONG = 500
 # Never in the record, whatever a body looks like: `contract` keeps unknown fields out, this keeps known ones out.
-_SECRET = ("password", "secret", "token", "tls_ca")
+_SECRET = ("password", "passphrase", "recovery_code", "secret", "token", "tls_ca")
 
 
 def redact(value: Any) -> Any:

@@ -1,10 +1,12 @@
 """What each role may do: the one table. An operation that is not in it does not exist.
 
-    viewer     sees that things happen: sources, steps with their tables and counts, plans, jobs
-    auditor    also sees what was in the rows, who called what, and which tokens there are; changes nothing
+    viewer     sees that things happen: sources, steps with their tables and counts, plans, jobs, repositories, points
+    auditor    also sees what was in the rows, what differs between points, who called what, and which tokens and keys
+               there are; changes nothing
     operator   also sees what was in the rows; pauses and resumes capture, plans, approves and runs rollbacks, makes
-               scratch copies
-    admin      everything: adds and removes sources, issues tokens, rebuilds read models
+               scratch copies; stars and holds points, has them expire by the rules, verifies and collects
+    admin      everything: adds and removes sources, issues tokens, rebuilds read models; adds repositories and their
+               keys, sets retention, ends holds; has the agent read and write paths of its machine (backup, restore)
 
 `public` operations need no token: they tell nothing of what is protected.
 """
@@ -79,6 +81,31 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("scratch.create", "POST", "/v1/scratch", _ACT, changes=True),
     Operation("scratch.show", "GET", "/v1/scratch/{scratch}", _SEE),
     Operation("scratch.drop", "DELETE", "/v1/scratch/{scratch}", _ACT, changes=True),
+    Operation("repository.list", "GET", "/v1/repositories", _SEE),
+    Operation("repository.add", "POST", "/v1/repositories", _RULE, changes=True),
+    Operation("repository.adopt", "POST", "/v1/repositories/adopt", _RULE, changes=True),
+    Operation("repository.show", "GET", "/v1/repositories/{repository}", _SEE),
+    Operation("repository.verify", "POST", "/v1/repositories/{repository}/verify", _ACT, changes=True),
+    Operation("repository.collect", "POST", "/v1/repositories/{repository}/collect", _ACT, changes=True),
+    Operation("repository.usage", "POST", "/v1/repositories/{repository}/usage", _ACT, changes=True),
+    Operation("repository.retention", "POST", "/v1/repositories/{repository}/retention", _RULE, changes=True),
+    Operation("repository.expire", "POST", "/v1/repositories/{repository}/expire", _ACT, changes=True),
+    Operation("key.add", "POST", "/v1/repositories/{repository}/keys", _RULE, changes=True),
+    Operation("key.list", "POST", "/v1/repositories/{repository}/keys/list", _WATCH, changes=True),
+    Operation("key.drill", "POST", "/v1/repositories/{repository}/keys/drill", _RULE, changes=True),
+    Operation("key.remove", "DELETE", "/v1/repositories/{repository}/keys/{key}", _RULE, changes=True),
+    Operation("key.reveal", "POST", "/v1/repositories/{repository}/keys/{key}/reveal", _RULE, changes=True),
+    Operation("backup.make", "POST", "/v1/backups", _RULE, changes=True),
+    Operation("point.list", "GET", "/v1/points", _SEE),
+    Operation("point.show", "GET", "/v1/points/{point}", _SEE),
+    Operation("point.star", "POST", "/v1/points/{point}/star", _ACT, changes=True),
+    Operation("point.unstar", "POST", "/v1/points/{point}/unstar", _ACT, changes=True),
+    Operation("point.hold", "POST", "/v1/points/{point}/hold", _ACT, changes=True),
+    Operation("point.release", "POST", "/v1/points/{point}/release", _RULE, changes=True),
+    Operation("point.drop", "POST", "/v1/points/{point}/drop", _RULE, changes=True),
+    Operation("point.agree", "POST", "/v1/points/{point}/agree", _RULE, changes=True),
+    Operation("point.diff", "POST", "/v1/points/{point}/diff", _ROWS, changes=True),
+    Operation("point.restore", "POST", "/v1/points/{point}/restore", _RULE, changes=True),
     Operation("job.list", "GET", "/v1/jobs", _SEE),
     Operation("job.show", "GET", "/v1/jobs/{job}", _SEE),
     Operation("job.events", "GET", "/v1/jobs/{job}/events", _SEE),

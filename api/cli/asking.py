@@ -132,4 +132,14 @@ def source_names(ctx: click.Context, parameter: click.Parameter, incomplete: str
     return [s["name"] for s in found if s["name"].startswith(incomplete)]
 
 
+def repository_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of repositories, likewise."""
+    try:
+        found = Api(find()).get("/v1/repositories")["items"]
+    except CliError:
+        return []
+    return [r["name"] for r in found if r["name"].startswith(incomplete)]
+
+
 SOURCE = click.argument("source", shell_complete=source_names)
+REPOSITORY = click.argument("repository", shell_complete=repository_names)

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from api.calls import Handler
-from api.routes import audit, jobs, projections, rollbacks, scratch, site, sources, table_rollbacks, timeline, tokens
+from api.routes import (
+    audit,
+    jobs,
+    points,
+    projections,
+    repositories,
+    rollbacks,
+    scratch,
+    site,
+    sources,
+    table_rollbacks,
+    timeline,
+    tokens,
+)
 
 HANDLERS: Mapping[str, Handler] = {
     "health.show": site.health,
@@ -39,6 +52,31 @@ HANDLERS: Mapping[str, Handler] = {
     "scratch.create": scratch.create,
     "scratch.show": scratch.show,
     "scratch.drop": scratch.drop,
+    "repository.list": repositories.list_all,
+    "repository.add": repositories.add,
+    "repository.adopt": repositories.adopt,
+    "repository.show": repositories.show,
+    "repository.verify": repositories.verify,
+    "repository.collect": repositories.collect,
+    "repository.usage": repositories.usage,
+    "repository.retention": repositories.retention,
+    "repository.expire": repositories.expire,
+    "key.add": repositories.add_key,
+    "key.list": repositories.list_keys,
+    "key.drill": repositories.drill,
+    "key.remove": repositories.remove_key,
+    "key.reveal": repositories.reveal,
+    "backup.make": points.backup,
+    "point.list": points.list_all,
+    "point.show": points.show,
+    "point.star": points.star,
+    "point.unstar": points.unstar,
+    "point.hold": points.hold,
+    "point.release": points.release,
+    "point.drop": points.drop,
+    "point.agree": points.agree,
+    "point.diff": points.diff,
+    "point.restore": points.restore,
     "job.list": jobs.list_all,
     "job.show": jobs.show,
     "job.events": jobs.events,

@@ -14,7 +14,9 @@ from dataclasses import replace
 from streams.consume import Message
 from streams.events import (
     CallAudited,
+    CollectionChanged,
     CommandRequested,
+    DiskSealed,
     Event,
     GranuleClosed,
     GranuleKeys,
@@ -23,10 +25,18 @@ from streams.events import (
     KeyedTable,
     Landmark,
     OrdinalRange,
+    PointDropped,
+    PointMarked,
+    PointSealed,
     Problem,
+    RepositoryChecked,
+    RepositoryDefined,
     RollbackChanged,
     RollbackPlanned,
     ScratchChanged,
+    SessionClosed,
+    SessionFenced,
+    SessionOpened,
     SourceChanged,
     SourceDefined,
     Stamp,
@@ -34,6 +44,7 @@ from streams.events import (
     TableEffect,
     TableRollbackChanged,
     TableRollbackPlanned,
+    Ticked,
     TokenIssued,
     TokenRevoked,
 )
@@ -60,6 +71,8 @@ class History:
         self._plans: list[tuple[str, str, bytes]] = []
         self._tokens: list[str] = []
         self._table_plans: list[tuple[str, str, bytes]] = []
+        self._sessions: list[tuple[str, str]] = []
+        self._points: list[tuple[str, str]] = []
 
     def now(self) -> int:
         self._clock += self.rng.randrange(1, 20 * SECOND)
@@ -89,6 +102,7 @@ class History:
             self.plan,
             self.plan_changed,
             self.scratch_changed,
+            *[self.repository] * 3,
             self.table_plan,
             self.table_plan_changed,
             self.call,
@@ -315,6 +329,155 @@ class History:
                 problems=(Problem("disk-full", "no room", ""),) if state == "failed" else (),
             )
         )
+
+    def repository(self) -> None:
+        """Something happens in a repository; also what does not count: words of sessions that ended, points dropped twice."""
+        name = self.rng.choice(["vault", "near"])
+        if not self._sessions or self.rng.random() < 0.2:
+            session = self.id("session")
+            self._sessions.append((session, name))
+            self.write(
+                SessionOpened(
+                    repository=name,
+                    session=session,
+                    kind=self.rng.choice(["backup", "collect"]),
+                    node="node-1",
+                    asset="web",
+                    lease_ticks=3,
+                    seen=len(self.events),
+                    opened_us=self.now(),
+                    by="node-1",
+                )
+            )
+            return
+        session, name = self.rng.choice(self._sessions[-4:])
+        kinds: list[Callable[[str, str], object]] = [
+            self.point_sealed,
+            self.session_ended,
+            self.collection,
+            self.looked,
+        ]
+        if self._points:
+            kinds += [self.point_marked, self.point_dropped]
+        self.rng.choice(kinds)(session, name)
+
+    def point_sealed(self, session: str, name: str) -> None:
+        point = self.id("point")
+        self._points.append((point, name))
+        self.write(
+            PointSealed(
+                repository=name,
+                session=session,
+                point=point,
+                asset=self.rng.choice(["web", "mail"]),
+                asset_name="Web",
+                kind="disks",
+                created_us=self.now(),
+                sealed_us=self.now(),
+                disks=(DiskSealed("0", "root", 1 << 30, 131_072, self.rng.randbytes(32), changed=7),),
+                record=self.rng.randbytes(32),
+                files_root=self.rng.choice([b"", b"\1" * 32]),
+                figures={"stored_bytes": self.rng.randrange(10_000)},
+                facts={"os": "nul \0 inside"},
+                by="node-1",
+            )
+        )
+
+    def session_ended(self, session: str, name: str) -> None:
+        if self.rng.random() < 0.5:
+            self.write(
+                SessionClosed(
+                    repository=name,
+                    session=session,
+                    outcome="done",
+                    figures={"chunks": 3},
+                    closed_us=self.now(),
+                    by="node-1",
+                )
+            )
+        else:
+            self.write(
+                SessionFenced(repository=name, session=session, reason="silent", fenced_us=self.now(), by="node-2")
+            )
+
+    def point_marked(self, session: str, name: str) -> None:
+        point, name = self.rng.choice(self._points)
+        self.write(
+            PointMarked(
+                repository=name,
+                point=point,
+                mark=self.rng.choice(["star", "unstar", "hold", "release", "verified"]),
+                number=self.rng.randrange(100),
+                name=self.rng.choice(["", "case-7"]),
+                note="kept",
+                until_us=self.rng.choice([None, self._clock + SECOND]),
+                marked_us=self.now(),
+                by="ada",
+            )
+        )
+
+    def point_dropped(self, session: str, name: str) -> None:
+        point, name = self.rng.choice(self._points)
+        self.write(PointDropped(repository=name, point=point, reason="too old", dropped_us=self.now(), by="node-1"))
+
+    def collection(self, session: str, name: str) -> None:
+        state = self.rng.choice(["proposed", "executing", "done", "abandoned"])
+        self.write(
+            CollectionChanged(
+                repository=name,
+                collection=self.rng.choice(["c1", "c2"]),
+                session=session,
+                state=state,
+                marked=self.rng.randrange(100),
+                digest=self.rng.randbytes(32),
+                freed_bytes=self.rng.randrange(1000),
+                at_us=self.now(),
+                by="node-1",
+            )
+        )
+
+    def looked(self, session: str, name: str) -> None:
+        kind = self.rng.randrange(3)
+        if kind == 0:
+            self.write(
+                RepositoryDefined(
+                    repository=name,
+                    identity=self.id("repository"),
+                    state=self.rng.choice(["added", "changed", "removed"]),
+                    store="local",
+                    location="/backups",
+                    node="node-1",
+                    encrypted=self.rng.random() < 0.5,
+                    secrets={"passphrase": f"repositories/{name}/passphrase@1"},
+                    protected_from=("site loss",),
+                    defined_us=self.now(),
+                    by="ada",
+                )
+            )
+        elif kind == 1:
+            self.write(
+                RepositoryChecked(
+                    repository=name,
+                    session=session,
+                    what="verify",
+                    mode="full",
+                    figures={"chunks": 9},
+                    problems=(Problem("damaged", "a pack", ""),),
+                    checked_us=self.now(),
+                    by="node-1",
+                )
+            )
+        else:
+            self.write(
+                Ticked(
+                    repository=name,
+                    node="node-1",
+                    ticker="t",
+                    number=len(self.events),
+                    interval_us=SECOND,
+                    at_us=self.now(),
+                )
+            )
 
     def table_plan(self) -> None:
         source = self.source()

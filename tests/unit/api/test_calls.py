@@ -25,6 +25,9 @@ FILLED = {
     "{job}": NOWHERE,
     "{projection}": "nosuch",
     "{token}": NOWHERE,
+    "{repository}": "nosuch",
+    "{point}": NOWHERE,
+    "{key}": "nosuch",
 }
 
 

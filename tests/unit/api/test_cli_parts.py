@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -194,11 +195,17 @@ def test_names_in_paths_cannot_lead_elsewhere() -> None:
 
 
 def _commands() -> list[tuple[str, ...]]:
-    out: list[tuple[str, ...]] = []
-    context = click.Context(cli)
-    for noun in NOUNS:
-        out += [(noun.name or "", verb) for verb in noun.list_commands(context)]
-    return out
+    return [words for words, _ in _within((), cli) if words[0] in {noun.name for noun in NOUNS}]
+
+
+def _within(path: tuple[str, ...], group: click.Group) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.get_command(click.Context(group), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from _within((*path, name), command)
+        else:
+            yield (*path, name), command
 
 
 @pytest.mark.parametrize("words", _commands())
@@ -216,15 +223,12 @@ def test_completion_is_written_for_each_shell(shell: str) -> None:
     assert "_HOLDFAST_COMPLETE" in made.output
 
 
-def test_no_command_takes_a_password_as_an_argument() -> None:
-    context = click.Context(cli)
-    for noun in NOUNS:
-        for verb in noun.list_commands(context):
-            command = noun.get_command(context, verb)
-            assert command is not None
-            for parameter in command.params:
-                if "password" in (parameter.name or ""):
-                    assert isinstance(parameter.type, click.Path) or getattr(parameter, "is_flag", False)
+def test_no_command_takes_a_secret_as_an_argument() -> None:
+    for words, command in _within((), cli):
+        for parameter in command.params:
+            if any(secret in (parameter.name or "") for secret in ("password", "passphrase", "secret", "code")):
+                allowed = isinstance(parameter.type, click.Path) or getattr(parameter, "is_flag", False)
+                assert allowed, (words, parameter.name)
 
 
 def test_an_error_is_a_sentence_a_code_and_a_next_step(tmp_path: Path) -> None:

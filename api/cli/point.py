@@ -1,0 +1,319 @@
+"""`holdfast point …`"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from api.cli.asking import Ask, asks, confirm, pages, repository_names
+from api.cli.connection import segment
+from api.cli.errors import CliError
+from api.cli.repository import NO_WAIT, asked
+from api.cli.times import DEADLINE, MOMENT, ago, local
+
+
+def point_ids(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Ids of the newest points for the shell's completion; none when the site cannot be asked."""
+    from api.cli.connection import Api, find
+
+    try:
+        found = Api(find()).get("/v1/points", limit=100)["items"]
+    except CliError:
+        return []
+    return [p["point"] for p in found if p["point"].startswith(incomplete)]
+
+
+POINT = click.argument("point", shell_complete=point_ids)
+
+
+@click.command("list")
+@click.option("--repository", shell_complete=repository_names, help="Only in this repository.")
+@click.option("--asset", help="Only of this asset.")
+@click.option("--all", "everything", is_flag=True, help="Also those that were dropped.")
+@click.option("--as-of", type=MOMENT, help="The points that there were at that moment, marked as they were then.")
+@click.option("--limit", "-n", type=click.IntRange(1, 100_000), default=100, show_default=True)
+@asks
+def list_all(ask: Ask, limit: int, everything: bool, **query: Any) -> None:
+    """Points, newest first."""
+    found, following, _ = pages(ask, "/v1/points", limit, all=everything, **query)
+
+    def human() -> None:
+        from api.cli.tables import size, table
+
+        if not found:
+            click.echo("There is no point:  holdfast backup files PATH --to REPOSITORY")
+            return
+        table(
+            ["POINT", "ASSET", "KIND", "CREATED", ("", "dim"), ("SIZE", "right"), ("STORED", "right"), "MARKS", "IN"],
+            [
+                (
+                    p["point"],
+                    p["asset"],
+                    p["kind"],
+                    local(p["created"]),
+                    ago(p["created"]),
+                    size(p["size"]),
+                    size(p["stored"]),
+                    _marks(p),
+                    p["repository"],
+                )
+                for p in found
+            ],
+        )
+        if following is not None:
+            click.echo(f"\nolder:  holdfast point list --limit {min(100_000, 2 * limit)}")
+
+    ask.out({"points": found, "next": following}, human)
+
+
+def _marks(point: Mapping[str, Any]) -> str:
+    said = [name for name in ("starred", "held", "suspect") if point[name]]
+    if point["verified"]:
+        said.append("verified")
+    if point["dropped"]:
+        said.append("dropped")
+    return ", ".join(said)
+
+
+def _get(ask: Ask, point: str, as_of: str | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = ask.api.get(f"/v1/points/{segment(point)}", as_of=as_of)
+    return found
+
+
+@click.command("show")
+@POINT
+@click.option("--as-of", type=MOMENT, help="Marked as it was at that moment.")
+@asks
+def show(ask: Ask, point: str, as_of: str | None) -> None:
+    """One point: what it is of, how large, which marks it bears and since when."""
+    found = _get(ask, point, as_of)
+
+    def human() -> None:
+        from api.cli.tables import pairs, size
+
+        pairs(
+            [
+                ("point", found["point"]),
+                ("asset", f"{found['asset']} ({found['kind']})"),
+                ("repository", found["repository"]),
+                ("created", f"{local(found['created'])} ({ago(found['created'])})"),
+                ("sealed", f"{local(found['sealed'])} in session {found['session']} by {found['by']}"),
+                ("size", f"{size(found['size'])}, of which {size(found['stored'])} were new in the repository"),
+                ("previous", found["previous"] or "none"),
+                ("digest", found["digest"]),
+                *((f"disk {d['name'] or d['disk']}", f"{size(d['size'])}, {d['changed']:,} blocks changed, "
+                   f"{d['omitted']:,} omitted, {d['lost']:,} lost") for d in found["disks"]),
+                ("marks", _marks(found)),
+                *((" ".join([m["mark"], m["name"]]).strip(),
+                   f"{local(m['at'])} by {m['by']}{': ' + m['note'] if m['note'] else ''}") for m in found["marks"]),
+                ("dropped", f"{local(found['dropped'])} by {found['dropped_by']}: {found['why']}"
+                 if found["dropped"] else ""),
+            ]
+        )  # fmt: skip
+
+    ask.out(found, human)
+
+
+def _mark(ask: Ask, point: str, mark: str, said: str, *, no_wait: bool, **body: Any) -> None:
+    given = {name: value for name, value in body.items() if value}
+    job = ask.api.post(f"/v1/points/{segment(point)}/{mark}", given)["job"]
+    done = asked(ask, job, f"{mark} {point}", no_wait=no_wait)
+    if done is not None:
+        ask.out({"job": done}, lambda: click.echo(f"{point} {said}"))
+
+
+NOTE = click.option("--note", default="", help="Why, for whoever looks at it later.")
+CASE = click.option(
+    "--name", required=True, help="What the hold is for: several may stand, each is released by its own."
+)
+
+
+@click.command("star")
+@POINT
+@NOTE
+@NO_WAIT
+@asks
+def star(ask: Ask, point: str, note: str, no_wait: bool) -> None:
+    """Keep a point whatever retention says, until its star is taken away."""
+    _mark(ask, point, "star", "is starred", no_wait=no_wait, note=note)
+
+
+@click.command("unstar")
+@POINT
+@NOTE
+@NO_WAIT
+@asks
+def unstar(ask: Ask, point: str, note: str, no_wait: bool) -> None:
+    """Take a point's star away: retention counts for it again."""
+    _mark(ask, point, "unstar", "is starred no longer", no_wait=no_wait, note=note)
+
+
+@click.command("hold")
+@POINT
+@CASE
+@click.option(
+    "--until", type=DEADLINE, help="The hold ends by itself then. Without this it stands until it is released."
+)
+@NOTE
+@NO_WAIT
+@asks
+def hold(ask: Ask, point: str, no_wait: bool, **given: Any) -> None:
+    """Legal hold: nobody drops the point while it stands."""
+    _mark(ask, point, "hold", "is held", no_wait=no_wait, **given)
+
+
+@click.command("release")
+@POINT
+@CASE
+@NOTE
+@NO_WAIT
+@asks
+def release(ask: Ask, point: str, no_wait: bool, **given: Any) -> None:
+    """End a legal hold. Others that stand on the point go on."""
+    _mark(ask, point, "release", f"is released from {given['name']}", no_wait=no_wait, **given)
+
+
+@click.command("drop")
+@POINT
+@click.option("--note", required=True, help="Why, for whoever is to agree.")
+@NO_WAIT
+@asks
+def drop(ask: Ask, point: str, note: str, no_wait: bool) -> None:
+    """Ask that a point be dropped ahead of retention. It stays until somebody else has agreed (`point agree`)."""
+    _mark(ask, point, "drop", "is dropped once somebody else agrees to it", no_wait=no_wait, note=note)
+
+
+@click.command("agree")
+@POINT
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@NO_WAIT
+@asks
+def agree(ask: Ask, point: str, yes: bool, no_wait: bool) -> None:
+    """Agree that a point is dropped ahead of retention, which somebody else asked for: it is dropped.
+
+    Only who has had the right to do this for days can agree: a token issued today cannot.
+    """
+    confirm(ask, point, f"point {point} will be dropped", yes)
+    _mark(ask, point, "agree", "is dropped", no_wait=no_wait)
+
+
+@click.command("expire")
+@click.argument("repository", shell_complete=repository_names)
+@click.option("--keep", metavar="RULES", help="See what other rules would do; only with --dry-run.")
+@click.option("--dry-run", is_flag=True, help="Only say which points stay and which go, and why.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@NO_WAIT
+@asks
+def expire(ask: Ask, repository: str, keep: str | None, dry_run: bool, yes: bool, no_wait: bool) -> None:
+    """Drop the points that the repository's retention does not keep. What they alone need is freed by `repository collect`.
+
+    Starred and held points stay. Why each point stays or goes is shown first; what was shown is what is dropped.
+    """
+    if keep is not None and not dry_run:
+        raise click.UsageError("--keep tries rules out; `holdfast repository retention` sets them")
+    path = f"/v1/repositories/{segment(repository)}/expire"
+    body: dict[str, Any] = {"dry_run": True, **({"keep": keep} if keep is not None else {})}
+    shown = ask.wait(ask.api.post(path, body)["job"], f"retention of {repository}")["result"]
+    if not ask.as_json:
+        _verdicts(shown)
+    if dry_run or not shown["drop"]:
+        ask.out(shown, lambda: None)
+        return
+    confirm(ask, repository, f"{shown['drop']:,} points of {repository} will be dropped", yes)
+    body = {"dry_run": False, "digest": shown["digest"]}
+    done = asked(ask, ask.api.post(path, body)["job"], f"expiring points of {repository}", no_wait=no_wait)
+    if done is None:
+        return
+    result = done["result"]
+
+    def human() -> None:
+        click.echo(f"{result['drop']:,} points were dropped.")
+        click.echo(f"Free what they alone needed:  holdfast repository collect {repository}")
+
+    ask.out({"job": done, "result": result}, human)
+
+
+def _verdicts(shown: dict[str, Any]) -> None:
+    from api.cli.tables import table
+
+    table(
+        ["", "POINT", "ASSET", "CREATED", ("", "dim"), ("WHY", "rest")],
+        [
+            (
+                "keep" if v["keep"] else "drop",
+                v["point"],
+                v["asset"],
+                local(v["created"]),
+                ago(v["created"]),
+                "; ".join(v["why"]),
+            )
+            for v in shown["points"]
+        ],
+    )
+    if shown["left_out"]:
+        click.echo(f"… and {shown['left_out']:,} more.")
+    click.echo(f"\n{shown['kept']:,} stay, {shown['drop']:,} go.")
+
+
+@click.command("diff")
+@POINT
+@click.argument("other", shell_complete=point_ids)
+@click.option("--limit", "-n", type=click.IntRange(1, 10_000), default=200, show_default=True)
+@asks
+def diff(ask: Ask, point: str, other: str, limit: int) -> None:
+    """What differs between two points of one asset: files, or ranges of disks. Costs what differs, not what there is."""
+    job = ask.api.post(f"/v1/points/{segment(point)}/diff", {"with": other, "limit": limit})["job"]
+    result = ask.wait(job, f"comparing {point} with {other}")["result"]
+
+    def human() -> None:
+        from api.cli.tables import clean, size
+
+        sign = {"added": "+", "removed": "-", "changed": "~"}
+        for path in result["files"]:
+            click.echo(clean(f"{sign[path['change']]} {path['path']}"))
+        for disk in result["disks"]:
+            click.echo(f"{disk['disk']}: {size(disk['bytes'])} differ in {disk['ranges']:,} ranges")
+            for first, length in disk["first"]:
+                click.echo(f"  at {first:,}, {length:,} bytes")
+        if result["left_out"]:
+            click.echo(f"… and {result['left_out']:,} more.")
+        if not result["files"] and not result["disks"]:
+            click.echo("They hold the same.")
+
+    ask.out(result, human)
+
+
+@click.command("restore")
+@POINT
+@click.option("--to", "target", required=True, help="Where it is put, on the agent's machine.")
+@click.option("--disk", default="", help="Only this one, of a point with several.")
+@click.option("--path", "inside", default="", help="Only this file or directory, of a point of files.")
+@click.option("--overwrite", is_flag=True, help="Of an image: write into the file or device that is there.")
+@click.option("--yes", is_flag=True, help="Do not ask before something is overwritten.")
+@NO_WAIT
+@asks
+def restore(
+    ask: Ask, point: str, target: str, disk: str, inside: str, overwrite: bool, yes: bool, no_wait: bool
+) -> None:
+    """Put what a point holds where nothing is yet: a directory for files, a file for an image. Every byte is verified."""
+    if overwrite:
+        confirm(ask, target, f"{target} will be overwritten with point {point}", yes)
+    body = {"target": target, "disk": disk, "path": inside, "overwrite": overwrite}
+    job = ask.api.post(f"/v1/points/{segment(point)}/restore", body)["job"]
+    done = asked(ask, job, f"restoring {point}", no_wait=no_wait)
+    if done is None:
+        return
+    result = done["result"]
+
+    def human() -> None:
+        from api.cli.tables import size
+
+        click.echo(f"{result['target']} is what {result['asset']} was {local(result['created'])}: ")
+        click.echo(f"{size(result['bytes'])} written, every chunk verified.")
+
+    ask.out({"job": done, "result": result}, human)
+
+
+COMMANDS = (list_all, show, star, unstar, hold, release, expire, drop, agree, diff, restore)

@@ -30,7 +30,7 @@ JAVA = {
 # Which extras are in which lock: everything, for a checkout; what a server needs that is given Kafka and PostgreSQL.
 PYTHON = {
     "requirements.txt": ["--all-extras"],
-    "requirements-server.txt": ["--extra", "mariadb", "--extra", "build"],
+    "requirements-server.txt": ["--extra", "mariadb", "--extra", "s3", "--extra", "build"],
 }
 
 

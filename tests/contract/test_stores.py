@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agents.repository.errors import DAMAGED, RepositoryError
+from agents.repository.format import DATA, DATA_PACK
+from agents.repository.keys import Keys, new_key
+from agents.repository.pack_format import FRAME_BYTES
+from agents.repository.packs import PackWriter, contents_of, read_frame, read_frames
 from agents.repository.stores import (
     BAD_NAME,
+    DENIED,
     EXISTS,
+    IO,
     MISSING,
     SHORT,
+    UNFIT,
     Store,
     StoreError,
 )
 from agents.repository.stores.local import LocalStore
 from agents.repository.stores.memory import MemoryStore
+from agents.repository.stores.s3 import Bucket, S3Store
+from deploy.certificates import make
+from tests.stack.gateway import Gateway, NoGateway, gateway_program
+from tests.stack.servers import Scratch
+from tests.stand_ins.faulty_store import FaultyStore
 
 
-@pytest.fixture(params=["memory", "directory"])
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    try:
+        program = gateway_program()
+    except NoGateway as reason:
+        pytest.skip(str(reason))
+    scratch = Scratch("gateway")
+    server = Gateway(scratch.path, program)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        scratch.remove()
+
+
+@pytest.fixture(params=["memory", "directory", "s3", "faulty"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made: Store
     if request.param == "memory":
         made = MemoryStore()
-    else:
+    elif request.param == "faulty":
+        made = FaultyStore(MemoryStore())
+    elif request.param == "directory":
         (tmp_path / "store").mkdir()
         made = LocalStore(tmp_path / "store")
+    else:
+        server: Gateway = request.getfixturevalue("gateway")
+        made = S3Store(server.bucket(f"test-{secrets.token_hex(4)}/"), page=50)
     yield made
     made.close()
 
@@ -218,7 +255,7 @@ def test_names_that_are_none_are_refused(store: Store) -> None:
 
 
 def test_many_files_are_all_listed(store: Store) -> None:
-    made = {f"marks/{i:04d}.json" for i in range(1200)}
+    made = {f"marks/{i:04d}.json" for i in range(130)}
     for name in sorted(made):
         store.create(name, [b"x"])
     listed = [f.name for f in store.list("marks/")]
@@ -261,3 +298,90 @@ def test_the_self_test_passes_and_leaves_nothing(store: Store) -> None:
 def test_closing_twice_is_once(store: Store) -> None:
     store.close()
     store.close()
+
+
+# -- buckets alone
+
+
+@pytest.fixture
+def bucket(gateway: Gateway) -> Iterator[S3Store]:
+    store = S3Store(gateway.bucket(f"test-{secrets.token_hex(4)}/"))
+    yield store
+    store.close()
+
+
+def test_a_server_that_ignores_the_condition_is_refused(bucket: S3Store) -> None:
+    # A stand-in for such servers: the condition is taken away before the request is signed.
+    bucket._client.meta.events.register(
+        "before-parameter-build.s3.PutObject", lambda params, **_: params.pop("IfNoneMatch", None)
+    )
+    with pytest.raises(StoreError, match="ignores If-None-Match") as refused:
+        bucket.check()
+    assert refused.value.code == UNFIT
+    assert names(bucket) == set()
+
+
+def test_an_upload_whose_answer_was_lost_is_not_taken_for_anothers(bucket: S3Store, gateway: Gateway) -> None:
+    other = S3Store(bucket.bucket)
+
+    def send_it_before(params: dict[str, Any], **_: object) -> None:
+        other._client.put_object(**params)
+
+    bucket._client.meta.events.register("provide-client-params.s3.PutObject", send_it_before)
+    bucket.create("points/p.point", [b"ours"])
+    assert bucket.read("points/p.point") == b"ours"
+    other.close()
+
+
+def test_a_bucket_that_cannot_be_had_says_why(bucket: S3Store, gateway: Gateway, tmp_path: Path) -> None:
+    def refusal(of: Bucket) -> StoreError:
+        store = S3Store(of)
+        with pytest.raises(StoreError) as refused:
+            store.check()
+        store.close()
+        return refused.value
+
+    right = bucket.bucket
+    assert refusal(replace(right, secret_key="wrong")).code == DENIED
+    assert "no bucket nowhere" in refusal(replace(right, bucket="nowhere")).message
+    assert refusal(replace(right, ca=str(make(tmp_path, ["127.0.0.1"]).ca))).code == IO  # another authority's
+    with pytest.raises(StoreError, match="not encrypted"):
+        S3Store(replace(right, endpoint="http://192.0.2.1:9000"))
+
+
+def test_secrets_of_a_bucket_are_not_shown(bucket: S3Store) -> None:
+    assert bucket.bucket.secret_key not in repr(bucket.bucket)
+    assert bucket.bucket.secret_key not in str(bucket.check())
+
+
+def test_packs_in_a_bucket_are_read_back_and_damage_is_found(bucket: S3Store, gateway: Gateway) -> None:
+    keys = Keys(secrets.token_bytes(16), new_key())
+    naming = keys.naming()
+    writer = PackWriter(bucket, keys, "node", 1, DATA_PACK, naming.scope, size=300_000)
+    chunks = {naming.name_of(DATA, data): data for data in (secrets.token_bytes(40_000) for _ in range(20))}
+    places = {name: writer.add(DATA, name, 0, len(data), data) for name, data in chunks.items()}
+    files = {pack.pack: pack.name for pack in writer.flush()}
+    writer.close()
+    assert len(files) == 3
+    for pack, file in files.items():
+        wanted = [(name, place) for name, place in places.items() if place.pack == pack]
+        found = dict(read_frames(bucket, file, wanted, keys))
+        assert found == {name: chunks[name] for name, _ in wanted}
+        assert contents_of(bucket, file).sealed
+
+    name, place = next(iter(places.items()))
+    at_rest = gateway.buckets / bucket.bucket.bucket / bucket.bucket.prefix / files[place.pack]
+    data = bytearray(at_rest.read_bytes())
+    data[place.offset + FRAME_BYTES + 99] ^= 1
+    at_rest.write_bytes(data)
+    with pytest.raises(RepositoryError) as damaged:
+        read_frame(bucket, files[place.pack], place, name, keys)
+    assert damaged.value.code == DAMAGED
+
+
+def test_a_pack_that_was_not_closed_leaves_nothing_in_a_bucket(bucket: S3Store) -> None:
+    keys = Keys(secrets.token_bytes(16), new_key())
+    writer = PackWriter(bucket, keys, "node", 1, DATA_PACK, keys.naming().scope)
+    writer.add(DATA, keys.naming().name_of(DATA, b"data"), 0, 4, b"data")
+    writer.close()
+    assert names(bucket) == set()

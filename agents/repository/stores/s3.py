@@ -1,0 +1,362 @@
+"""A store in a bucket of an S3 server. boto3 is imported on use: the extra `s3`.
+
+A file is one object, made by one PUT with `If-None-Match: *`, which a server carries out or refuses with 412. Servers that
+ignore the condition (older ones do) overwrite, and so are refused by `check`. A PUT whose answer was lost is sent again by the
+SDK and then meets its own object: the random `writer` in the object's metadata tells. An appended file is kept in memory
+until it is closed: nothing of it is durable before, and nothing is left of it by a crash.
+
+The body's MD5 goes along, so that a server keeps what was sent or says so; what comes back is proven by whoever reads (digests,
+tags). Plain HTTP is refused for anything but this machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import ipaddress
+import secrets
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from agents.repository.stores import (
+    DENIED,
+    EXISTS,
+    FULL,
+    IO,
+    UNFIT,
+    Buffer,
+    Listed,
+    StoreError,
+    Traits,
+    checked_name,
+    checked_prefix,
+    exists,
+    missing,
+    short,
+)
+
+_WRITER: Final = "hf-writer"
+_TRIES: Final = 4  # of a body that breaks off, and of a conflict; the SDK tries requests again itself
+_CODES: Final = {
+    "AccessDenied": DENIED,
+    "InvalidAccessKeyId": DENIED,
+    "SignatureDoesNotMatch": DENIED,
+    "ObjectLocked": DENIED,
+    "QuotaExceeded": FULL,
+    "XMinioStorageFull": FULL,
+    "InsufficientStorage": FULL,
+    "NoSpaceLeftOnDevice": FULL,
+    "EntityTooLarge": FULL,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Where the objects are. `prefix`: "" or text that ends with "/". `ca`: a file of certificates to trust, "" for the
+    system's. The two keys are secrets: from the secret store, never from a command line."""
+
+    endpoint: str
+    bucket: str
+    access_key: str
+    secret_key: str
+    region: str = "us-east-1"
+    prefix: str = ""
+    ca: str = ""
+
+    def __repr__(self) -> str:
+        return f"Bucket({self.endpoint}/{self.bucket}/{self.prefix})"
+
+
+class S3Store:
+    """Implements `Store`. `store-unfit` when boto3 is missing or the address is not encrypted."""
+
+    def __init__(self, bucket: Bucket, page: int = 1000) -> None:
+        """`page`: how many objects a listing asks for at once; a server may give fewer."""
+        _refuse_clear_text(bucket.endpoint)
+        if bucket.prefix and not bucket.prefix.endswith("/"):
+            raise StoreError(UNFIT, f"the prefix {bucket.prefix!r} does not end with a slash")
+        self.bucket: Final = bucket
+        self._page = page
+        self._sdk = _Sdk()
+        self._client = self._sdk.client(bucket)
+
+    def create(self, name: str, parts: Iterable[Buffer]) -> None:
+        self._put(checked_name(name), b"".join(parts))
+
+    def append(self, name: str) -> _Growing:
+        checked_name(name)
+        try:
+            self.size(name)
+        except StoreError as error:
+            if error.code != "store-missing":
+                raise
+        else:
+            raise exists(name)
+        return _Growing(self, name)
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        if size == 0:  # no range is empty
+            there = self.size(name)
+            if offset > there:
+                raise short(name, offset, size, 0)
+            return b""
+        for attempt in range(_TRIES):
+            try:
+                data = self._get(name, offset, size)
+            except StoreError as error:
+                if error.code == "store-range":  # nothing is there from `offset` on
+                    there = self.size(name)
+                    if size is None and offset >= there:
+                        return b""
+                    raise short(name, offset, size or 0, max(0, there - offset)) from None
+                if error.code != "store-broken-off":
+                    raise
+                if attempt == _TRIES - 1:
+                    raise StoreError(IO, error.message) from error
+            else:
+                if size is not None and len(data) < size:
+                    raise short(name, offset, size, len(data))
+                return data
+        raise AssertionError("a loop ended that does not end")
+
+    def _get(self, name: str, offset: int, size: int | None) -> bytes:
+        extra = {} if size is None and not offset else {"Range": _range(offset, size)}
+        with self._named(name):
+            answer = self._client.get_object(Bucket=self.bucket.bucket, Key=self._key(name), **extra)
+        try:
+            with self._named(name), contextlib.closing(answer["Body"]) as body:
+                data: bytes = body.read()
+        except StoreError as error:
+            raise StoreError("store-broken-off", error.message) from error
+        if extra and answer["ResponseMetadata"]["HTTPStatusCode"] == 200:  # it does not know ranges
+            data = data[offset : None if size is None else offset + size]
+        return data
+
+    def size(self, name: str) -> int:
+        key = self._key(name)
+        with self._named(name):
+            return int(self._client.head_object(Bucket=self.bucket.bucket, Key=key)["ContentLength"])
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        start = len(self.bucket.prefix)
+        asked = {
+            "Bucket": self.bucket.bucket,
+            "Prefix": self.bucket.prefix + checked_prefix(prefix),
+            "MaxKeys": self._page,
+        }
+        more: dict[str, Any] = {}
+        while True:
+            with self._named(prefix):
+                page = self._client.list_objects_v2(**asked, **more)
+            for found in page.get("Contents", ()):
+                if not found["Key"].endswith("/"):  # what consoles make for folders
+                    mtime_us = int(found["LastModified"].timestamp() * 1_000_000)
+                    yield Listed(found["Key"][start:], found["Size"], mtime_us)
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, name: str) -> None:
+        key = self._key(name)
+        try:
+            with self._named(name):
+                self._client.delete_object(Bucket=self.bucket.bucket, Key=key)
+        except StoreError as error:
+            if error.code != "store-missing":
+                raise
+
+    def check(self) -> Traits:
+        probe = f"check/{secrets.token_hex(8)}"
+        try:
+            self.create(probe, [b"one ", b"file"])
+            try:
+                self.create(probe, [b"another"])
+            except StoreError as error:
+                if error.code != EXISTS:
+                    raise
+            else:
+                raise self._unfit("it ignores If-None-Match: an object can be made over one that is there")
+            if self.read(probe) != b"one file" or self.read(probe, 4, 4) != b"file":
+                raise self._unfit("what was written is not what is read")
+            if [f.name for f in self.list(probe)] != [probe]:
+                raise self._unfit("a new object is not listed at once")
+            self.delete(probe)
+            if list(self.list(probe)):
+                raise self._unfit("a deleted object is still listed")
+        finally:
+            with contextlib.suppress(StoreError):
+                self.delete(probe)
+        where = f"{self.bucket.endpoint}/{self.bucket.bucket}/{self.bucket.prefix}"
+        return Traits("s3", where, "s3", network=True, locked_days=self._locked_days(), versioned=self._versioned())
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _put(self, name: str, data: Buffer) -> None:
+        key, writer = self._key(name), secrets.token_hex(16)
+        for attempt in range(_TRIES):
+            try:
+                with self._named(name):
+                    self._client.put_object(
+                        Bucket=self.bucket.bucket,
+                        Key=key,
+                        Body=data,
+                        IfNoneMatch="*",
+                        ContentMD5=base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
+                        Metadata={_WRITER: writer},
+                    )
+                return
+            except StoreError as error:
+                if error.code == EXISTS and self._writer_of(name) == writer:
+                    return  # ours: the answer to it was lost
+                if error.code != "store-conflict":
+                    raise
+                if attempt == _TRIES - 1:
+                    raise StoreError(IO, f"{name}: others write it at the same time") from error
+
+    def _writer_of(self, name: str) -> str:
+        with self._named(name):
+            found = self._client.head_object(Bucket=self.bucket.bucket, Key=self._key(name))
+        return str(found.get("Metadata", {}).get(_WRITER, ""))
+
+    def _locked_days(self) -> int:
+        """Days for which every new object is locked against everybody, root included."""
+        with contextlib.suppress(StoreError, KeyError, TypeError), self._named("the bucket"):
+            found = self._client.get_object_lock_configuration(Bucket=self.bucket.bucket)
+            rule = found["ObjectLockConfiguration"]["Rule"]["DefaultRetention"]
+            if rule.get("Mode") == "COMPLIANCE":
+                return int(rule.get("Days") or 365 * rule.get("Years", 0))
+        return 0
+
+    def _versioned(self) -> bool:
+        with contextlib.suppress(StoreError), self._named("the bucket"):
+            return bool(self._client.get_bucket_versioning(Bucket=self.bucket.bucket).get("Status") == "Enabled")
+        return False
+
+    def _key(self, name: str) -> str:
+        return self.bucket.prefix + checked_name(name)
+
+    def _unfit(self, why: str) -> StoreError:
+        return StoreError(
+            UNFIT, f"{self.bucket.endpoint} cannot hold a repository: {why}", "use a newer or another S3 server"
+        )
+
+    @contextlib.contextmanager
+    def _named(self, name: str) -> Iterator[None]:
+        """What server and SDK say, in our words."""
+        try:
+            yield
+        except self._sdk.refused as error:
+            answer: dict[str, Any] = getattr(error, "response", {})
+            code = str(answer.get("Error", {}).get("Code", ""))
+            status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if code == "NoSuchBucket":
+                raise StoreError(IO, f"there is no bucket {self.bucket.bucket} at {self.bucket.endpoint}") from None
+            if code in ("NoSuchKey", "404") or status == 404:
+                raise missing(name) from None
+            if status == 412:
+                raise exists(name) from None
+            if status == 409 and code in ("ConditionalRequestConflict", "OperationAborted"):
+                raise StoreError("store-conflict", name) from None
+            if status == 416:
+                raise StoreError("store-range", name) from None
+            kind = _CODES.get(code) or {401: DENIED, 403: DENIED, 507: FULL}.get(status, IO)
+            raise StoreError(kind, f"{self.bucket.endpoint} refused {name}: {code or status}") from None
+        except self._sdk.failed as error:
+            raise StoreError(IO, f"{self.bucket.endpoint}, {name}: {error}") from error
+
+
+class _Growing:
+    """An `Appender` that keeps what it is given until it is closed."""
+
+    def __init__(self, store: S3Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._data: bytearray | None = bytearray()
+
+    def write(self, *parts: Buffer) -> int:
+        if self._data is None:
+            raise ValueError("written to after close")
+        at = len(self._data)
+        for part in parts:
+            self._data += part
+        return at
+
+    def sync(self) -> None:
+        """An object is made at once or not at all."""
+
+    def close(self) -> None:
+        if self._data is not None:
+            data, self._data = self._data, None
+            self._store._put(self._name, data)
+
+    def abandon(self) -> None:
+        self._data = None
+
+
+class _Sdk:
+    """boto3 and what it raises, imported when a bucket is opened."""
+
+    _making = threading.Lock()  # making a client is not safe on several threads; using it is
+
+    def __init__(self) -> None:
+        try:
+            import boto3
+            import botocore.config
+            import botocore.exceptions
+            import urllib3.exceptions
+        except ImportError as error:
+            raise StoreError(
+                UNFIT, f"buckets need boto3, which is not installed ({error})", "pip install 'holdfast[s3]'"
+            ) from None
+        self._boto3, self._config = boto3, botocore.config.Config
+        self.refused: type[Exception] = botocore.exceptions.ClientError
+        self.failed: tuple[type[Exception], ...] = (
+            botocore.exceptions.BotoCoreError,
+            botocore.exceptions.HTTPClientError,
+            urllib3.exceptions.HTTPError,
+            OSError,
+        )
+
+    def client(self, bucket: Bucket) -> Any:
+        with self._making:
+            return self._boto3.session.Session().client(
+                "s3",
+                endpoint_url=bucket.endpoint,
+                region_name=bucket.region,
+                aws_access_key_id=bucket.access_key,
+                aws_secret_access_key=bucket.secret_key,
+                verify=bucket.ca or None,
+                config=self._config(
+                    signature_version="s3v4",
+                    s3={"addressing_style": "path"},
+                    retries={"mode": "standard", "total_max_attempts": 5},
+                    connect_timeout=15,
+                    read_timeout=120,
+                    max_pool_connections=16,
+                    # Not every server takes the SDK's own trailing checksums; MD5 every one does.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+
+
+def _range(offset: int, size: int | None) -> str:
+    return f"bytes={offset}-" if size is None else f"bytes={offset}-{offset + size - 1}"
+
+
+def _refuse_clear_text(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme == "https":
+        return
+    host = parts.hostname or ""
+    with contextlib.suppress(ValueError):
+        if parts.scheme == "http" and (host == "localhost" or ipaddress.ip_address(host).is_loopback):
+            return
+    raise StoreError(UNFIT, f"{endpoint} is not encrypted", "use https; plain http is for this machine alone")

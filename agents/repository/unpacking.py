@@ -1,0 +1,365 @@
+"""Bringing a file tree, a part of one, or a stream back from a repository, everything verified as it is read.
+
+A directory is made, filled, and only then given its owner, mode and times. A file is written under a name of its own
+and renamed when it is whole: what has a name after this process died is whole, and what is called `.holdfast-….part`
+is garbage. Nothing is durable before the end, when the target's file system is flushed once: after a power failure a
+restore is done again. Names of one inode are linked again. What this process may not do (owners, devices, some
+attributes) is listed, and the rest goes on.
+
+Nothing is written outside of the target, whatever a damaged or hostile snapshot says: each step goes by the descriptor
+of the directory above it, and follows no link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import grp
+import os
+import pwd
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from agents.failpoints import failpoint
+from agents.repository import directories as d
+from agents.repository.content import DATA, ChunkSource
+from agents.repository.errors import RepositoryError
+from agents.repository.extents import CHUNK, LOST
+from agents.repository.files import Trouble
+from agents.repository.reader import LOST_BLOCK
+from agents.repository.ropes import damaged
+
+TARGET: Final = "restore-target"
+_AT_ONCE: Final = 64
+_BATCH_BYTES: Final = 8 << 20
+_BATCH: Final = 256  # pieces
+
+
+@dataclass(slots=True)
+class Unpacked:
+    """What was brought back. `troubles`: what is not as it was, with the reason."""
+
+    files: int = 0
+    folders: int = 0
+    others: int = 0
+    size: int = 0
+    troubles: list[Trouble] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Folder:
+    descriptor: int
+    path: bytes
+    entry: d.Entry
+    entries: Iterator[d.Entry]
+    waiting: list[Future[None]] = field(default_factory=list)
+    links: list[tuple[d.Entry, bytes]] = field(default_factory=list)
+
+
+def unpack(
+    source: ChunkSource,
+    root: bytes,
+    target: Path,
+    *,
+    path: bytes = b"",
+    owners_by_name: bool = False,
+    skip_lost: bool = False,
+    threads: int = 2,
+    progress: Callable[[int], None] = lambda size: None,
+) -> Unpacked:
+    """Restore the directory at `path` of a snapshot as `target`, or the file at it as the file `target`.
+
+    The target must not be there, or be an empty directory. Raises `RepositoryError`: `restore-target`, `path-missing`,
+    `block-lost` unless `skip_lost` (then it is zeros, and listed), `directory-damaged`, and what `source` raises;
+    `OSError`.
+    """
+    entry = d.find(source, root, path)
+    work = _Unpacking(source, owners_by_name, skip_lost, progress)
+    if entry.type != d.FOLDER:
+        above = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            name = os.fsencode(target.name)
+            if os.path.lexists(target):
+                raise _taken(target)
+            work.other(above, name, name, entry)
+            _flush(above)
+        finally:
+            os.close(above)
+        return work.unpacked
+    try:
+        target.mkdir(mode=0o700)
+    except FileExistsError:
+        if not target.is_dir() or any(target.iterdir()):
+            raise _taken(target) from None
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with ThreadPoolExecutor(threads, "unpack") as pool:
+        work.run(pool, descriptor, entry)
+    return work.unpacked
+
+
+def _taken(target: Path) -> RepositoryError:
+    return RepositoryError(TARGET, f"{target} is there already", "name a directory that is empty, or not there yet")
+
+
+class _Unpacking:
+    def __init__(
+        self, source: ChunkSource, owners_by_name: bool, skip_lost: bool, progress: Callable[[int], None]
+    ) -> None:
+        self._source = source
+        self._by_name = owners_by_name
+        self._skip_lost = skip_lost
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._links: dict[int, bytes] = {}  # where the first name of an inode is, below the target
+        self._top = -1
+        self.unpacked = Unpacked()
+
+    def run(self, pool: ThreadPoolExecutor, descriptor: int, entry: d.Entry) -> None:
+        """Fill the directory that `descriptor` is of, and close it."""
+        self._top = descriptor
+        stack = [_Folder(descriptor, b"", entry, d.entries(self._source, entry.where))]
+        try:
+            while stack:
+                below = self._advance(stack[-1], pool)
+                if below is not None:
+                    stack.append(below)
+                    continue
+                self._finish(stack[-1])
+                if len(stack) == 1:
+                    _flush(descriptor)
+                os.close(stack.pop().descriptor)
+        except BaseException:
+            for folder in stack:
+                for future in folder.waiting:
+                    future.cancel()
+            pool.shutdown()
+            for folder in stack:
+                os.close(folder.descriptor)
+            raise
+
+    def _advance(self, folder: _Folder, pool: ThreadPoolExecutor) -> _Folder | None:
+        """Hand out entries until there are no more, or one is a directory: that one, made and opened."""
+        for entry in folder.entries:
+            path = folder.path + entry.name
+            if entry.type == d.FOLDER:
+                os.mkdir(entry.name, 0o700, dir_fd=folder.descriptor)
+                self._count("folders")
+                if entry.flags & d.UNREAD:
+                    self._trouble(path, "unreadable", "it could not be read when the snapshot was taken")
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(entry.name, flags, dir_fd=folder.descriptor)
+                children = d.entries(self._source, entry.where) if entry.form == d.CHILDREN else iter(())
+                return _Folder(descriptor, path + b"/", entry, children)
+            if entry.link and entry.link in self._links:
+                # Made when everything in this directory is there, and so the first name as well.
+                folder.links.append((entry, self._links[entry.link]))
+                continue
+            if entry.link:
+                self._links[entry.link] = path
+            folder.waiting.append(pool.submit(self.other, folder.descriptor, entry.name, path, entry))
+            while len(folder.waiting) > _AT_ONCE:
+                folder.waiting.pop(0).result()
+        return None
+
+    def _finish(self, folder: _Folder) -> None:
+        for future in folder.waiting:
+            future.result()
+        folder.waiting.clear()
+        for entry, first in folder.links:
+            try:
+                os.link(first, entry.name, src_dir_fd=self._top, dst_dir_fd=folder.descriptor, follow_symlinks=False)
+                self._count("others")
+            except OSError as error:
+                # A file system without links, or the first name could not be made: a file of its own is better than
+                # none.
+                if error.errno not in (errno.EPERM, errno.EMLINK, errno.ENOENT, errno.EOPNOTSUPP, errno.ENAMETOOLONG):
+                    raise
+                self._trouble(folder.path + entry.name, "unlinked", f"not linked to {first!r}: {error.strerror}")
+                self.other(folder.descriptor, entry.name, folder.path + entry.name, entry)
+        self._dress(folder.descriptor, folder.path.rstrip(b"/"), folder.entry)
+
+    # -- single entries, on the threads
+
+    def _count(self, what: str, by: int = 1) -> None:
+        with self._lock:
+            setattr(self.unpacked, what, getattr(self.unpacked, what) + by)
+
+    def _trouble(self, path: bytes, code: str, why: str) -> None:
+        with self._lock:
+            self.unpacked.troubles.append(Trouble(path, code, why))
+
+    def other(self, folder: int, name: bytes, path: bytes, entry: d.Entry) -> None:
+        """Make what is no directory."""
+        if entry.flags & d.UNREAD:
+            self._trouble(path, "unreadable", "it could not be read when the snapshot was taken")
+            return
+        if entry.flags & d.CHANGED:
+            self._trouble(path, "changed", "it changed while it was read when the snapshot was taken")
+        if entry.type == d.FILE:
+            self._file(folder, name, path, entry)
+            return
+        try:
+            if entry.type == d.SYMLINK:
+                os.symlink(entry.where, name, dir_fd=folder)
+            else:
+                kind = {d.FIFO: stat.S_IFIFO, d.SOCKET: stat.S_IFSOCK, d.CHARACTER: stat.S_IFCHR, d.BLOCK: stat.S_IFBLK}
+                os.mknod(name, kind[entry.type] | 0o600, entry.device, dir_fd=folder)
+        except PermissionError as error:
+            self._trouble(path, "not-permitted", f"it was not made: {error.strerror}")
+            return
+        self._count("others")
+        self._dress(f"/proc/self/fd/{folder}/".encode() + name, path, entry)
+
+    def _file(self, folder: int, name: bytes, path: bytes, entry: d.Entry) -> None:
+        # Of a fixed length: the name itself may be as long as a name can be.
+        part = b".holdfast-%x-%x.part" % (threading.get_ident(), entry.inode)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(part, flags, 0o600, dir_fd=folder)
+        try:
+            self._fill(descriptor, path, entry)
+            self._dress(descriptor, path, entry)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part, dir_fd=folder)
+            raise
+        finally:
+            os.close(descriptor)
+        failpoint("unpack-file-written")
+        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        self._count("files")
+        self._count("size", entry.size)
+
+    def _fill(self, descriptor: int, path: bytes, entry: d.Entry) -> None:
+        os.ftruncate(descriptor, entry.size)
+        batch: dict[bytes, list[tuple[int, int]]] = {}
+        held = at = 0
+        for piece in d.pieces(self._source, entry):
+            if piece.tag == LOST:
+                self._lost(path, at, piece.length)
+            elif piece.tag == CHUNK:
+                batch.setdefault(piece.name, []).append((at, piece.length))
+                held += piece.length
+                if held >= _BATCH_BYTES or len(batch) >= _BATCH:
+                    self._write(descriptor, batch)
+                    batch, held = {}, 0
+            at += piece.length
+        if batch:
+            self._write(descriptor, batch)
+
+    def _lost(self, path: bytes, at: int, length: int) -> None:
+        if not self._skip_lost:
+            raise RepositoryError(
+                LOST_BLOCK,
+                f"{length} bytes from {at} on of {path.decode(errors='replace')} are lost",
+                "restore the rest with `--skip-lost`, or take the file from another point",
+            )
+        self._trouble(path, "lost", f"{length} bytes from {at} on are lost, and zeros now")
+
+    def _write(self, descriptor: int, batch: dict[bytes, list[tuple[int, int]]]) -> None:
+        for name, data in self._source.get_many(list(batch), DATA):
+            for at, length in batch[name]:
+                if len(data) != length:
+                    raise damaged(f"a piece of content has {len(data)} bytes where {length} belong")
+                view = memoryview(data)
+                while view:
+                    written = os.pwrite(descriptor, view, at)
+                    view, at = view[written:], at + written
+            self._progress(len(data) * len(batch[name]))
+
+    def _dress(self, of: int | bytes, path: bytes, entry: d.Entry) -> None:
+        """Owner, attributes, mode, times, in the order in which none undoes or forbids another."""
+        follow = isinstance(of, int)
+        uid, gid = entry.uid, entry.gid
+        if self._by_name:
+            uid, gid = _uid(entry.owner, uid), _gid(entry.group, gid)
+        now = os.stat(of, follow_symlinks=follow)
+        try:
+            if (now.st_uid, now.st_gid) != (uid, gid):
+                os.chown(of, uid, gid, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL):
+                raise
+            self._trouble(path, "owner", f"it belongs to this process's user, not to {uid}:{gid}: {error.strerror}")
+        for name, value in d.attributes_of(self._source, entry).items():
+            try:
+                os.setxattr(of, name, value, follow_symlinks=follow)
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EACCES, errno.EINVAL, errno.ENOSPC):
+                    raise
+                self._trouble(path, "attribute", f"{name.decode(errors='replace')}: {error.strerror}")
+        if entry.type != d.SYMLINK:
+            os.chmod(of, entry.mode)
+        os.utime(of, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=follow)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _flush(descriptor: int) -> None:
+    """All of a file system is durable on return: one call, where flushing each of many small files would take most of
+    the time."""
+    if hasattr(_libc, "syncfs"):
+        if _libc.syncfs(ctypes.c_int(descriptor)):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    else:  # pragma: no cover - not Linux
+        os.sync()
+
+
+@lru_cache(maxsize=4096)
+def _uid(name: bytes, otherwise: int) -> int:
+    try:
+        return pwd.getpwnam(name.decode()).pw_uid if name else otherwise
+    except KeyError:
+        return otherwise
+
+
+@lru_cache(maxsize=4096)
+def _gid(name: bytes, otherwise: int) -> int:
+    try:
+        return grp.getgrnam(name.decode()).gr_gid if name else otherwise
+    except KeyError:
+        return otherwise
+
+
+def stream(source: ChunkSource, root: bytes, to: BinaryIO) -> int:
+    """Write a stream that was taken, from its first byte to its last: how many there were. Raises as `unpack`, and
+    what `to` does."""
+    entry = d.top(source, root)
+    total = 0
+    batch: list[d.Piece] = []
+
+    def write() -> None:
+        names = list(dict.fromkeys(piece.name for piece in batch if piece.tag == CHUNK))
+        got = dict(source.get_many(names, DATA)) if names else {}
+        for piece in batch:
+            if piece.tag == LOST:
+                raise RepositoryError(
+                    LOST_BLOCK, f"{piece.length} bytes of the stream are lost", "take it from another point"
+                )
+            if piece.tag == CHUNK:
+                if len(got[piece.name]) != piece.length:
+                    raise damaged("a piece of content is not as long as it should be")
+                to.write(got[piece.name])
+            else:
+                for start in range(0, piece.length, 1 << 20):
+                    to.write(bytes(min(1 << 20, piece.length - start)))
+        batch.clear()
+
+    held = 0
+    for piece in d.pieces(source, entry):
+        batch.append(piece)
+        total += piece.length
+        held += piece.length if piece.tag == CHUNK else 0
+        if held >= _BATCH_BYTES or len(batch) >= _BATCH:
+            write()
+            held = 0
+    write()
+    return total

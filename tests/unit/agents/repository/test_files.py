@@ -482,14 +482,16 @@ def no_root() -> Iterator[Path]:
 def test_what_may_not_be_set_is_listed(no_root: Path) -> None:
     store = ChunkStore()
     directory = directories.DirectoryWriter(store)
-    mine = {"uid": os.geteuid(), "gid": os.getegid()}
+    uid, gid = os.geteuid(), os.getegid()
     directory.add(directories.Entry(b"device", directories.BLOCK, mode=0o600, device=os.makedev(7, 0)))
     directory.add(directories.Entry(b"file", directories.FILE, mode=0o400, uid=1, gid=1))
-    directory.add(directories.Entry(b"mine", directories.FILE, mode=0o400, **mine))
+    directory.add(directories.Entry(b"mine", directories.FILE, mode=0o400, uid=uid, gid=gid))
     whole = directories.DirectoryWriter(store)
     where = directory.finish()
     whole.add(
-        directories.Entry(b"root", directories.FOLDER, mode=0o700, form=directories.CHILDREN, where=where, **mine)
+        directories.Entry(
+            b"root", directories.FOLDER, mode=0o700, form=directories.CHILDREN, where=where, uid=uid, gid=gid
+        )
     )
     restored = unpacking.unpack(store, whole.finish(), no_root / "b")
     assert {(t.path, t.code) for t in restored.troubles} == {(b"device", "not-permitted"), (b"file", "owner")}

@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -136,9 +136,9 @@ class Index:
         with self._env.begin() as txn:
             return int(txn.stat(self._chunks)["entries"])
 
-    def find(self, names: Iterable[bytes]) -> dict[bytes, Place]:
-        """Of `names` those that are in sealed packs, and where: what a writer may build on."""
-        return self._find(names, sealed=True)
+    def find(self, names: Iterable[bytes], absent: Container[bytes] = ()) -> dict[bytes, Place]:
+        """Of `names` those that are in sealed packs other than `absent`, and where: what a writer may build on."""
+        return self._find(names, sealed=True, absent=absent)
 
     def locate(self, names: Iterable[bytes]) -> dict[bytes, Place]:
         """Of `names` those that can be read, and where; sealed packs are preferred."""
@@ -153,14 +153,16 @@ class Index:
         copies = [(pack.state, place) for pack, place in filter(None, found)]
         return [place for _, place in sorted(copies, key=lambda one: (one[0], one[1].pack, one[1].offset))]
 
-    def _find(self, names: Iterable[bytes], *, sealed: bool) -> dict[bytes, Place]:
+    def _find(self, names: Iterable[bytes], *, sealed: bool, absent: Container[bytes] = ()) -> dict[bytes, Place]:
         out: dict[bytes, Place] = {}
         with self._reading() as txn, txn.cursor(self._chunks) as cursor:
             by_number = self._by_number
             for name, value in cursor.getmulti(names, dupdata=True):
                 number, offset, stored, raw, kind, codec = unplace(value)
                 pack = by_number.get(number)
-                if pack is not None and (pack.state == SEALED or not sealed) and name not in out:
+                if pack is None or (sealed and pack.state != SEALED) or name in out:
+                    continue
+                if pack.pack not in absent:
                     out[name] = Place(pack.pack, offset, stored, raw, kind, codec)
         return out
 

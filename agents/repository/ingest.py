@@ -145,9 +145,9 @@ class Ingest:
         asset: str = "",
         say: Callable[[ReferencesRecorded], object] | None = None,
     ) -> None:
-        """`scope`: chunks are shared within it alone. `absent`: names that a collection is about to delete, to be stored again.
-        `threads`: how many work (default: one a processor, at least two). `slug`: what the log calls the repository. `say`: is
-        given batches of references of `asset` as they come."""
+        """`scope`: chunks are shared within it alone. `absent`: packs that a collection may delete: what is in them alone is
+        stored again. `threads`: how many work (default: one a processor, at least two). `slug`: what the log calls the
+        repository. `say`: is given batches of references of `asset` as they come."""
         self.repository = repository
         self.session = session
         self.point = uuid7()
@@ -202,12 +202,12 @@ class Ingest:
             unknown = [name for name in names if name not in self._pending]
         if not unknown:
             return []
-        known = self.repository.index.find(unknown)
+        known = self.repository.index.find(unknown, self._absent)
         mine: list[bytes] = []
         with self._lock:
             self.figures.chunks += len(names)
             for name in unknown:
-                if name not in self._pending and (name not in known or name in self._absent):
+                if name not in self._pending and name not in known:
                     self._pending.add(name)
                     mine.append(name)
         return mine

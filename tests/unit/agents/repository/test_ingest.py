@@ -279,7 +279,7 @@ def test_what_a_collection_is_about_to_delete_is_stored_again(repository: Reposi
         name = ingest.put(DATA, b"doomed" * 100)
         ingest.seal(draft())
     (doomed,) = repository.index.places(name)
-    with Ingest(repository, LoneSession(), absent={name}) as ingest:
+    with Ingest(repository, LoneSession(), absent={doomed.pack}) as ingest:
         assert ingest.put(DATA, b"doomed" * 100) == name
         assert ingest.put(DATA, b"doomed" * 100) == name
         ingest.seal(draft())

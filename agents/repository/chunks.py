@@ -29,10 +29,10 @@ def is_zero(data: Buffer) -> bool:
 
 
 def pack_body(data: Buffer, level: int = LEVEL) -> tuple[int, Buffer]:
-    """`(codec, body)`: zstd where that saves something, else `data` itself. A larger chunk is first judged by a sample of its
-    middle and its end, since most of what is not compressible is so throughout."""
+    """`(codec, body)`: zstd where that saves something, else `data` itself. A larger chunk that comes after one that did not
+    compress is first judged by a sample, since what is not compressible is mostly so throughout, and comes in long stretches."""
     size = len(data)
-    if size >= _SAMPLED_FROM:
+    if size >= _SAMPLED_FROM and getattr(_local, "was_plain", True):
         view = memoryview(data)
         middle = size // 2
         sample = b"".join((view[middle : middle + _SAMPLE], view[size - 2 * _SAMPLE : size - _SAMPLE]))
@@ -41,7 +41,9 @@ def pack_body(data: Buffer, level: int = LEVEL) -> tuple[int, Buffer]:
             if not _gains(len(_compressor(level).compress(sample)), _SAMPLE):
                 return PLAIN, data
     body = _compressor(level).compress(data)
-    return (ZSTD, body) if _gains(len(body), size) else (PLAIN, data)
+    gains = _gains(len(body), size)
+    _local.was_plain = not gains
+    return (ZSTD, body) if gains else (PLAIN, data)
 
 
 def unpack_body(codec: int, body: Buffer, raw: int) -> bytes:

@@ -73,8 +73,8 @@ class Traits:
 
 
 class Appender(Protocol):
-    """A file that grows. What was written may be read back (`Store.read`) at once in a directory and in memory; in a bucket
-    only after `close`."""
+    """A file that grows. What was written may be read back (`Store.read`) after `sync` in a directory and in memory; in a
+    bucket only after `close`."""
 
     def write(self, *parts: Buffer) -> int:
         """Append `parts`; the offset at which they begin. After an error the appender is of no use any more."""

@@ -39,6 +39,7 @@ from agents.repository.stores import (
     missing,
     short,
 )
+from agents.repository.stores.growing import Growing, open_new
 
 SCRATCH: Final = ".new-"
 _NETWORK: Final = ("nfs", "cifs", "smb", "9p", "ceph", "glusterfs", "lustre", "fuse.sshfs", "afs", "virtiofs")
@@ -96,8 +97,7 @@ class LocalStore:
         path = self._path(name)
         with _named(name, path):
             self._make_folder(path.parent)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            return _Growing(name, path, fd)
+            return _Growing(name, path, open_new(path))
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
         path = self._path(name)
@@ -203,41 +203,39 @@ class LocalStore:
 
 
 class _Growing:
-    """An `Appender`. Offsets are counted here: nobody else writes to the file."""
+    """An `Appender`: a `Growing` in our words, whose name is durable too."""
 
     def __init__(self, name: str, path: Path, fd: int) -> None:
-        self._name, self._path, self._fd = name, path, fd
-        self._size = self._synced = 0
-        self._named = False
+        self._name, self._path = name, path
+        self._file = Growing(fd)
+        self._synced = 0
+        self._named = self._closed = False
 
     def write(self, *parts: Buffer) -> int:
-        at = self._size
         with _named(self._name, self._path):
-            self._size += _write_all(self._fd, parts)
-        return at
+            return self._file.write(*parts)
 
     def sync(self) -> None:
         with _named(self._name, self._path):
-            os.fsync(self._fd)
+            self._file.sync()
             if not self._named:
                 _flush_folder(self._path.parent)
                 self._named = True
-        self._synced = self._size
+        self._synced = self._file.size
 
     def close(self) -> None:
-        if self._fd < 0:
+        if self._closed:
             return
-        if self._synced < self._size or not self._named:
+        if self._synced < self._file.size or not self._named:
             self.sync()
-        fd, self._fd = self._fd, -1
+        self._closed = True
         with _named(self._name, self._path):
-            os.close(fd)  # NFS tells here what it could not write
+            self._file.close()  # NFS tells here what it could not write
 
     def abandon(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 @contextlib.contextmanager

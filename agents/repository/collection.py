@@ -1,0 +1,607 @@
+"""Collection: what no root reaches is proposed, waited for, marked again, and only then deleted.
+
+    P    proposed at ordinal P, by marks as of ordinal M < P. Candidates are packs: all that is alive in one that is mostly dead
+         has been copied into new packs before, so a candidate holds nothing that a root of M needs.
+         A session opened before P may build on candidates without knowing better. One opened after P treats them as absent
+         and stores again what it finds in them (`absent_for`).
+    X    executing, once every session opened before P was closed or fenced. What they sealed since M is marked, and a candidate
+         that holds anything of it is spared. After X nobody can come to need a candidate any more: who could is over, and who
+         is not stored again.
+
+    executing event read back → tombstone → point records → index entries → bytes → done event
+
+That is the order of writing, reversed. Whoever finds a collection executing carries it on (`finish`): deleting twice is harmless,
+since a pack's name is never given again. What is deleted is what the list says whose digest stands in the event, never what a
+listing shows. A list that cannot be read any more means that nothing is deleted, and that sessions build on nothing.
+
+Nothing is deleted under a log that cannot be seen, or lacks what the repository's files name (`Sessions.prove`). Knows
+what is in a repository by `Contents` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+from blake3 import blake3
+
+from agents.errors import AgentError
+from agents.failpoints import failpoint
+from agents.repository.ledger import CollectionState, Ledger
+from agents.repository.marking import Names
+from agents.repository.sessions import Records, Session, Sessions, bear_witness
+from agents.repository.stores import EXISTS, MISSING, Store, StoreError
+from streams.events import CollectionChanged
+from streams.ids import uuid7
+
+WAITS: Final = "collection-waits"
+OVER: Final = "collection-over"
+PLAN_LOST: Final = "collection-plan-lost"
+
+_FORMAT: Final = 1
+_TOMBSTONES: Final = 3  # kept; the newest says everything that the older ones said of fences
+_log = logging.getLogger(__name__)
+
+
+class CollectionError(AgentError):
+    """`collection-waits`: not yet, with what for. `collection-over`: it was abandoned, by whomever. `collection-plan-lost`: the
+    list of what to delete cannot be read."""
+
+
+class PackFile(NamedTuple):
+    """A pack in the store. `epoch`: of the session that wrote it, from its name."""
+
+    id: bytes
+    name: str
+    epoch: int
+    size: int
+
+
+class Contents(Protocol):
+    """What a repository holds, as far as collecting goes."""
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def records(self) -> Records: ...
+
+    def packs(self) -> Iterable[PackFile]:
+        """Every pack there is in the store, by a listing of now."""
+
+    def frames(self, pack: PackFile) -> tuple[bytes, Sequence[int]]:
+        """The names of a pack's chunks, 32 bytes each, joined, and what each takes up. A chunk of data that is stored in several
+        packs may be left out of all but the one that readers are led to: the other copies are garbage then."""
+
+    def mark(self, points: Sequence[str], names: Names, marked: frozenset[str]) -> None:
+        """Add the name of every chunk that `points` need; those that the points `marked` need may be left out. Raises
+        `RepositoryError` when it cannot tell (a node that cannot be read): then nothing is collected."""
+
+    def copy(self, session: Session, pack: PackFile, wanted: bytes) -> int:
+        """Store the chunks of a pack whose byte in `wanted` is not 0 again, in a pack of `session`; how many bytes."""
+
+    def copied(self, session: Session) -> None:
+        """What `copy` stored is durable, and is found by whoever looks for it from now on."""
+
+    def remove_record(self, point: str) -> None:
+        """Remove a point's records and marks: the first copy, then the second, then the marks. Durable on return."""
+
+    def forget(self, packs: Iterable[bytes]) -> None:
+        """The index knows nothing of these packs any more, durably."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """`live_share`: a pack less than that alive, by bytes, is rewritten. `copy_bytes`: at most so much is copied at a time, the
+    deadest packs first. `delay_ticks`, `delay_us`: what must have passed since the proposal; the second by wall clock, which can
+    only make it longer. `folder`, `memory_bytes`: where marks go that exceed memory, and when."""
+
+    live_share: float = 0.5
+    copy_bytes: int = 16 << 30
+    delay_ticks: int = 0
+    delay_us: int = 0
+    folder: Path | None = None
+    memory_bytes: int = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a collection removes. `packs`: (id, store name, bytes); `points`: dropped ones whose records go; `voids`: points
+    whose record no session was entitled to. `fenced`: session → the points of it that count, of every session ever fenced."""
+
+    repository: str
+    collection: str
+    marked: int
+    packs: tuple[tuple[bytes, str, int], ...] = ()
+    points: tuple[str, ...] = ()
+    voids: tuple[str, ...] = ()
+    fenced: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, _, size in self.packs)
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A plan that was proposed at ordinal `proposed`, and what executing it needs to know beside it."""
+
+    plan: Plan
+    proposed: int
+    proposed_us: int
+    roots: frozenset[str]
+    unfinished: frozenset[int]  # epochs of sessions that were open when marks were made
+    figures: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Packs that a session must not build on: what it finds in them it stores again. `everything`: nothing may be built on."""
+
+    packs: frozenset[bytes] = frozenset()
+    everything: bool = False
+
+    def __contains__(self, pack: object) -> bool:
+        return self.everything or pack in self.packs
+
+
+# -- files
+
+
+def plan_name(collection: str, stage: str) -> str:
+    """`stage`: proposed or executing."""
+    return f"collections/{collection}.{stage}.json"
+
+
+def tombstone_name(collection: str) -> str:
+    return f"tombstones/{collection}.json"
+
+
+def encode(plan: Plan) -> bytes:
+    """Canonical JSON."""
+    document = {
+        "format": _FORMAT,
+        "repository": plan.repository,
+        "collection": plan.collection,
+        "marked": plan.marked,
+        "packs": [[pack.hex(), name, size] for pack, name, size in plan.packs],
+        "points": plan.points,
+        "voids": plan.voids,
+        "fenced": plan.fenced,
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def decode(data: bytes) -> Plan:
+    """Raises `CollectionError` (`collection-plan-lost`) on anything but what `encode` makes."""
+    try:
+        raw: Any = json.loads(data)
+        if raw["format"] != _FORMAT:
+            raise ValueError(f"format {raw['format']}")
+        return Plan(
+            _text(raw["repository"]),
+            _text(raw["collection"]),
+            _count(raw["marked"]),
+            tuple((bytes.fromhex(pack), _text(name), _count(size)) for pack, name, size in raw["packs"]),
+            tuple(map(_text, raw["points"])),
+            tuple(map(_text, raw["voids"])),
+            tuple((_text(session), tuple(map(_text, points))) for session, points in raw["fenced"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CollectionError(PLAN_LOST, f"a collection's list is damaged: {error}") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def fences(store: Store) -> dict[str, frozenset[str]]:
+    """Of sessions that were fenced, as tombstones have it: which of their points count. Any other point record of such a session
+    may have lost chunks: whoever adopts the repository without its log leaves it out."""
+    out: dict[str, frozenset[str]] = {}
+    for plan in _tombstones(store):
+        for session, points in plan.fenced:
+            out[session] = out.get(session, frozenset()) | frozenset(points)
+    return out
+
+
+def _tombstones(store: Store) -> list[Plan]:
+    """In the order in which collections were proposed (ids are UUIDv7)."""
+    out = []
+    for listed in sorted(store.list("tombstones/"), key=lambda file: file.name):
+        try:
+            out.append(decode(store.read(listed.name)))
+        except CollectionError as error:
+            _log.warning("%s: %s", listed.name, error)
+        except StoreError as error:
+            if error.code != MISSING:
+                raise
+    return out
+
+
+def _read_plan(store: Store, event: CollectionChanged | None) -> Plan:
+    if event is None:
+        raise CollectionError(PLAN_LOST, "the log names no list")
+    try:
+        data = store.read(event.plan)
+    except StoreError as error:
+        raise CollectionError(PLAN_LOST, f"{event.plan} cannot be read: {error.message}") from error
+    if blake3(data).digest() != event.digest:
+        raise CollectionError(PLAN_LOST, f"{event.plan} is not what the log says it is")
+    return decode(data)
+
+
+def unfinished_deletions(store: Store) -> frozenset[bytes]:
+    """Packs that collections began to delete, as tombstones have it: whoever adopts the repository builds on none of them, and
+    removes what is left."""
+    return frozenset(pack for plan in _tombstones(store) for pack, _, _ in plan.packs)
+
+
+def absent_for(session: Session) -> Absent:
+    """What an open session that writes must treat as absent. Asked for once, after it was opened and before it looks anything
+    up; it holds until the session ends. Raises `JournalError`, `StoreError`."""
+    packs: set[bytes] = set()
+    store = session.sessions.store
+    for collection in session.sessions.ledger().binding(session.epoch):
+        try:
+            plan = _read_plan(store, collection.events.get("proposed"))
+        except CollectionError:
+            # Gone with the end of the collection, perhaps; its tombstone has what was deleted of it.
+            try:
+                plan = _final_plan(store, collection)
+            except CollectionError as error:
+                _log.warning("session %s builds on nothing: %s", session.id, error)
+                return Absent(everything=True)
+        packs.update(pack for pack, _, _ in plan.packs)
+    return Absent(frozenset(packs))
+
+
+# -- the collection
+
+
+def propose(
+    sessions: Sessions,
+    session: Session,
+    contents: Contents,
+    rules: Rules | None = None,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> Proposal | None:
+    """Mark, copy what is alive in mostly dead packs, and say what can go. None when there is nothing.
+
+    `session` is an open one of kind collect. `progress` is told a stage, done, total. Raises `JournalError` (`journal-behind`,
+    …), `SessionError`, `StoreError`, and `RepositoryError` when roots cannot be read: nothing is proposed then.
+    """
+    rules = rules or Rules()
+    ledger = sessions.fresh_ledger()
+    sessions.prove(ledger, contents.records)
+    _clear_lists(ledger, sessions.store)
+    marked = ledger.head
+    roots = frozenset(ledger.roots())
+    names = Names(rules.folder, rules.memory_bytes)
+    try:
+        progress("mark", 0, len(roots))
+        contents.mark(_in_order(ledger, roots), names, frozenset())
+        alive = names.settle()
+        failpoint("collection-marked")
+        unfinished = frozenset(s.epoch for s in ledger.open_sessions())
+        doomed, rewritten, figures = _weighed(contents, names, marked, unfinished, rules, progress)
+        figures |= {"roots": len(roots), "chunks_alive": alive}
+        figures["copied_bytes"] = _compact(session, contents, names, rewritten, progress)
+    finally:
+        names.close()
+    plan = Plan(
+        sessions.repository,
+        uuid7(),
+        marked,
+        tuple((pack.id, pack.name, pack.size) for pack in [*doomed, *rewritten]),
+        tuple(sorted(point for point in contents.records.listed() if point in ledger.points and point not in roots)),
+        tuple(sorted(_voids(ledger, contents.records))),
+        tuple(sorted(_fenced(ledger, sessions.store).items())),
+    )
+    if not plan.packs and not plan.points and not plan.voids:
+        return None
+    entry = _say(sessions, session, "proposed", plan, figures)
+    failpoint("collection-proposed")
+    state = sessions.ledger().collections.get(plan.collection)
+    if state is None or state.proposed != entry:
+        session.check()
+        raise CollectionError(OVER, "the log did not take the proposal: another collection is under way")
+    return Proposal(plan, entry, sessions.clock(), roots, unfinished, figures)
+
+
+def waits_for(sessions: Sessions, proposal: Proposal, rules: Rules | None = None) -> list[str]:
+    """What has to come to pass before the proposal may be executed, for people; empty when nothing."""
+    rules = rules or Rules()
+    state = sessions.ledger().collections[proposal.plan.collection]
+    out = [
+        f"the {s.opened.kind} session {s.opened.session} of node {s.opened.node}, opened before the proposal"
+        for s in sessions.ledger().in_the_way(state)
+    ]
+    if state.ticks < rules.delay_ticks:
+        out.append(f"{rules.delay_ticks - state.ticks} more ticks of the delay")
+    left = proposal.proposed_us + rules.delay_us - sessions.clock()
+    if left > 0:
+        out.append(f"{-(-left // 1_000_000)} more seconds of the delay")
+    return out
+
+
+def execute(
+    sessions: Sessions, session: Session, contents: Contents, proposal: Proposal, rules: Rules | None = None
+) -> dict[str, int]:
+    """Mark again, say so, delete; figures of what went. Raises `CollectionError` (`collection-waits`, `collection-over`), and as
+    `propose`. After `executing` was said, a failure leaves a collection for `finish`."""
+    rules = rules or Rules()
+    ledger = sessions.fresh_ledger()
+    sessions.prove(ledger, contents.records)
+    plan = proposal.plan
+    _still(ledger, session, plan, "proposed")
+    if missing := waits_for(sessions, proposal, rules):
+        raise CollectionError(WAITS, f"the collection waits for {missing[0]}")
+    spared = _spared(ledger, contents, proposal, rules)
+    roots = ledger.roots()
+    final = replace(
+        plan,
+        packs=tuple(pack for pack in plan.packs if pack[0] not in spared),
+        points=tuple(point for point in plan.points if point not in roots),
+        fenced=tuple(sorted(_fenced(ledger, sessions.store).items())),
+    )
+    failpoint("collection-marked-again")
+    figures = proposal.figures | {"spared_packs": len(spared)}
+    ordinal = _say(sessions, session, "executing", final, figures)
+    failpoint("collection-executing")
+    state = sessions.ledger().collections[plan.collection]
+    if state.executing != ordinal:
+        session.check()
+        raise CollectionError(OVER, f"the log did not take the beginning of collection {plan.collection}")
+    return _delete(sessions, session, contents, state)
+
+
+def finish(sessions: Sessions, session: Session, contents: Contents) -> dict[str, int] | None:
+    """Carry on a collection that somebody began to execute; None when there is none. Raises as `execute`."""
+    ledger = sessions.fresh_ledger()
+    sessions.prove(ledger, contents.records)
+    state = ledger.active()
+    if state is None or state.state != "executing":
+        return None
+    return _delete(sessions, session, contents, state)
+
+
+def abandon(sessions: Sessions, session: Session, proposal: Proposal) -> None:
+    """Give a proposal up; nothing was deleted. Closing the session does the same."""
+    _say(sessions, session, "abandoned", proposal.plan, proposal.figures, write=False)
+    _clear_away(sessions.store, proposal.plan.collection)
+
+
+# -- parts
+
+
+def _in_order(ledger: Ledger, points: Iterable[str]) -> list[str]:
+    return sorted(points, key=lambda name: ledger.points[name].ordinal)
+
+
+def _still(ledger: Ledger, session: Session, plan: Plan, state: str) -> CollectionState:
+    session.check()
+    found = ledger.collections.get(plan.collection)
+    if found is None or found.state != state:
+        raise CollectionError(
+            OVER, f"collection {plan.collection} is {found.state if found else 'unknown'}, not {state}"
+        )
+    return found
+
+
+def _weighed(
+    contents: Contents,
+    names: Names,
+    marked: int,
+    unfinished: frozenset[int],
+    rules: Rules,
+    progress: Callable[[str, int, int], None],
+) -> tuple[list[PackFile], list[PackFile], dict[str, int]]:
+    """Packs in which nothing is alive, packs to rewrite, and figures. Packs of sessions that are not over are left alone, and so
+    is whatever was begun after marks were made."""
+    dead, sparse = [], []
+    live_bytes = garbage = 0
+    packs = [p for p in contents.packs() if p.epoch <= marked and p.epoch not in unfinished]
+    for number, pack in enumerate(packs):
+        if not number & 63:
+            progress("weigh", number, len(packs))
+        chunks, sizes = contents.frames(pack)
+        alive = sum(size for size, flag in zip(sizes, names.among(chunks), strict=True) if flag)
+        live_bytes += alive
+        garbage += max(0, pack.size - alive)
+        if not alive:
+            dead.append(pack)
+        elif alive < pack.size * rules.live_share:
+            sparse.append((alive, pack))
+    rewritten = []
+    room = rules.copy_bytes
+    for alive, pack in sorted(sparse, key=lambda s: s[0] / max(1, s[1].size)):
+        if alive <= room:
+            room -= alive
+            rewritten.append(pack)
+    rewritten.sort(key=lambda p: (p.epoch, p.name))  # what was written together stays together
+    return dead, rewritten, {"live_bytes": live_bytes, "garbage_bytes": garbage, "packs": len(packs)}
+
+
+def _compact(
+    session: Session,
+    contents: Contents,
+    names: Names,
+    packs: Sequence[PackFile],
+    progress: Callable[[str, int, int], None],
+) -> int:
+    """Copy what is alive in `packs`; bytes copied. A death leaves copies of chunks that are still where they were."""
+    copied = 0
+    for number, pack in enumerate(packs):
+        progress("copy", number, len(packs))
+        chunks, _ = contents.frames(pack)
+        copied += contents.copy(session, pack, bytes(names.among(chunks)))
+        failpoint("collection-pack-copied")
+    if packs:
+        contents.copied(session)
+        failpoint("collection-copied")
+    return copied
+
+
+def _voids(ledger: Ledger, records: Records) -> list[str]:
+    """Points that have a record and were never sealed, of sessions that are over."""
+    out = []
+    for point in records.listed():
+        if point in ledger.points:
+            continue
+        head = records.head(point)
+        session = ledger.sessions.get(head.session) if head is not None else None
+        if session is not None and not session.open:
+            out.append(point)
+    return out
+
+
+def _fenced(ledger: Ledger, store: Store) -> dict[str, tuple[str, ...]]:
+    out = {session: tuple(sorted(points)) for session, points in fences(store).items()}
+    for session in ledger.sessions.values():
+        if session.how == "fenced" and session.opened.kind == "backup":
+            out.setdefault(session.opened.session, ())
+    for name, point in ledger.points.items():
+        if point.sealed.session in out:
+            out[point.sealed.session] = tuple(sorted({*out[point.sealed.session], name}))
+    return out
+
+
+def _spared(ledger: Ledger, contents: Contents, proposal: Proposal, rules: Rules) -> set[bytes]:
+    """Candidates that hold what a root sealed since the marks needs and has nowhere else.
+
+    Somewhere else is a pack that no collection can have proposed: begun after the marks, or of a session that was open then.
+    """
+    plan = proposal.plan
+    fresh = [name for name in ledger.roots() if name not in proposal.roots]
+    if not fresh or not plan.packs:
+        return set()
+    needed, elsewhere = Names(rules.folder, rules.memory_bytes), Names(rules.folder, rules.memory_bytes)
+    try:
+        contents.mark(_in_order(ledger, fresh), needed, proposal.roots)
+        needed.settle()
+        candidates = {pack for pack, _, _ in plan.packs}
+        doomed = []
+        for pack in contents.packs():
+            if pack.id in candidates:
+                doomed.append(pack)
+            elif pack.epoch > plan.marked or pack.epoch in proposal.unfinished:
+                elsewhere.add(contents.frames(pack)[0])
+        elsewhere.settle()
+        out = set()
+        for pack in doomed:
+            chunks = contents.frames(pack)[0]
+            wanted, had = needed.among(chunks), elsewhere.among(chunks)
+            if any(want and not have for want, have in zip(wanted, had, strict=True)):
+                out.add(pack.id)
+        return out
+    finally:
+        needed.close()
+        elsewhere.close()
+
+
+def _say(
+    sessions: Sessions, session: Session, state: str, plan: Plan, figures: dict[str, int], *, write: bool = True
+) -> int:
+    """The list durable, then the event; its ordinal."""
+    data = encode(plan)
+    name = plan_name(plan.collection, state) if write else ""
+    if write:
+        sessions.store.create(name, [data])
+        failpoint(f"collection-{state}-written")
+    event = CollectionChanged(
+        repository=sessions.repository,
+        collection=plan.collection,
+        session=session.id,
+        state=state,
+        marked=plan.marked,
+        plan=name,
+        digest=blake3(data).digest() if write else b"",
+        packs=len(plan.packs),
+        points=len(plan.points) + len(plan.voids),
+        freed_bytes=plan.bytes,
+        figures=figures,
+        at_us=sessions.clock(),
+        by=session.by,
+    )
+    return sessions.say(event).ordinal
+
+
+def _delete(sessions: Sessions, session: Session, contents: Contents, state: CollectionState) -> dict[str, int]:
+    """Tombstone, records, index entries, bytes, and the word that it is done."""
+    store = sessions.store
+    event = state.events["executing"]
+    plan = _final_plan(store, state)
+    assert state.executing is not None
+    bear_witness(store, state.executing, sessions.ledger().id_of(state.executing))
+    try:
+        store.create(tombstone_name(plan.collection), [encode(plan)])
+    except StoreError as error:
+        if error.code != EXISTS:
+            raise
+    failpoint("collection-tombstone")
+    for point in (*plan.points, *plan.voids):
+        contents.remove_record(point)
+        failpoint("collection-record-removed")
+    contents.forget([pack for pack, _, _ in plan.packs])
+    failpoint("collection-forgotten")
+    for _, name, _ in plan.packs:
+        store.delete(name)
+        failpoint("collection-pack-deleted")
+    figures = dict(event.figures) | {
+        "freed_bytes": plan.bytes,
+        "packs_deleted": len(plan.packs),
+        "records_deleted": len(plan.points) + len(plan.voids),
+    }
+    sessions.say(
+        replace(event, state="done", session=session.id, plan="", digest=b"", figures=figures, at_us=sessions.clock())
+    )
+    failpoint("collection-done")
+    _clear_away(store, plan.collection)
+    return figures
+
+
+def _final_plan(store: Store, state: CollectionState) -> Plan:
+    """The list whose digest the log has, from its own file or from the tombstone."""
+    event = state.events.get("executing")
+    try:
+        return _read_plan(store, event)
+    except CollectionError as lost:
+        if event is None:
+            raise
+        try:
+            return _read_plan(store, replace(event, plan=tombstone_name(state.id)))
+        except CollectionError:
+            raise CollectionError(
+                PLAN_LOST,
+                f"{lost.message}, and its tombstone neither: nothing is deleted",
+                f"put {event.plan} back from a copy of the repository, or adopt the repository again",
+            ) from lost
+
+
+def _clear_lists(ledger: Ledger, store: Store) -> None:
+    """Remove what proposals left that came to nothing. For a collector in an open session: there is no other."""
+    for listed in list(store.list("collections/")):
+        state = ledger.collections.get(listed.name.removeprefix("collections/").partition(".")[0])
+        if state is None or not state.active:
+            store.delete(listed.name)
+
+
+def _clear_away(store: Store, collection: str) -> None:
+    """Lists that are of no use any more, and tombstones whose say newer ones have."""
+    for stage in ("proposed", "executing"):
+        store.delete(plan_name(collection, stage))
+    for plan in _tombstones(store)[:-_TOMBSTONES]:
+        store.delete(tombstone_name(plan.collection))

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from blake3 import blake3
 
@@ -46,10 +47,11 @@ class ToyRecords:
         record = self.record(point)
         return None if record is None else PointHead(point, record["session"], record["epoch"], record["entry"])
 
-    def record(self, point: str) -> dict[str, object] | None:
+    def record(self, point: str) -> dict[str, Any] | None:
         for folder in ("points", "points2"):
             try:
-                return json.loads(self.store.read(f"{folder}/{point}.point"))  # type: ignore[no-any-return]
+                record: dict[str, Any] = json.loads(self.store.read(f"{folder}/{point}.point"))
+                return record
             except StoreError as error:
                 if error.code != MISSING:
                     raise
@@ -57,7 +59,7 @@ class ToyRecords:
 
     def names(self, point: str) -> list[bytes] | None:
         record = self.record(point)
-        return None if record is None else [bytes.fromhex(name) for name in record["names"]]  # type: ignore[attr-defined]
+        return None if record is None else [bytes.fromhex(name) for name in record["names"]]
 
 
 @dataclass

@@ -33,8 +33,8 @@ from agents.repository.stores.memory import MemoryStore
 from streams.events import PointDropped, PointMarked
 from tests.stand_ins.toy_repository import ToyContents, Writer, begin
 
-EXAMPLES = int(os.environ.get("HOLDFAST_MODEL_EXAMPLES", "60"))
-STEPS = int(os.environ.get("HOLDFAST_MODEL_STEPS", "60"))
+EXAMPLES = int(os.environ.get("HOLDFAST_MODEL_EXAMPLES", "50"))
+STEPS = int(os.environ.get("HOLDFAST_MODEL_STEPS", "40"))
 T = TypeVar("T")
 NODES = st.integers(0, 2)
 PICK = st.integers(0, 1 << 16)
@@ -282,6 +282,35 @@ class Interleavings(RuleBasedStateMachine):
             self.mortal.left = 0
         node.collecting.remove(collecting)
         self.close(collecting.session)
+
+    @rule(data=st.data(), number=NODES, dies=DEATHS)
+    def collect_amid_others(self, data: st.DataObject, number: int, dies: int) -> None:
+        """A collection whose wait is full of what others do: what the protocol is there for, and chance alone seldom makes."""
+        if data.draw(st.booleans()):
+            self.back_up(number, data.draw(CONTENTS))
+        if data.draw(st.booleans()):
+            self.begin_backup(data.draw(NODES), data.draw(PICK), data.draw(st.booleans()))
+        if self.must:
+            self.drop(number, data.draw(PICK), data.draw(st.booleans()))
+        self.collect(number, dies)
+        for act in data.draw(
+            st.lists(st.sampled_from(["begin", "write", "write", "seal", "read", "time"]), max_size=6)
+        ):
+            if act == "begin":
+                self.begin_backup(data.draw(NODES), data.draw(PICK), data.draw(st.booleans()))
+            elif act == "read":
+                self.begin_or_end_a_restore(data.draw(NODES), data.draw(PICK))
+            elif act == "time":
+                self.time_passes(data.draw(NODES), 3)
+            elif self.writers() and act == "write":
+                self.write(data.draw(PICK), data.draw(CONTENTS))
+            elif self.writers():
+                self.seal(data.draw(PICK))
+        if any(n.collecting for n in self.nodes):
+            self.execute(data.draw(PICK), dies)
+        for _ in range(data.draw(st.integers(0, 3))):
+            if self.writers():
+                self.seal(data.draw(PICK))
 
     def died(self, collecting: Collecting) -> None:
         """It may come back. Its session is open until somebody fences it."""

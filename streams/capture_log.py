@@ -18,10 +18,12 @@ import dataclasses
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from confluent_kafka import TopicPartition
+from confluent_kafka.cimpl import Message as KafkaMessage
 
 from streams import consume
 from streams.capture_chain import Chain, Seen, Verdict, anchor, seen
@@ -37,7 +39,13 @@ _WINDOW = 4  # records looked at first when looking back; a whole record is up t
 _GROWTH = 4
 _WINDOW_LIMIT = 100_000  # further back than this, reading from the start costs less memory
 _HELD_BYTES = 8_388_608  # parts of one step kept in memory before they are read twice instead
+_KEPT_BYTES = 16_777_216  # records kept while a place is looked for, in which they are read up to three times
 _log = logging.getLogger("holdfast.capture-log")
+
+
+Wanted = Callable[[bytes | None], bool]
+"""Whether a step of this payload may be wanted; None: it is sealed. It is asked of a whole record first, so what it says yes to
+of one step it says yes to of any steps with that one among them, as `streams.formats.binlog.names` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,7 @@ class CaptureLog:
         self._secrets = secrets
         self._idle: queue.SimpleQueue[_Reader] = queue.SimpleQueue()
         self._closed = False
+        self._looked_back = 0  # how many records it took the last time to find a certain place
 
     def tail(self) -> Tail | None:
         """The end, found by looking back from it; None when there is nothing in the topic."""
@@ -136,8 +145,11 @@ class CaptureLog:
         with self._reader() as reader:
             return self._find(reader, lineage, ordinal, *reader.ends())[1]
 
-    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[StepFragment]:
-        """Steps `first..last`, both included, in order. `near`: an offset to look at first, from a granule.
+    def steps(
+        self, lineage: str, first: int, last: int, near: int | None = None, wanted: Wanted | None = None
+    ) -> Iterator[StepFragment]:
+        """Steps `first..last`, both included, in order. `near`: an offset to look at first, from a granule. With `wanted`,
+        small steps that it says no to are left out.
 
         Raises `StreamError` (`step-unknown`) when one of them is not there, `BrokenChain`.
         """
@@ -146,8 +158,14 @@ class CaptureLog:
         with self._reader() as reader:
             low, high = reader.ends()
             chain, at = self._find(reader, lineage, first, low, high, near)
-            for fragment in self._fragments(chain, reader.read(at, high)):
-                if fragment is None or fragment.ordinal < first or chain.lineage != lineage:
+            for fragment in self._fragments(chain, reader.read(at, high), wanted):
+                if chain.lineage != lineage:
+                    continue
+                if fragment is None:
+                    if chain.ordinal >= last:
+                        return
+                    continue
+                if fragment.ordinal < first:
                     continue
                 if fragment.ordinal > last:
                     return
@@ -240,14 +258,18 @@ class CaptureLog:
         # Looking up a record, others that are old are not looked up in turn: to drop one changes nothing for the rest.
         elsewhere = self._was_accepted if ask else _believe
         stretch: list[Seen] = []
-        begin, size = before, _WINDOW
+        begin, size = before, max(_WINDOW, self._looked_back)
         while begin > low and len(stretch) < _WINDOW_LIMIT:
             start = max(low, before - size)
-            stretch = [_seen(m) for m in reader.read(start, begin)] + stretch
-            begin, size = start, size * _GROWTH
+            stretch = [_seen(m) for m in reader.read(start, begin, again=True)] + stretch
             place = anchor(stretch)
             if place is not None:
+                self._looked_back = min(len(stretch) - place + 1, _WINDOW * _GROWTH)
                 return Chain.at(stretch[place], elsewhere), stretch[place].offset
+            # Whoever writes much has much under way, and each record says how much: mostly that is all that was missing.
+            missing = min((s.unsettled + 1 - i for i, s in enumerate(stretch) if s.unsettled is not None), default=0)
+            once = begin == before and 0 < missing < size * (_GROWTH - 1)
+            begin, size = start, size + missing if once else size * _GROWTH
         if begin > low:
             _log.warning("%s: no certain epoch in %d records before offset %d", self.topic, len(stretch), before)
             stretch = []
@@ -279,7 +301,7 @@ class CaptureLog:
             chain, at = self._certain(reader, before, low, ask=ask)
             limit = guess + max(_WINDOW, back)
             came_by = before == low  # the step's beginning cannot have been missed
-            for message in reader.read(at, high):
+            for message in reader.read(at, high, again=True):
                 event = message.event
                 if isinstance(event, CommitsRecorded) and _holds(event, lineage, ordinal):
                     here = chain.copy()
@@ -356,8 +378,11 @@ class CaptureLog:
                 message = next(reader.read(message.offset, message.offset + 1), message)
         return chain.take(message.event, message.stamp.writer), message.event
 
-    def _fragments(self, chain: Chain, messages: Iterable[Message | None]) -> Iterator[StepFragment | None]:
-        """What `messages` hold that counts, in fragments; None for each None, and where a lineage starts."""
+    def _fragments(
+        self, chain: Chain, messages: Iterable[Message | None], wanted: Wanted | None = None
+    ) -> Iterator[StepFragment | None]:
+        """What `messages` hold that counts, in fragments; None for each None, where a lineage starts, and after a record of
+        which steps may have been left out."""
         step: _Parts | None = None
         for message in messages:
             if message is None:
@@ -372,7 +397,9 @@ class CaptureLog:
                 continue
             if event.part is None:
                 step = None
-                yield from self._whole(event, message.offset)
+                yield from self._whole(event, message.offset, wanted)
+                if wanted is not None:
+                    yield None
                 continue
             if event.part.number == 0:
                 step = _Parts()
@@ -383,11 +410,15 @@ class CaptureLog:
                     yield from _whole_events(pieces) if is_format_description(event.preamble) else pieces
                     step = None
 
-    def _whole(self, record: CommitsRecorded, offset: int) -> Iterator[StepFragment]:
+    def _whole(self, record: CommitsRecorded, offset: int, wanted: Wanted | None = None) -> Iterator[StepFragment]:
         """The steps of a record that holds whole ones."""
         payload = self._payload(record)
+        if wanted is not None and not wanted(payload):
+            return
         slices = None if payload is None else step_slices(record, payload)
-        for i in range(record.last_ordinal - record.first_ordinal + 1):
+        count = record.last_ordinal - record.first_ordinal + 1
+        chosen = range(count) if wanted is None or slices is None else _chosen(wanted, slices, payload or b"", 0, count)
+        for i in chosen:
             ordinal = record.first_ordinal + i
             yield StepFragment(
                 ordinal,
@@ -443,6 +474,18 @@ class CaptureLog:
         return unseal_payload(record, self._secrets)
 
 
+def _chosen(wanted: Wanted, slices: list[memoryview], payload: bytes, first: int, end: int) -> Iterator[int]:
+    """Which of the steps `first..end-1` may be wanted, of whose bytes together, `payload`, that has been said already."""
+    if end - first == 1:
+        yield first
+        return
+    middle = (first + end) // 2
+    size = sum(map(len, slices[first:middle]))
+    for start, stop, half in ((first, middle, payload[:size]), (middle, end, payload[size:])):
+        if wanted(half):
+            yield from _chosen(wanted, slices, half, start, stop)
+
+
 def _whole_events(fragments: Iterable[StepFragment]) -> Iterator[StepFragment]:
     """The fragments of one step with whole events in each: an event larger than a record was split over several."""
     held: list[bytes] = []
@@ -483,7 +526,13 @@ class _Parts:
 
 
 class _Reader:
-    """A connection that reads stretches of partition 0 of one topic, one at a time."""
+    """A connection that reads stretches of partition 0 of one topic, one at a time.
+
+    Kafka sends more than is looked at, and finding a place looks at records several times, so what has come is kept for a while:
+
+        _kept: looked at       │ _waiting: not yet     │ still at Kafka
+        _from ………………………………… _next ……………………………………… → time
+    """
 
     def __init__(self, kafka: KafkaSettings, topic: str, fetch_wait_ms: int = 1) -> None:
         """`fetch_wait_ms`: how long Kafka may hold back an answer for want of records, and with it the next question."""
@@ -495,32 +544,73 @@ class _Reader:
             fetch_wait_max_ms=fetch_wait_ms,
         )
         consume.partitions(self._consumer, topic)
+        self._kept: deque[Message] = deque()
+        self._kept_bytes = 0
+        self._waiting: deque[KafkaMessage] = deque()
+        self._from, self._next = 0, -1  # of nothing
+        self._places = consume.Places()
 
     def ends(self) -> tuple[int, int]:
         return consume.ends(self._consumer, self._topic, 0)
 
-    def read(self, first: int, end: int) -> Iterator[Message]:
-        """Records with offsets from `first` on and below `end`, which exists."""
+    def read(self, first: int, end: int, *, again: bool = False) -> Iterator[Message]:
+        """Records with offsets from `first` on and below `end`, which exists. `again`: they may be read once more."""
         if first >= end:
             return
-        self._consumer.assign([TopicPartition(self._topic, 0, first)])
-        silence, places = consume.Silence(self._topic), consume.Places({(self._topic, 0): first})
-        while True:
-            messages = consume.batch(self._consumer, 1.0, 64, places)
-            silence.broken_by(messages)
-            for message in messages:
-                offset = message.offset() or 0
-                if message.error() is None and offset < end:
-                    yield consume.decoded(message)
-                if offset >= end - 1:
-                    return
+        if not self._from <= first <= self._next:
+            self._begin(first)
+        for message in list(self._kept):
+            if first <= message.offset < end:
+                yield message
+        if not again:
+            self._forget()
+        silence = consume.Silence(self._topic)
+        while self._next < end:
+            if not self._waiting:
+                self._waiting.extend(messages := consume.batch(self._consumer, 1.0, 64, self._places))
+                silence.broken_by(messages)
+                continue
+            raw = self._waiting[0]
+            offset = raw.offset() or 0
+            if offset >= end:
+                return  # what stood before it is not there: a record of Kafka's own, or the end
+            self._waiting.popleft()
+            self._next = offset + 1
+            if raw.error() is not None:
+                self._next = offset  # the end, as it was when that was said
+                continue
+            message = consume.decoded(raw)
+            if again:
+                self._keep(message)
+            else:
+                self._from = self._next
+            yield message
+
+    def _begin(self, offset: int) -> None:
+        self._consumer.assign([TopicPartition(self._topic, 0, offset)])
+        self._places = consume.Places({(self._topic, 0): offset})
+        self._waiting.clear()
+        self._forget()
+        self._from = self._next = offset
+
+    def _keep(self, message: Message) -> None:
+        self._kept.append(message)
+        self._kept_bytes += _size(message)
+        while self._kept_bytes > _KEPT_BYTES:
+            oldest = self._kept.popleft()
+            self._kept_bytes -= _size(oldest)
+            self._from = oldest.offset + 1
+
+    def _forget(self) -> None:
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._from = self._next
 
     def follow(self, first: int, stop: threading.Event) -> Iterator[Message | None]:
         """Records from `first` on as they come, until `stop` is set; None whenever there are no more for now."""
-        self._consumer.assign([TopicPartition(self._topic, 0, first)])
-        places = consume.Places({(self._topic, 0): first})
+        self._begin(first)
         while not stop.is_set():
-            for message in consume.batch(self._consumer, 0.2, 64, places):
+            for message in consume.batch(self._consumer, 0.2, 64, self._places):
                 if message.error() is None:
                     yield consume.decoded(message)
             yield None
@@ -528,9 +618,16 @@ class _Reader:
     def rest(self) -> None:
         """Fetch nothing until asked to read again."""
         self._consumer.unassign()
+        self._waiting.clear()
+        self._forget()
+        self._from, self._next = 0, -1
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def _size(message: Message) -> int:
+    return len(message.event.payload) if isinstance(message.event, CommitsRecorded) else 0
 
 
 def _seen(message: Message) -> Seen:

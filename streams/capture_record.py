@@ -6,7 +6,6 @@ Knows the layout in docs/design.md, "The capture topic", and nothing of Kafka or
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Protocol
@@ -120,7 +119,7 @@ def step_slices(record: CommitsRecorded, payload: bytes | None = None) -> list[m
         and len(ends) == record.last_ordinal - record.first_ordinal + 1
         and ends
         and ends[-1] == len(view)
-        and all(a <= b for a, b in itertools.pairwise(ends))
+        and list(ends) == sorted(ends)
     )
     if not fits:
         raise StreamError("record-unreadable", f"the steps of record {record.first_ordinal} do not fit its payload")

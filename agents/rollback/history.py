@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from agents.errors import AgentError
@@ -18,6 +19,7 @@ from agents.rollback.schema import Schema
 from agents.rollback.stages import FINAL, UNDECIDED
 from agents.schema.record import State, versions
 from agents.schema.replay import definitions_in
+from streams.capture_log import Wanted
 from streams.consume import read_topic
 from streams.events import CommitsRecorded, RollbackChanged, RollbackPlanned, SchemaRecorded
 from streams.formats.binlog.events import Query, parse_format_description
@@ -46,7 +48,9 @@ class Log(Protocol):
     """What is needed of `streams.capture_log.CaptureLog`."""
 
     def tail(self) -> LogEnd | None: ...
-    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterable[Fragment]: ...
+    def steps(
+        self, lineage: str, first: int, last: int, near: int | None = None, wanted: Wanted | None = None
+    ) -> Iterable[Fragment]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +140,11 @@ def find_marker(log: Log, lineage: str, plan: str, after: int) -> int | None:
     tail = log.tail()
     if tail is None or tail.lineage != lineage or tail.ordinal <= after:
         return None
-    name = table_name(MARKER_TABLE)
     reading: Summariser | None = None
-    for fragment in log.steps(lineage, after + 1, tail.ordinal):
+    wanted = partial(may_write, name=table_name(MARKER_TABLE))
+    for fragment in log.steps(lineage, after + 1, tail.ordinal, wanted=wanted):
         if fragment.number == 0:
-            wanted = not fragment.last or may_write(fragment.payload, name)
-            reading = Summariser(fragment.preamble) if wanted else None
+            reading = Summariser(fragment.preamble)
         if reading is None or fragment.payload is None:
             continue
         try:

@@ -212,9 +212,9 @@ def _follow(
             pieces = (f for fragments in timeline.log.follow(lineage, after, stop) for f in fragments)
             for step in look(pieces, timeline.preambles):
                 after = step.ordinal
-                if step.facts is None or (table is not None and not step.facts.touches(table)):
+                if table is not None and not step.touches(table):
                     continue
-                data = step_json(timeline.source, lineage, step.facts, step.facts.kind != "rollback")
+                data = step_json(timeline.source, lineage, step, step.kind != "rollback")
                 put(ServerEvent("step", data, f"{lineage}:{step.ordinal}"))
         if stop.wait(0.5):
             return

@@ -29,7 +29,7 @@ from projections.views.base import Connection
 from streams.capture_log import StepFragment
 from streams.events import Problem
 from streams.formats.binlog.keys import declared_key, form_of_values, key_of_texts
-from streams.formats.binlog.names import may_write, table_name
+from streams.formats.binlog.names import table_name
 from streams.formats.binlog.step import Change, TableMaps
 from streams.key_runs import PURPOSE, hasher
 from streams.selection import KeyMatch, KeyRange, key_columns
@@ -233,13 +233,12 @@ class _Reading:
         out: dict[int, list[dict[str, Any]]] = {}
         maps: TableMaps = {}
         found: list[Change] = []
-        for fragment in self._timeline.fragments(lineage, piece.first, piece.last, [granule] if granule else []):
+        inside = [granule] if granule else []
+        for fragment in self._timeline.fragments(lineage, piece.first, piece.last, inside, self._name):
             if piece.only is not None and fragment.ordinal not in piece.only:
                 continue
             if fragment.number == 0:
                 maps, found = {}, []
-                if fragment.last and not may_write(fragment.payload, self._name):
-                    continue
             for change in fragment_changes(self._timeline, self._definitions, lineage, fragment, maps):
                 if (change.schema, change.table) == self._row.table and self._is_it(change):
                     found.append(change)
@@ -251,9 +250,7 @@ class _Reading:
 
     def _facts(self, fragment: StepFragment) -> StepFacts:
         if fragment.number == 0:
-            facts = next(look([fragment], self._timeline.preambles)).facts
-            if facts is not None:
-                return facts
+            return next(look([fragment], self._timeline.preambles))
         return self._timeline.one(self._conn, self._now, fragment.ordinal)
 
     def _key(self, change: Change, image: tuple[Any, ...] | None) -> tuple[list[Any], list[Any]] | None:

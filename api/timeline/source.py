@@ -17,6 +17,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from api.errors import ApiError
@@ -28,12 +29,12 @@ from projections.views.timeline import Granule
 from streams.capture_log import CaptureLog, StepFragment
 from streams.capture_record import Sealer
 from streams.errors import StreamError
-from streams.formats.binlog.names import may_write, table_name
+from streams.formats.binlog.names import may_say, may_write, table_name
 from streams.formats.binlog.step import OWN_SCHEMA
 from streams.paths import Planned, Turn, turn
 from streams.settings import KafkaSettings
 
-# A filtered page looks at this much log at most, then hands over what it has found and where to go on.
+# A filtered page takes this much log up at most and goes on for so long, then hands over what it has found and where to go on.
 PAGE_BYTES = 48 << 20
 PAGE_S = 0.25
 # A tail longer than this is not a tail: whoever indexes is far behind, and looking through it would take minutes.
@@ -44,7 +45,9 @@ _LARGE_GRANULE = 8 << 20
 _HELD_BYTES = 16 << 20
 _AHEAD = 4
 _READERS = ThreadPoolExecutor(8, "timeline")
-_OWN = OWN_SCHEMA.encode()
+_MAY_BE_OWN = partial(may_say, word=OWN_SCHEMA.encode())
+# So near to the end of the log a step is looked for from there.
+_NEAR = 4096
 
 
 class KnownPlan(Planned, Protocol):
@@ -88,15 +91,18 @@ class Filter:
     def none(self) -> bool:
         return self == Filter()
 
-    def may_take(self, fragment: StepFragment, name: bytes) -> bool:
-        """Whether a step of one fragment may be wanted, by its bytes: cheaper than working out what it does. `name` is the
-        table's, as `table_name` makes it, or empty."""
-        if name and not may_write(fragment.payload, name):
-            return False
+    def may_take(self, fragment: StepFragment) -> bool:
+        """Whether a step of one fragment may be wanted, by its time: cheaper than working out what it does."""
         if self.since_us is None and self.until_us is None:
             return True
         at_us = closing_time(fragment)
         return (self.since_us is None or at_us >= self.since_us) and (self.until_us is None or at_us <= self.until_us)
+
+    def promised(self, granule: Granule) -> int:
+        """How many steps of a granule are wanted, at most."""
+        if self.table is None:
+            return granule.steps
+        return sum(t.steps for t in granule.tables if (t.schema, t.table) == self.table)
 
     def takes(self, step: StepFacts) -> bool:
         if self.table is not None and not step.touches(self.table):
@@ -135,6 +141,7 @@ class Timeline:
         self._plan_of = plan_of
         self._lock = threading.Lock()
         self._looked: _Looked | None = None
+        self._newest = ("", 0, 0)  # lineage, step and offset of the log's end, when it was last looked at
 
     def close(self) -> None:
         self.log.close()
@@ -173,7 +180,15 @@ class Timeline:
             if error.code == "topic-missing":
                 return None
             raise
-        return None if tail is None else (tail.lineage, tail.ordinal)
+        if tail is None:
+            return None
+        self._newest = (tail.lineage, tail.ordinal, tail.end - 1)
+        return tail.lineage, tail.ordinal
+
+    def _near_end(self, lineage: str, ordinal: int) -> int | None:
+        """An offset close to a step that is close to the end: a hint, never trusted."""
+        newest, head, offset = self._newest
+        return offset if lineage == newest and head - ordinal < _NEAR else None
 
     def _history(self, conn: Connection, lineage: str, head: int, closed: int) -> History:
         with self._lock:
@@ -220,10 +235,13 @@ class Timeline:
                 f"{head - looked.upto} steps of {self.source} are not indexed yet",
                 "wait until the agent's indexer has caught up: `holdfast source show` tells",
             )
-        for step in look(self.log.steps(looked.lineage, looked.upto + 1, head), self.preambles, _OWN):
-            if step.facts is not None and step.facts.own:
-                _note(looked, step.ordinal, step.facts.plan)
+        first = looked.upto + 1
+        steps = self.log.steps(looked.lineage, first, head, self._near_end(looked.lineage, first), _MAY_BE_OWN)
+        for step in look(steps, self.preambles):
+            if step.own:
+                _note(looked, step.ordinal, step.plan)
             looked.upto = step.ordinal
+        looked.upto = head
 
     # --- pages -------------------------------------------------------------------------------------------------------
 
@@ -268,16 +286,18 @@ class Timeline:
         return last_of(granule, view.tables_of(conn, granule), marks, others)
 
     def _read(self, lineage: str, first: int, last: int, granules: list[Granule]) -> Iterator[StepFacts]:
-        for step in look(self.fragments(lineage, first, last, granules), self.preambles):
-            assert step.facts is not None
-            yield step.facts
+        yield from look(self.fragments(lineage, first, last, granules), self.preambles)
 
-    def fragments(self, lineage: str, first: int, last: int, granules: list[Granule]) -> Iterator[StepFragment]:
+    def fragments(
+        self, lineage: str, first: int, last: int, granules: list[Granule], name: bytes = b""
+    ) -> Iterator[StepFragment]:
         """The log's fragments of steps `first..last`; an offset near the first is taken from `granules` if it is
-        there."""
+        there. `name`: a table's, as `table_name` makes it; small steps that cannot write it are left out."""
         if first > last:
             return iter(())
-        return self.log.steps(lineage, first, last, near(granules, first))
+        at = near(granules, first)
+        at = self._near_end(lineage, first) if at is None else at
+        return self.log.steps(lineage, first, last, at, partial(may_write, name=name) if name else None)
 
     def _filtered(self, conn: Connection, now: Now, top: int, limit: int, wanted: Filter) -> Page:
         """The tail first, then the granules that may hold such steps, until the page or its measure is full."""
@@ -327,22 +347,28 @@ class Timeline:
     def _searches(
         self, lineage: str, granules: list[Granule], before: int, wanted: Filter, most: int
     ) -> Iterator[_Some]:
-        """A search of each granule, in order. Mostly the first fills the page; when it does not, the next few are read at
-        the same time, since what takes time is waiting for Kafka."""
+        """A search of each granule, in order. So many as should fill the page, by what granules say of themselves, are read
+        at the same time, a few at most: what takes time is waiting for Kafka."""
 
         def search(granule: Granule) -> _Some:
             last = min(granule.last_ordinal, before - 1)
             last -= ends_large(granule) and last == granule.last_ordinal
             return self._search(lineage, granule.first_ordinal, last, [granule], wanted, most)
 
+        promised = [wanted.promised(granule) for granule in granules]
         ahead: deque[Future[_Some]] = deque()
+        found = 0
         for i, granule in enumerate(granules):
-            if i == 0:
-                yield search(granule)
-                continue
-            while len(ahead) < _AHEAD and i + len(ahead) < len(granules):
-                ahead.append(_READERS.submit(search, granules[i + len(ahead)]))
-            yield ahead.popleft().result()
+            if not ahead and (found + promised[i] >= most or i + 1 == len(granules)):
+                some = search(granule)
+            else:
+                while i + len(ahead) < len(granules) and (
+                    not ahead or (len(ahead) < _AHEAD and found + sum(promised[i : i + len(ahead)]) < most)
+                ):
+                    ahead.append(_READERS.submit(search, granules[i + len(ahead)]))
+                some = ahead.popleft().result()
+            found += len(some.steps)
+            yield some
 
     def _search(self, lineage: str, first: int, last: int, granules: list[Granule], wanted: Filter, most: int) -> _Some:
         """What of `first..last` is wanted, newest first, `most` at most. What a step does is worked out only for
@@ -354,11 +380,11 @@ class Timeline:
         def rest() -> Iterator[StepFragment]:
             """Steps of several fragments are looked at as they come; others are put aside if they may be wanted."""
             nonlocal size, held, floor
-            for fragment in self.fragments(lineage, first, last, granules):
+            for fragment in self.fragments(lineage, first, last, granules, name):
                 size += len(fragment.payload or b"")
                 if fragment.number or not fragment.last:
                     yield fragment
-                elif wanted.may_take(fragment, name):
+                elif wanted.may_take(fragment):
                     small.append(fragment)
                     held += len(fragment.payload or b"")
                     if held > _HELD_BYTES and len(small) > most:
@@ -366,13 +392,13 @@ class Timeline:
                         held -= len(oldest.payload or b"")
                         floor = oldest.ordinal + 1
 
-        found = [s.facts for s in look(rest(), self.preambles) if s.facts is not None and wanted.takes(s.facts)]
+        found = [step for step in look(rest(), self.preambles) if wanted.takes(step)]
         count = 0
         while small and count < most:
             fragment = small.pop()
             (step,) = look((fragment,), self.preambles)
-            if step.facts is not None and wanted.takes(step.facts):
-                found.append(step.facts)
+            if wanted.takes(step):
+                found.append(step)
                 count += 1
                 if count == most:
                     floor = fragment.ordinal

@@ -14,7 +14,6 @@ from projections.views.timeline import Granule, Landmark
 from streams.capture_log import StepFragment
 from streams.events import TableCount
 from streams.formats.binlog.events import HEADER_SIZE, FormatDescription, parse_format_description
-from streams.formats.binlog.names import may_say
 from streams.formats.binlog.step import StepSummary, Summariser
 from streams.formats.errors import FormatError
 
@@ -72,32 +71,20 @@ def closing_time(fragment: StepFragment) -> int:
     return int(seconds) * 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Looked:
-    """A step that was looked at: `facts` is None when it does not hold what was looked for."""
-
-    ordinal: int
-    size: int
-    facts: StepFacts | None
-
-
-def look(fragments: Iterable[StepFragment], preambles: Preambles, word: bytes = b"") -> Iterator[Looked]:
-    """What each step is and does, one fragment in memory at a time. Small steps that cannot say `word` are passed over.
+def look(fragments: Iterable[StepFragment], preambles: Preambles) -> Iterator[StepFacts]:
+    """What each step is and does, one fragment in memory at a time.
 
     A payload that cannot be read makes a step of kind `unreadable`: it is there and says why, and no page fails for it.
     """
     reading: _Reading | None = None
     for fragment in fragments:
         if fragment.number == 0:
-            if fragment.last and word and not may_say(fragment.payload, word):
-                yield Looked(fragment.ordinal, len(fragment.payload or b""), None)
-                continue
             reading = _Reading(fragment, preambles)
         if reading is None:
             continue
         reading.feed(fragment)
         if fragment.last:
-            yield Looked(fragment.ordinal, reading.size, reading.finish())
+            yield reading.finish()
             reading = None
 
 

@@ -14,6 +14,7 @@ import pymysql
 
 from agents.mysql import file_positions, gtid_sets, whereabouts
 from agents.mysql.dialects import dialect
+from streams.capture_log import Wanted
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.step import split_steps, summarise
@@ -114,10 +115,12 @@ class BinlogLog:
         end = len(self.recorded) if self.hold is None else min(self.hold, len(self.recorded))
         return _Tail(self.lineage, end, _Record(after_steps(self._base, _places(self.recorded[:end]))))
 
-    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[FileStep]:
+    def steps(
+        self, lineage: str, first: int, last: int, near: int | None = None, wanted: Wanted | None = None
+    ) -> Iterator[FileStep]:
         if lineage != self.lineage or last > len(self.recorded):
             raise StreamError("step-unknown", f"there is no step {last}")
-        yield from self.recorded[first - 1 : last]
+        yield from (s for s in self.recorded[first - 1 : last] if wanted is None or wanted(s.payload))
 
 
 def _place(fde: ev.FormatDescription, payload: bytes, file: str) -> str:

@@ -153,9 +153,9 @@ def test_large_steps_are_listed_from_their_granule_without_being_read(
     timeline = api.server.config.app.state.site.timelines.of("shop")  # type: ignore[union-attr]
     real = timeline.log.steps
 
-    def watched(lineage: str, first: int, last: int, near: int | None = None) -> Any:
+    def watched(lineage: str, first: int, last: int, near: int | None = None, wanted: Any = None) -> Any:
         read.extend(range(first, last + 1))
-        return real(lineage, first, last, near)
+        return real(lineage, first, last, near, wanted)
 
     monkeypatch.setattr(timeline.log, "steps", watched)
     monkeypatch.setattr("api.timeline.source._LARGE_GRANULE", 200)

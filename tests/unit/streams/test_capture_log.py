@@ -213,6 +213,37 @@ def test_any_mixture_is_read_as_the_model_says_from_any_place(
         want = [f for f in fragments if first <= f[0] <= upto]
         for near in (None, 0, len(topic.entries) // 2, len(topic.entries) + 5):
             assert [(f.ordinal, f.number, f.last) for f in log.steps(lineage, first, upto, near)] == want
+    large = {o for o, _, last in fragments if not last}
+    for every in (1, 2, 5, head + 1):
+        some = {o for o in range(1, head + 1) if o % every == 0}
+        for first, upto in ((1, head), (2, head - 1), (head // 2, head // 2 + 3), (head, head)):
+            want = [f for f in fragments if first <= f[0] <= upto and f[0] in some | large]
+            got = list(log.steps(lineage, first, upto, None, holding(some)))
+            assert [(f.ordinal, f.number, f.last) for f in got if f.ordinal in some | large] == want
+            # A step of several parts is there whatever it holds; one of a single part may be.
+            assert {f.ordinal for f in got} - some <= {f[0] for f in fragments if f[0] in parts_of(topic)}
+
+
+def holding(ordinals: set[int]) -> Callable[[bytes | None], bool]:
+    """Whether a payload may hold one of these steps."""
+    found = {payload_of(o) for o in ordinals}
+    return lambda payload: payload is None or any(payload[at : at + 40] in found for at in range(0, len(payload), 40))
+
+
+def parts_of(topic: Topic) -> set[int]:
+    """Steps that came in parts."""
+    records = (topic.entries[i][0] for i in topic.accepted)
+    return {r.first_ordinal for r in records if isinstance(r, CommitsRecorded) and r.part is not None}
+
+
+def test_steps_of_large_records_are_chosen_one_by_one(site: KafkaSettings, log: CaptureLog) -> None:
+    writer, entries = one_lineage(6, each=37)
+    pour(site, log.topic, entries)
+    for some in ({1}, {37}, {38}, {222}, {19, 20, 36, 37, 38, 150}, set[int](), set(range(1, 223))):
+        got = list(log.steps(writer.lineage, 1, 222, None, holding(some)))
+        assert ordinals(got) == sorted(some)
+        assert all(f.payload == payload_of(f.ordinal) for f in got)
+    assert code(lambda: list(log.steps(writer.lineage, 1, 223, None, holding({5})))) == "step-unknown"
 
 
 def test_when_nothing_near_the_end_is_certain_the_topic_is_read_from_its_start(
@@ -301,8 +332,8 @@ def test_a_record_that_was_damaged_on_its_way_to_us_is_fetched_again(
     sound = capture_log._Reader.read
     left = {10: 1, 12: 3}  # offsets, and how often each comes damaged
 
-    def damaging(self: capture_log._Reader, first: int, end: int) -> Iterator[Message]:
-        for message in sound(self, first, end):
+    def damaging(self: capture_log._Reader, first: int, end: int, *, again: bool = False) -> Iterator[Message]:
+        for message in sound(self, first, end, again=again):
             event = message.event
             if left.get(message.offset, 0) and isinstance(event, CommitsRecorded):
                 left[message.offset] -= 1
@@ -440,10 +471,12 @@ def test_sealed_steps_are_given_out_in_clear_only_with_the_key(site: KafkaSettin
 
         without = list(blind.steps(writer.lineage, 1, 4))
         with_key = list(seeing.steps(writer.lineage, 1, 4))
+        chosen = list(blind.steps(writer.lineage, 1, 4, None, lambda payload: payload is None))
 
     assert [f.payload for f in without] == [payload_of(1), payload_of(2), None, payload_of(4)]
     assert [f.payload for f in with_key] == [payload_of(o) for o in range(1, 5)]
     assert [f.accounts for f in without] == [False, False, True, False]
+    assert ordinals(chosen) == [3]
 
 
 def test_many_threads_may_read_at_once(site: KafkaSettings, log: CaptureLog) -> None:

@@ -24,6 +24,7 @@ from agents.replay.gather import MOST_STEPS, gathered
 from agents.schema.scratch import find_server, series
 from agents.scratch.keeper import free_port
 from deploy.demo.mariadb import MariaDB
+from streams.capture_log import Wanted
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.rows import KINDS
 from streams.formats.binlog.statements import is_account_statement
@@ -79,8 +80,10 @@ class Source:
 class Sealed(BinlogLog):
     """The log as a reader without the site key has it: account statements alone in their record, sealed."""
 
-    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[FileStep]:
-        for step in super().steps(lineage, first, last):
+    def steps(
+        self, lineage: str, first: int, last: int, near: int | None = None, wanted: Wanted | None = None
+    ) -> Iterator[FileStep]:
+        for step in super().steps(lineage, first, last, near, wanted):
             assert step.payload is not None
             accounts = b"USER" in step.payload and is_account_statement(_statement(step.payload))
             if accounts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from agents.rollback.history import find_marker
-from streams.capture_log import StepFragment
+from streams.capture_log import StepFragment, Wanted
 from streams.events import CommitsRecorded
 from streams.formats.binlog.events import iter_events
 from streams.formats.binlog.names import table_name
@@ -36,9 +36,13 @@ class Fragments:
     def tail(self) -> Fragments:
         return self
 
-    def steps(self, lineage: str, first: int, last: int, near: int | None = None) -> Iterator[StepFragment]:
+    def steps(
+        self, lineage: str, first: int, last: int, near: int | None = None, wanted: Wanted | None = None
+    ) -> Iterator[StepFragment]:
         for ordinal in range(first, last + 1):
             pieces = self.steps_[ordinal - 1]
+            if len(pieces) == 1 and wanted is not None and not wanted(pieces[0]):
+                continue
             for i, piece in enumerate(pieces):
                 yield StepFragment(ordinal, i, i == len(pieces) - 1, self.preamble, piece, False, 0, "", 0)
 

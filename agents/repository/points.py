@@ -24,6 +24,7 @@ Marks (stars, holds …) are files of their own, `agents.repository.marks`. Know
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -55,6 +56,7 @@ _VERSION: Final = 1
 _head = struct.Struct("<8sBBHI")
 _u32 = struct.Struct("<I")
 _NONCE, _TAG, _DIGEST = 12, 16, 32
+_COPIES: Final = 10  # of one record, below one folder, before something is very wrong
 _CONTEXT: Final = "holdfast 1 point record"
 _FILE = re.compile(
     r"(?:points2?)/([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})(?:\.(\d{1,3}))?\.point"
@@ -440,33 +442,40 @@ def seal(store: Store, point: Point, key: RecordKey) -> bytes:
     """
     data = encode(point, key)
     failpoint("point-encoded")
-    data = _create(store, f"{SECOND}{point.point}.point", data, point, key)
+    data = _create(store, SECOND, data, point, key)
     failpoint("point-second-created")
-    data = _create(store, f"{FIRST}{point.point}.point", data, point, key)
+    data = _create(store, FIRST, data, point, key)
     failpoint("point-created")
     return record_digest(data)
 
 
-def _create(store: Store, name: str, data: bytes, point: Point, key: RecordKey) -> bytes:
+def _create(store: Store, prefix: str, data: bytes, point: Point, key: RecordKey) -> bytes:
     """Create a copy, or find that it is there: the bytes of it."""
-    try:
-        store.create(name, [data])
-        return data
-    except StoreError as error:
-        if error.code != EXISTS:
-            raise
-    found: bytes = store.read(name)
-    try:
-        if decode(found, key) == point:
+    for number in range(_COPIES):
+        name = _copy_name(prefix, point.point, number)
+        try:
+            store.create(name, [data])
+            return data
+        except StoreError as error:
+            if error.code != EXISTS:
+                raise
+        found: bytes = store.read(name)
+        try:
+            there = decode(found, key)
+        except RepositoryError:
+            continue  # a store that broke its promise when it failed left half of one: the next copy stands in for it
+        if there == point:
             return found
-    except RepositoryError:
-        # Whatever it is, it is not what was written there under this id: said below.
-        pass
+        break
     raise RepositoryError(
         TAKEN,
         f"there is another point {point.point} in the repository",
         "seal it again under a new id; nothing was overwritten",
     )
+
+
+def _copy_name(prefix: str, point: str, number: int) -> str:
+    return f"{prefix}{point}.{number}.point" if number else f"{prefix}{point}.point"
 
 
 def ids(store: Store) -> Iterator[str]:
@@ -494,6 +503,12 @@ def leftovers(store: Store) -> list[str]:
 def read(store: Store, point: str, key: RecordKey) -> Read:
     """A point that exists, from whichever copy is whole. Raises `RepositoryError`: `point-missing`, `point-damaged`;
     `StoreError`."""
+    with contextlib.suppress(StoreError, RepositoryError):
+        # As it nearly always is, without listing anything; whatever is the matter comes up again below.
+        data = store.read(_copy_name(FIRST, point, 0))
+        found = decode(data, key)
+        if found.point == point and store.read(_copy_name(SECOND, point, 0)) == data:
+            return Read(found, record_digest(data), False)
     first = _copies(store, FIRST, point)
     if not first:
         raise RepositoryError(
@@ -502,11 +517,11 @@ def read(store: Store, point: str, key: RecordKey) -> Read:
     second = _copies(store, SECOND, point)
     damage: RepositoryError | None = None
     for names in (first, second):
-        data, error = _whole(store, names, point, key)
-        if data is not None:
+        whole, error = _whole(store, names, point, key)
+        if whole is not None:
             other = second if names is first else first
-            mend = damage is not None or len(names) > 1 or _whole(store, other, point, key)[0] != data
-            return Read(decode(data, key), record_digest(data), mend)
+            mend = damage is not None or len(names) > 1 or _whole(store, other, point, key)[0] != whole
+            return Read(decode(whole, key), record_digest(whole), mend)
         damage = error or damage
     raise damage or _damaged(point, "no copy of it can be read")
 
@@ -554,7 +569,7 @@ def mend(store: Store, point: str, key: RecordKey) -> bool:
         if whole[prefix][0] is None:
             taken = {int(m[2] or 0) for n in names if (m := _FILE.fullmatch(n))}
             number = max(taken, default=-1) + 1
-            keep = f"{prefix}{point}.{number}.point" if number else f"{prefix}{point}.point"
+            keep = _copy_name(prefix, point, number)
             store.create(keep, [good])
             failpoint("point-mended")
             done = True

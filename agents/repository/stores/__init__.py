@@ -137,6 +137,18 @@ def checked_prefix(prefix: str) -> str:
     return prefix
 
 
+def may_delete(store: Store, probe: str, notes: list[str]) -> bool:
+    """Delete a self-test's file, if the store lets us: one that keeps what it is given is a good one."""
+    try:
+        store.delete(probe)
+    except StoreError as error:
+        if error.code != DENIED:
+            raise
+        notes.append(f"what cannot be deleted is not collected: space is not given back, and {probe} stays")
+        return False
+    return True
+
+
 def missing(name: str) -> StoreError:
     return StoreError(MISSING, f"there is no {name}")
 

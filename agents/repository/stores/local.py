@@ -36,6 +36,7 @@ from agents.repository.stores import (
     checked_name,
     checked_prefix,
     exists,
+    may_delete,
     missing,
     short,
 )
@@ -133,7 +134,8 @@ class LocalStore:
 
     def check(self) -> Traits:
         folder, probe = self.root / "check", f"check/{secrets.token_hex(8)}"
-        mounted, notes = _mounted(self.root), []
+        mounted = _mounted(self.root)
+        notes: list[str] = []
         network = mounted.startswith(_NETWORK)
         try:
             self.create(probe, [b"one ", b"file"])
@@ -159,13 +161,13 @@ class LocalStore:
                 notes.append("folders are flushed by the file server alone")
             if abs(next(iter(self.list(probe))).mtime_us - time.time_ns() // 1000) > 300_000_000:
                 notes.append("the file server's clock is more than five minutes away from this machine's")
-            self.delete(probe)
-            if list(self.list(probe)):
+            deletable = may_delete(self, probe, notes)
+            if deletable and list(self.list(probe)):
                 raise _unfit(self.root, mounted, "a deleted file is still listed")
         finally:
             with contextlib.suppress(OSError):
                 (self.root / probe).unlink()
-        return Traits("directory", str(self.root), mounted, network=network, notes=tuple(notes))
+        return Traits("directory", str(self.root), mounted, network, deletable, notes=tuple(notes))
 
     def free_bytes(self) -> int | None:
         with _named("the folder", self.root):

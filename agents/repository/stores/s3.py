@@ -35,6 +35,7 @@ from agents.repository.stores import (
     checked_name,
     checked_prefix,
     exists,
+    may_delete,
     missing,
     short,
 )
@@ -170,7 +171,7 @@ class S3Store:
                 raise
 
     def check(self) -> Traits:
-        probe = f"check/{secrets.token_hex(8)}"
+        probe, notes = f"check/{secrets.token_hex(8)}", list[str]()
         try:
             self.create(probe, [b"one ", b"file"])
             try:
@@ -184,14 +185,14 @@ class S3Store:
                 raise self._unfit("what was written is not what is read")
             if [f.name for f in self.list(probe)] != [probe]:
                 raise self._unfit("a new object is not listed at once")
-            self.delete(probe)
-            if list(self.list(probe)):
+            deletable = may_delete(self, probe, notes)
+            if deletable and list(self.list(probe)):
                 raise self._unfit("a deleted object is still listed")
         finally:
             with contextlib.suppress(StoreError):
                 self.delete(probe)
         where = f"{self.bucket.endpoint}/{self.bucket.bucket}/{self.bucket.prefix}"
-        return Traits("s3", where, "s3", network=True, locked_days=self._locked_days(), versioned=self._versioned())
+        return Traits("s3", where, "s3", True, deletable, self._locked_days(), self._versioned(), tuple(notes))
 
     def free_bytes(self) -> int | None:
         return None

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from agents.failpoints import failpoint
 from agents.repository.chunks import unpack_body
 from agents.repository.errors import CHUNK_MISSING, DAMAGED, PACK_DAMAGED, RepositoryError
-from agents.repository.format import PACK_BYTES, PACK_ID_BYTES, TAG_BYTES, Buffer, Place
+from agents.repository.format import LARGEST_BODY, PACK_BYTES, PACK_ID_BYTES, TAG_BYTES, Buffer, Place
 from agents.repository.keys import Keys
 from agents.repository.pack_format import (
     FRAME_BYTES,
@@ -458,7 +458,9 @@ def _runs(wanted: list[tuple[bytes, Place]]) -> Iterator[list[tuple[bytes, Place
     for one in wanted:
         if run:
             start, end = run[0][1].offset, run[-1][1].offset + FRAME_BYTES + run[-1][1].stored
-            if one[1].offset - end > _GAP or one[1].offset + one[1].stored - start > _RUN:
+            # What is too large to be is read on its own: `_stored` refuses it.
+            too_large = max(one[1].stored, run[-1][1].stored) > LARGEST_BODY
+            if too_large or one[1].offset - end > _GAP or one[1].offset + one[1].stored - start > _RUN:
                 yield run
                 run = []
         run.append(one)
@@ -474,6 +476,8 @@ def _size(store: Store, file: str) -> int:
 
 
 def _stored(store: Store, file: str, place: Place) -> bytes:
+    if place.stored > LARGEST_BODY:  # places come from indexes, which can be damaged too
+        raise RepositoryError(DAMAGED, f"no chunk is as large as the one said to be at {place.offset} of {file}")
     try:
         return store.read(file, place.offset, FRAME_BYTES + place.stored)
     except StoreError as error:

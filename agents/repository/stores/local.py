@@ -105,7 +105,14 @@ class LocalStore:
         with _named(name, path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                wanted = max(0, os.fstat(fd).st_size - offset) if size is None else size
+                there = os.fstat(fd).st_size
+                wanted = max(0, there - offset) if size is None else size
+                if offset + wanted > max(
+                    there, offset
+                ):  # before memory is taken for it: sizes may come from damaged files
+                    raise short(name, offset, wanted, max(0, there - offset))
+                if not wanted:
+                    return b""
                 data = _read_all(fd, offset, wanted)
             finally:
                 os.close(fd)

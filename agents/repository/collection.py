@@ -152,9 +152,9 @@ class Absent:
 # -- files
 
 
-def plan_name(collection: str, stage: str) -> str:
-    """`stage`: proposed or executing."""
-    return f"collections/{collection}.{stage}.json"
+def new_plan_name(collection: str, stage: str) -> str:
+    """`stage`: proposed or executing. Never the same twice: what an event that may come yet names is not written over."""
+    return f"collections/{collection}.{stage}.{uuid7()}.json"
 
 
 def tombstone_name(collection: str) -> str:
@@ -517,7 +517,7 @@ def _say(
 ) -> int:
     """The list durable, then the event; its ordinal."""
     data = encode(plan)
-    name = plan_name(plan.collection, state) if write else ""
+    name = new_plan_name(plan.collection, state) if write else ""
     if write:
         sessions.store.create(name, [data])
         failpoint(f"collection-{state}-written")
@@ -601,7 +601,7 @@ def _clear_lists(ledger: Ledger, store: Store) -> None:
 
 def _clear_away(store: Store, collection: str) -> None:
     """Lists that are of no use any more, and tombstones whose say newer ones have."""
-    for stage in ("proposed", "executing"):
-        store.delete(plan_name(collection, stage))
+    for listed in list(store.list(f"collections/{collection}.")):
+        store.delete(listed.name)
     for plan in _tombstones(store)[:-_TOMBSTONES]:
         store.delete(tombstone_name(plan.collection))

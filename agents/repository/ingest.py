@@ -148,6 +148,9 @@ class Ingest:
         """`scope`: chunks are shared within it alone. `absent`: packs that a collection may delete: what is in them alone is
         stored again. `threads`: how many work (default: one a processor, at least two). `slug`: what the log calls the
         repository. `say`: is given batches of references of `asset` as they come."""
+        # The session is open by now, so no collection deletes anything more that this listing has; what was deleted before,
+        # by whichever node, must not be built on.
+        repository.refresh()
         self.repository = repository
         self.session = session
         self.point = uuid7()

@@ -60,6 +60,9 @@ class Names:
             count = 0
             for number in range(PARTS):
                 keys = sorted(set(self._part(number)))
+                if not keys:
+                    self._starts.extend([count] * PARTS)
+                    continue
                 self._parts[number] = array("Q")
                 at = 0
                 for small in range(PARTS):

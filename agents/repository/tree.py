@@ -468,8 +468,11 @@ def _differing(old: bytes, new: bytes) -> list[int]:
     return out
 
 
-def walk(source: ChunkSource, root: bytes, seen: Seen | None = None) -> Iterator[tuple[int, bytes]]:
-    """Every chunk that the tree needs, its root first: a kind (NODE or DATA), and names of that kind, joined.
+def walk(
+    source: ChunkSource, root: bytes, seen: Seen | None = None, *, leaves: bool = True
+) -> Iterator[tuple[int, bytes]]:
+    """Every chunk that the tree needs, its root first: a kind (NODE or DATA), and names of that kind, joined. Without
+    `leaves` nodes only: those of level 0 are named and not read, which is a 64th of the work.
 
     A node for which `seen` is true is left out with all that is below; what was handed out is asked about only
     afterwards, so `seen` may look into what its caller collects. Without `seen` each node comes once; chunks of data
@@ -480,7 +483,7 @@ def walk(source: ChunkSource, root: bytes, seen: Seen | None = None) -> Iterator
     if seen is None:
         visited: set[bytes] = set()
         seen = visited.__contains__
-        for kind, names in walk(source, root, seen):
+        for kind, names in walk(source, root, seen, leaves=leaves):
             if kind == NODE:
                 visited.update(names[i : i + NAME_SIZE] for i in range(0, len(names), NAME_SIZE))
             yield kind, names
@@ -489,17 +492,19 @@ def walk(source: ChunkSource, root: bytes, seen: Seen | None = None) -> Iterator
         return
     yield NODE, root
     data = source.get(root, NODE)
-    yield from _walked(source, data, checked(data), seen)
+    yield from _walked(source, data, checked(data), seen, leaves)
 
 
-def _walked(source: ChunkSource, data: bytes, level: int, seen: Seen) -> Iterator[tuple[int, bytes]]:
+def _walked(source: ChunkSource, data: bytes, level: int, seen: Seen, leaves: bool) -> Iterator[tuple[int, bytes]]:
     names = names_in(data)
     if not level:
-        if names:
+        if names and leaves:
             yield DATA, names
         return
     below = {name: None for i in range(0, len(names), NAME_SIZE) if not seen(name := names[i : i + NAME_SIZE])}
     if below:
         yield NODE, b"".join(below)
+        if level == 1 and not leaves:
+            return
         for child in _got(source, below, level - 1).values():
-            yield from _walked(source, child, level - 1, seen)
+            yield from _walked(source, child, level - 1, seen, leaves)

@@ -9,7 +9,7 @@ import pytest
 
 from agents.repository import collection, sessions
 from agents.repository.collection import CollectionError, Rules
-from agents.repository.journal import JournalError, MemoryJournal, MemoryLog
+from agents.repository.journal import Entry, JournalError, MemoryJournal, MemoryLog
 from agents.repository.sessions import Session, SessionError, Sessions, Ticker
 from agents.repository.stores.memory import MemoryStore
 from streams.events import PointDropped, PointMarked
@@ -229,6 +229,28 @@ def test_a_starred_or_held_point_is_not_dropped_whatever_is_said(ground: Ground,
     ground.drop(node, point)
     assert ground.collect(node) is None
     assert point in node.ledger().standing()
+
+
+def test_a_word_that_did_not_get_through_is_said_again(ground: Ground) -> None:
+    node = ground.node()
+    ground.drop(node, ground.backup(node, [1]))
+    collector = node.open("collect", by="test")
+    proposal = collection.propose(node, collector, ground.contents)
+    assert proposal is not None
+    append = node.journal.append
+
+    def unreachable(_event: object) -> Entry:
+        raise JournalError("journal-unreachable", "test")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(node.journal, "append", unreachable)
+        with pytest.raises(JournalError):
+            collection.execute(node, collector, ground.contents, proposal)
+    assert node.journal.append == append
+    assert ground.holds(1)
+
+    collection.execute(node, collector, ground.contents, proposal)
+    assert not ground.holds(1)
 
 
 def test_one_collector_at_a_time(ground: Ground) -> None:
@@ -482,11 +504,12 @@ def test_a_list_that_is_damaged_is_not_believed(ground: Ground, monkeypatch: pyt
         with pytest.raises(Died):
             collection.execute(node, collector, ground.contents, proposal)
     collector.close()
-    name = collection.plan_name(proposal.plan.collection, "executing")
+    (name,) = [f.name for f in ground.store.list("collections/") if ".executing." in f.name]
     (victim,) = [p for p in ground.contents.packs() if ground.contents.frames(p)[0] == chunk(2)]
     forged = ground.store.read(name).replace(proposal.plan.packs[0][0].hex().encode(), victim.id.hex().encode())
     ground.store.put(name, forged)
-    ground.store.delete(collection.plan_name(proposal.plan.collection, "proposed"))
+    for other in [f.name for f in ground.store.list("collections/") if ".proposed." in f.name]:
+        ground.store.delete(other)
 
     session = node.open("collect", by="test")
     with pytest.raises(CollectionError) as refused:

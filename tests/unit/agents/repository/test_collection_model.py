@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -33,12 +34,13 @@ from agents.repository.stores.memory import MemoryStore
 from streams.events import PointDropped, PointMarked
 from tests.stand_ins.toy_repository import ToyContents, Writer, begin
 
-EXAMPLES = int(os.environ.get("HOLDFAST_MODEL_EXAMPLES", "50"))
-STEPS = int(os.environ.get("HOLDFAST_MODEL_STEPS", "40"))
+EXAMPLES = int(os.environ.get("HOLDFAST_MODEL_EXAMPLES", "150"))
+STEPS = int(os.environ.get("HOLDFAST_MODEL_STEPS", "30"))
 T = TypeVar("T")
 NODES = st.integers(0, 2)
 PICK = st.integers(0, 1 << 16)
 CONTENTS = st.lists(st.integers(0, 4), min_size=1, max_size=3)
+OFTEN = st.sampled_from([True, True, True, False])
 DEATHS = st.sampled_from([0, 0, 0, 0, *range(1, 13)])
 RULES = Rules(live_share=0.7)
 
@@ -48,14 +50,23 @@ class Died(BaseException):
 
 
 class Mortal:
-    """In place of `failpoint`: dies at the visit that is set."""
+    """In place of `failpoint`: at one visit the process dies, at another somebody else does something."""
 
     def __init__(self) -> None:
-        self.left = 0
+        self.disarm()
+
+    def arm(self, dies: int, meanwhile: int = 0, act: Callable[[], None] = lambda: None) -> None:
+        self._dies, self._meanwhile, self._act = dies, meanwhile, act
+
+    def disarm(self) -> None:
+        self.arm(0)
 
     def __call__(self, _name: str) -> None:
-        self.left -= 1
-        if self.left == 0:
+        self._dies -= 1
+        self._meanwhile -= 1
+        if self._meanwhile == 0:
+            self._act()
+        if self._dies == 0:
             raise Died
 
 
@@ -132,7 +143,16 @@ class Interleavings(RuleBasedStateMachine):
     @rule(pick=PICK, contents=CONTENTS)
     def write(self, pick: int, contents: list[int]) -> None:
         _, writer = self.some(self.writers(), pick)
-        writer.put(contents)
+        if not writer.point:
+            writer.put(contents)
+
+    @precondition(lambda self: self.writers())
+    @rule(pick=PICK)
+    def record(self, pick: int) -> None:
+        """What a seal does first."""
+        _, writer = self.some(self.writers(), pick)
+        if not writer.point:
+            writer.record()
 
     @precondition(lambda self: self.writers())
     @rule(pick=PICK)
@@ -170,11 +190,11 @@ class Interleavings(RuleBasedStateMachine):
         """Given up, or dead between the record and the event."""
         node, writer = self.some(self.writers(), pick)
         node.writers.remove(writer)
+        if recorded and not writer.point:
+            writer.record()
+        self.never.add(writer.point)
         if not recorded:
             self.close(writer.session)
-            return
-        writer.record()
-        self.never.add(writer.point)
 
     # -- readers
 
@@ -215,8 +235,10 @@ class Interleavings(RuleBasedStateMachine):
                 node.sessions.tick(f"ticker {number}", self.ticks, 60_000_000)
             self.fenced.update(node.sessions.fence_expired("model"))
 
-    @rule(number=NODES, trouble=st.sampled_from(["restart", "cut off", "back", "clock", "star"]), by=PICK)
+    @rule(number=NODES, trouble=st.sampled_from(["restart", "cut off", "clock", "star"]), by=PICK)
     def trouble(self, number: int, trouble: str, by: int) -> None:
+        for node in self.nodes:
+            node.sees = True
         old = self.nodes[number]
         if trouble == "restart":  # what was under way goes on as a zombie's: the new run does not speak for it
             fresh = self.new_node(number)
@@ -226,8 +248,8 @@ class Interleavings(RuleBasedStateMachine):
             self.now = max(1, self.now + (by - (1 << 15)) * 10**12)
         elif trouble == "star" and self.must:
             self.star(old.sessions, sorted(self.must)[by % len(self.must)])
-        else:
-            old.sees = trouble != "cut off"
+        elif trouble == "cut off":
+            old.sees = False
 
     def star(self, sessions: Sessions, point: str) -> None:
         mark = "unstar" if point in self.kept else "star"
@@ -238,8 +260,8 @@ class Interleavings(RuleBasedStateMachine):
 
     # -- collections
 
-    @rule(number=NODES, dies=DEATHS)
-    def collect(self, number: int, dies: int) -> None:
+    @rule(number=NODES, dies=DEATHS, meanwhile=DEATHS, contents=CONTENTS)
+    def collect(self, number: int, dies: int, meanwhile: int, contents: list[int]) -> None:
         """Open, carry on what is there, propose. The session stays open for `execute`."""
         node = self.nodes[number]
         try:
@@ -247,7 +269,7 @@ class Interleavings(RuleBasedStateMachine):
         except AgentError:
             return
         node.collecting.append(collecting)
-        self.mortal.left = dies
+        self.mortal.arm(dies, meanwhile, lambda: self.somebody_acts(number + 1, contents))
         try:
             collection.finish(node.sessions, collecting.session, self.contents)
             collecting.proposal = collection.propose(node.sessions, collecting.session, self.contents, RULES)
@@ -256,17 +278,17 @@ class Interleavings(RuleBasedStateMachine):
         except AgentError:
             pass
         finally:
-            self.mortal.left = 0
+            self.mortal.disarm()
         if collecting.proposal is None and collecting.state is None:
             node.collecting.remove(collecting)
             self.close(collecting.session)
 
     @precondition(lambda self: any(n.collecting for n in self.nodes))
-    @rule(pick=PICK, dies=DEATHS)
-    def execute(self, pick: int, dies: int) -> None:
+    @rule(pick=PICK, dies=DEATHS, meanwhile=DEATHS, contents=CONTENTS)
+    def execute(self, pick: int, dies: int, meanwhile: int, contents: list[int]) -> None:
         node, collecting = self.some([(n, c) for n in self.nodes for c in n.collecting], pick)
         sessions = collecting.session.sessions
-        self.mortal.left = dies
+        self.mortal.arm(dies, meanwhile, lambda: self.somebody_acts(pick, contents))
         try:
             if collecting.state is not None:  # a zombie wakes up in the midst of deleting
                 collection._delete(sessions, collecting.session, self.contents, collecting.state)
@@ -279,23 +301,43 @@ class Interleavings(RuleBasedStateMachine):
             if error.code in ("collection-waits", "journal-unreachable"):
                 return
         finally:
-            self.mortal.left = 0
+            self.mortal.disarm()
         node.collecting.remove(collecting)
         self.close(collecting.session)
 
-    @rule(data=st.data(), number=NODES, dies=DEATHS)
-    def collect_amid_others(self, data: st.DataObject, number: int, dies: int) -> None:
+    @rule(
+        data=st.data(),
+        number=NODES,
+        contents=CONTENTS,
+        quiet=OFTEN,
+        early=OFTEN,
+        acts=st.lists(st.sampled_from(["begin", "write", "finish", "seal", "read", "time"]), min_size=1, max_size=6),
+        dies=DEATHS,
+        meanwhile=DEATHS,
+        seals=st.integers(0, 3),
+    )
+    def collect_amid_others(
+        self,
+        data: st.DataObject,
+        number: int,
+        contents: list[int],
+        quiet: bool,
+        early: bool,
+        acts: list[str],
+        dies: int,
+        meanwhile: int,
+        seals: int,
+    ) -> None:
         """A collection whose wait is full of what others do: what the protocol is there for, and chance alone seldom makes."""
-        if data.draw(st.booleans()):
-            self.back_up(number, data.draw(CONTENTS))
-        if data.draw(st.booleans()):
-            self.begin_backup(data.draw(NODES), data.draw(PICK), data.draw(st.booleans()))
+        while quiet and self.writers():
+            self.end_without_a_point(0, False)
+        self.back_up(number, contents)
+        if early:
+            self.begin_backup(data.draw(NODES), 0, not data.draw(OFTEN))
         if self.must:
-            self.drop(number, data.draw(PICK), data.draw(st.booleans()))
-        self.collect(number, dies)
-        for act in data.draw(
-            st.lists(st.sampled_from(["begin", "write", "write", "seal", "read", "time"]), max_size=6)
-        ):
+            self.drop(number, -1, data.draw(st.booleans()))
+        self.collect(number, dies, meanwhile, contents)
+        for act in acts:
             if act == "begin":
                 self.begin_backup(data.draw(NODES), data.draw(PICK), data.draw(st.booleans()))
             elif act == "read":
@@ -303,18 +345,34 @@ class Interleavings(RuleBasedStateMachine):
             elif act == "time":
                 self.time_passes(data.draw(NODES), 3)
             elif self.writers() and act == "write":
-                self.write(data.draw(PICK), data.draw(CONTENTS))
+                self.write(data.draw(PICK), contents)
             elif self.writers():
-                self.seal(data.draw(PICK))
+                if act == "finish":
+                    self.write(0, contents)
+                self.seal(0)
         if any(n.collecting for n in self.nodes):
-            self.execute(data.draw(PICK), dies)
-        for _ in range(data.draw(st.integers(0, 3))):
+            self.execute(-1, dies, meanwhile, contents)
+        for _ in range(seals):
             if self.writers():
-                self.seal(data.draw(PICK))
+                self.seal(0)
+
+    def somebody_acts(self, number: int, contents: list[int]) -> None:
+        """Between two steps of a collector: begin, write, record or seal, whatever comes next on that node."""
+        node = self.nodes[number % len(self.nodes)]
+        if not node.writers:
+            self.begin_backup(number % len(self.nodes), 0, False)
+            return
+        writer = node.writers[0]
+        if not writer.needed:
+            writer.put(contents)
+        elif not writer.point:
+            writer.record()
+        else:
+            self.seal([w for _, w in self.writers()].index(writer))
 
     def died(self, collecting: Collecting) -> None:
         """It may come back. Its session is open until somebody fences it."""
-        self.mortal.left = 0
+        self.mortal.disarm()
         active = collecting.session.sessions.ledger().active() if self.reachable(collecting) else None
         collecting.state = active if active is not None and active.state == "executing" else None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from blake3 import blake3
 from pyfastcdc import FastCDC
 
 SMALLEST: Final = 64 << 10
@@ -20,7 +21,14 @@ LARGEST: Final = 1 << 20
 
 _BUFFER: Final = 8 << 20
 
+_CONTEXT: Final = "holdfast 1 chunk cuts"
+
 Read = Callable[[int], bytes]
+
+
+def seed_of(key: bytes) -> int:
+    """Where a repository cuts: 63 bits from a key of its own."""
+    return int.from_bytes(blake3(key, derive_key_context=_CONTEXT).digest(8), "little") >> 1
 
 
 def chunks(read: Read, seed: int = 0) -> Iterator[bytes]:

@@ -361,6 +361,13 @@ def test_an_insertion_changes_the_chunks_around_it_and_no_others() -> None:
     assert len(set(chunking.chunks(io.BytesIO(data).read, seed=4)) & set(one)) <= 1
 
 
+def test_a_seed_is_a_repository_s_own() -> None:
+    seeds = {chunking.seed_of(bytes([i]) * 32) for i in range(50)}
+    assert len(seeds) == 50
+    for seed in (max(seeds), min(seeds)):
+        assert b"".join(chunking.chunks(io.BytesIO(b"abc" * 99_999).read, seed)) == b"abc" * 99_999
+
+
 @pytest.mark.parametrize("length", [0, 5, 3_000_000])
 def test_a_stream_with_zeros_in_it_comes_back(length: int) -> None:
     data = b"begin" + bytes(5_000_000) + random.Random(2).randbytes(length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import secrets
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.awsrequest import AWSResponse, HeadersDict
+from urllib3 import HTTPResponse
 
 from agents.repository.errors import DAMAGED, RepositoryError
 from agents.repository.format import DATA, DATA_PACK
@@ -20,6 +23,7 @@ from agents.repository.stores import (
     BAD_NAME,
     DENIED,
     EXISTS,
+    FULL,
     IO,
     MISSING,
     SHORT,
@@ -303,6 +307,10 @@ def test_closing_twice_is_once(store: Store) -> None:
 # -- buckets alone
 
 
+CONFLICT = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
+SLOW_DOWN = b"<Error><Code>SlowDown</Code></Error>"
+
+
 @pytest.fixture
 def bucket(gateway: Gateway) -> Iterator[S3Store]:
     store = S3Store(gateway.bucket(f"test-{secrets.token_hex(4)}/"))
@@ -385,3 +393,74 @@ def test_a_pack_that_was_not_closed_leaves_nothing_in_a_bucket(bucket: S3Store) 
     writer.add(DATA, keys.naming().name_of(DATA, b"data"), 0, 4, b"data")
     writer.close()
     assert names(bucket) == set()
+
+
+def test_a_server_that_is_away_is_told_and_used_again_when_it_is_back(gateway: Gateway) -> None:
+    store = S3Store(gateway.bucket(f"test-{secrets.token_hex(4)}/"), attempts=2)
+    store.create("points/a.point", [b"before"])
+    gateway.process.kill()
+    try:
+        for call in (lambda: store.read("points/a.point"), lambda: store.create("points/b.point", [b"x"])):
+            with pytest.raises(StoreError) as away:
+                call()
+            assert away.value.code == IO
+        with pytest.raises(StoreError):
+            list(store.list())
+    finally:
+        gateway.start()
+    assert store.read("points/a.point") == b"before"
+    store.create("points/b.point", [b"after"])
+    assert names(store) == {"points/a.point", "points/b.point"}
+    store.close()
+
+
+def answers(store: S3Store, operation: str, *answers: AWSResponse) -> None:
+    """A stand-in for a server in trouble: the first requests of a kind are answered so, the rest by the server itself."""
+    left = list(answers)
+    store._client.meta.events.register(
+        f"before-send.s3.{operation}", lambda request, **_: left.pop(0) if left else None
+    )
+
+
+def answer(status: int, body: bytes, length: int | None = None) -> AWSResponse:
+    headers = {"Content-Length": str(len(body) if length is None else length)}
+    raw = HTTPResponse(io.BytesIO(body), headers, status, preload_content=False, enforce_content_length=False)
+    return AWSResponse("https://127.0.0.1/", status, HeadersDict(headers), raw)
+
+
+def test_troubles_of_a_server_that_pass_are_waited_out(bucket: S3Store) -> None:
+    bucket.create("points/a.point", [b"the content"])
+    answers(bucket, "GetObject", answer(503, b""), answer(200, b"the con", 11), answer(500, b"<html>no XML"))
+    assert bucket.read("points/a.point") == b"the content"
+    answers(bucket, "PutObject", answer(500, b""), answer(409, CONFLICT))
+    bucket.create("points/b.point", [b"x"])
+    answers(bucket, "ListObjectsV2", answer(503, SLOW_DOWN), answer(200, b"<not really XML"))
+    assert names(bucket) == {"points/a.point", "points/b.point"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (507, b"", FULL),
+        (403, b"<Error><Code>AccessDenied</Code></Error>", DENIED),
+        (500, b"", IO),
+        (418, b"what?", IO),
+    ],
+)
+def test_troubles_that_stay_are_told_apart(gateway: Gateway, status: int, body: bytes, code: str) -> None:
+    store = S3Store(gateway.bucket(f"test-{secrets.token_hex(4)}/"), attempts=1)
+    answers(store, "PutObject", answer(status, body))
+    with pytest.raises(StoreError) as refused:
+        store.create("points/a.point", [b"x"])
+    assert refused.value.code == code
+    store.close()
+
+
+def test_a_server_that_knows_no_ranges_is_read_all_the_same(bucket: S3Store) -> None:
+    bucket.create("packs/aa/aa.pack", [b"0123456789"])
+    answers(bucket, "GetObject", answer(200, b"0123456789"), answer(200, b"0123456789"), answer(200, b"0123456789"))
+    assert bucket.read("packs/aa/aa.pack", 3, 4) == b"3456"
+    assert bucket.read("packs/aa/aa.pack", 8) == b"89"
+    with pytest.raises(StoreError) as refused:
+        bucket.read("packs/aa/aa.pack", 8, 4)
+    assert refused.value.code == SHORT

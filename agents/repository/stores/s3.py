@@ -75,15 +75,16 @@ class Bucket:
 class S3Store:
     """Implements `Store`. `store-unfit` when boto3 is missing or the address is not encrypted."""
 
-    def __init__(self, bucket: Bucket, page: int = 1000) -> None:
-        """`page`: how many objects a listing asks for at once; a server may give fewer."""
+    def __init__(self, bucket: Bucket, page: int = 1000, attempts: int = 5) -> None:
+        """`page`: how many objects a listing asks for at once; a server may give fewer. `attempts`: at a request that fails in
+        a way that may pass, with growing pauses (SDK mode "standard")."""
         _refuse_clear_text(bucket.endpoint)
         if bucket.prefix and not bucket.prefix.endswith("/"):
             raise StoreError(UNFIT, f"the prefix {bucket.prefix!r} does not end with a slash")
         self.bucket: Final = bucket
         self._page = page
         self._sdk = _Sdk()
-        self._client = self._sdk.client(bucket)
+        self._client = self._sdk.client(bucket, attempts)
 
     def create(self, name: str, parts: Iterable[Buffer]) -> None:
         self._put(checked_name(name), b"".join(parts))
@@ -323,7 +324,7 @@ class _Sdk:
             OSError,
         )
 
-    def client(self, bucket: Bucket) -> Any:
+    def client(self, bucket: Bucket, attempts: int) -> Any:
         with self._making:
             return self._boto3.session.Session().client(
                 "s3",
@@ -335,7 +336,7 @@ class _Sdk:
                 config=self._config(
                     signature_version="s3v4",
                     s3={"addressing_style": "path"},
-                    retries={"mode": "standard", "total_max_attempts": 5},
+                    retries={"mode": "standard", "total_max_attempts": attempts},
                     connect_timeout=15,
                     read_timeout=120,
                     max_pool_connections=16,

@@ -26,6 +26,7 @@ from uuid import UUID
 
 import lmdb
 
+from agents.failpoints import failpoint
 from agents.repository.errors import RepositoryError
 from agents.repository.format import Place
 from agents.repository.runs import ENTRY_SIZE, Run, renumbered, unplace
@@ -207,6 +208,7 @@ class Index:
             with self._env.begin(write=True) as txn, txn.cursor(self._chunks) as cursor:
                 cursor.putmulti(batch, dupdata=True, overwrite=True)
             added += len(batch)
+            failpoint("index-places-added")
         # The packs last: a death before leaves places of numbers that no pack has.
         with self._env.begin(write=True) as txn:
             states = {value[:16]: value[16] for _, value in txn.cursor(self._packs_db)}
@@ -219,6 +221,7 @@ class Index:
                 txn.put(_number.pack(number), value, db=self._packs_db)
             if run is not None:
                 txn.put(f"run/{run}".encode(), b"", db=self.meta)
+        failpoint("index-pack-added")
         return added
 
     def add_run(self, run: Run, name: str, there: set[bytes]) -> int:

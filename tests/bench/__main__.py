@@ -28,6 +28,14 @@ BENCHMARKS: dict[str, str] = {
     "scratch": "tests.bench.scratch:run",
     "timeline": "tests.bench.timeline:run",
     "decode": "tests.bench.decode:run",
+    "backup-full-restic": "tests.bench.repository:backup_full_restic",
+    "backup-full-borg": "tests.bench.repository:backup_full_borg",
+    "backup-unchanged": "tests.bench.repository:backup_unchanged",
+    "restore-restic": "tests.bench.repository:restore_restic",
+    "restore-borg": "tests.bench.repository:restore_borg",
+    "restore-depth": "tests.bench.repository:restore_depth",
+    "adopt": "tests.bench.repository:adopt",
+    "node-memory": "tests.bench.repository:node_memory",
 }
 
 

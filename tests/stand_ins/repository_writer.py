@@ -1,8 +1,8 @@
 """A writer of a repository that is killed: `python -P -m tests.stand_ins.repository_writer FOLDER SEED …`.
 
 FOLDER has `repo` and `cache`; a backup is made of the image of each SEED in turn, the first whole, the others read and compared
-with the newest point there is. A session without a log. The point's facts name the seed, so that whoever looks later knows what it
-must hold. Used by tests/crash/test_repository_kills.py.
+with the newest point there is. A session without a log. The point's facts name the seed, so that whoever looks later knows
+what it must hold. Used by tests/crash/test_repository_kills.py.
 """
 
 from __future__ import annotations

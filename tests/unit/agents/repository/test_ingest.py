@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -20,9 +21,10 @@ from agents.repository.format import DATA, DIRECTORY
 from agents.repository.ingest import Ingest, Sealed
 from agents.repository.reader import DiskReader
 from agents.repository.repository import Repository
-from agents.repository.stores import Store
+from agents.repository.stores import Store, StoreError
 from agents.repository.stores.memory import MemoryStore
 from streams.events import ReferencesRecorded
+from tests.stand_ins.faulty_store import Call, Fault, FaultyStore, What
 from tests.stand_ins.repository_session import LoneSession
 
 BLOCK = 4096
@@ -236,7 +238,7 @@ def test_everything_but_data_is_stored_twice_in_different_packs(repository: Repo
 
 def test_references_are_said_in_batches_that_add_up_to_the_run(repository: Repository) -> None:
     said: list[ReferencesRecorded] = []
-    data = disk_image(40_000, 8)
+    data = disk_image(25_000, 8)
     with Ingest(repository, LoneSession(), slug="main", asset="vm-1", say=said.append) as ingest:
         disk = ingest.disk("sda", size=len(data))
         disk.feed(Image(data), [(0, disk.blocks, CHUNK)])
@@ -461,3 +463,93 @@ def test_a_repository_that_could_not_work_is_not_made(wrong: dict[str, int]) -> 
     with pytest.raises(RepositoryError, match="repository-unfit"):
         repositories.create(store, wrap=wrap, **wrong)
     assert list(store.list()) == []
+
+
+# -- a store that misbehaves
+
+
+def _points(repository: Repository) -> dict[str, bytes]:
+    return {point: read_back(repository, point) for point in repository.point_ids()}
+
+
+@pytest.mark.parametrize(
+    ("call", "what"),
+    [
+        ("create", "full"),
+        ("create", "torn"),
+        ("create", "lost-answer"),
+        ("append", "io"),
+        ("append", "read-only"),
+        ("write", "full"),
+        ("write", "torn"),
+        ("sync", "io"),
+        ("sync", "lost-answer"),
+        ("close", "io"),
+    ],
+)
+def test_whatever_the_store_refuses_a_point_is_there_whole_or_not_at_all(
+    store: MemoryStore, tmp_path: Path, call: Call, what: What
+) -> None:
+    """From some call of a kind on all fail, a later one each time, until a backup comes by without meeting it."""
+    before, after = disk_image(60, 50), disk_image(60, 51)
+    healthy = repositories.open(store, unlock, tmp_path / "healthy", "node_a")
+    first, _ = backup(healthy, before)
+    allowed = {first.point.point: before}
+    healthy.close()
+    nth = 1
+    while True:
+        faulty = FaultyStore(store, Fault(call, what, nth=nth, times=0))
+        opened = repositories.open(faulty, unlock, tmp_path / f"faulty-{nth}", "node_a")
+        made = ""
+        with contextlib.suppress(StoreError), Ingest(opened, LoneSession()) as ingest:
+            allowed[ingest.point] = after
+            disk = ingest.disk("sda", size=len(after), continues=first.point.disks[0])
+            disk.feed(Image(after), [(0, disk.blocks, CHUNK)], compare=True)
+            made = ingest.seal(draft(disk.finish(), continues=first.point.point)).point.point
+        opened.close()
+        for number, left in enumerate((store, faulty.power_loss())):
+            found = repositories.open(left, unlock, tmp_path / f"found-{nth}-{number}", "node_b")
+            there = _points(found)
+            assert first.point.point in there
+            assert there.items() <= allowed.items()
+            assert not made or made in there
+            found.close()
+        if made:
+            return
+        nth += max(1, nth // 2)
+        assert nth < 1000
+
+
+def test_a_store_that_cannot_be_read_is_not_taken_for_one_without_chunks(store: MemoryStore, tmp_path: Path) -> None:
+    healthy = repositories.open(store, unlock, tmp_path / "healthy", "node_a")
+    data = disk_image(100, 60)
+    sealed, _ = backup(healthy, data)
+    healthy.close()
+    faulty = FaultyStore(store)
+    opened = repositories.open(faulty, unlock, tmp_path / "faulty", "node_a")
+    faulty.faults.append(Fault("read", "io", times=0, name="packs/"))
+    with pytest.raises(StoreError, match="store-io"):
+        read_back(opened, sealed.point.point)
+    faulty.faults.clear()
+    faulty.faults.append(Fault("read", "flip", times=1, name="packs/"))
+    faulty.faults.append(Fault("read", "short", times=1, name="packs/"))
+    with contextlib.suppress(RepositoryError):  # of data there is one copy; whatever came is no other data
+        assert read_back(opened, sealed.point.point) == data
+    assert read_back(opened, sealed.point.point) == data
+    opened.close()
+
+
+def test_a_node_that_is_damaged_is_read_from_its_second_copy_and_noted(store: MemoryStore, tmp_path: Path) -> None:
+    healthy = repositories.open(store, unlock, tmp_path / "healthy", "node_a")
+    data = disk_image(300, 61)
+    sealed, _ = backup(healthy, data)
+    (place, _) = healthy.index.places(sealed.point.disks[0].root)
+    name = healthy.index.pack_name(place.pack)
+    assert name is not None
+    whole = bytearray(store.read(name))
+    whole[place.offset + 100] ^= 1
+    store.delete(name)
+    store.create(name, [bytes(whole)])
+    assert read_back(healthy, sealed.point.point) == data
+    assert {problem.code for problem in healthy.problems} <= {"chunk-damaged"}
+    healthy.close()

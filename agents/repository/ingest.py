@@ -635,8 +635,10 @@ class _Bytes:
         buffer[:] = self.data[at : at + len(buffer)]
 
 
-def sealed_event(slug: str, point: points.Point, record: bytes, session: Writing, figures: Figures) -> PointSealed:
-    """What the log is told of a point whose record is durable."""
+def sealed_event(
+    slug: str, point: points.Point, record: bytes, session: Writing, figures: Figures, *, adopted: bool = False
+) -> PointSealed:
+    """What the log is told of a point whose record is durable. `adopted`: it was not made under this log."""
     disks = tuple(
         DiskSealed(
             disk=disk.disk,
@@ -665,5 +667,6 @@ def sealed_event(slug: str, point: points.Point, record: bytes, session: Writing
         record=record,
         figures=figures.as_counts(),
         facts=dict(point.facts),
+        adopted=adopted,
         by=session.by,
     )

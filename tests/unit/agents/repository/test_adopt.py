@@ -162,8 +162,7 @@ def test_an_adoption_that_died_is_gone_on_with(repository: Repository, store: Me
         fresh = sessions_of(log, store)
         try:
             adopt.adopt(repository, Sessions(journal, store, "node_a"), by="tests")
-        except JournalError as error:
-            assert error.code == "journal-unreachable"
+        except JournalError:
             deaths += 1
         else:
             break

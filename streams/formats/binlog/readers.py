@@ -9,7 +9,7 @@ be: an unpacking of each run of fixed columns (with the length of the variable o
 
 The raw rows are then turned round, each column is converted as a whole, and what is equal is converted once.
 
-Knows layouts (`rows`) and conversions (`values`), not events.
+Knows layouts (`rows`) and conversions (`values`, `columns`), not events.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from itertools import repeat
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
+from streams.formats.binlog import columns
 from streams.formats.binlog import table_map as t
 from streams.formats.binlog.charsets import UTF8
 from streams.formats.binlog.table_map import Column
@@ -30,14 +31,15 @@ if TYPE_CHECKING:
     from streams.formats.binlog.rows import RowLayout
 
 Raw = list[Any]
-# A run: unpack, bytes it takes, and how wide the length at its end is (0: it ends the row; 3: three bytes, not a number).
-_Run = tuple[Callable[[bytes, int], tuple[Any, ...]], int, int]
-_Shape = tuple[tuple[_Run, ...], tuple[int, ...]]
-"""The runs of an image with some NULL bitmap, and the places of its NULLs among the columns present, ascending."""
+# A run: unpack, and the bytes it takes. All runs but the last end with the length of a variable column.
+_Run = tuple[Callable[[bytes, int], tuple[Any, ...]], int]
+_Loop = Callable[[bytes, int, int, Callable[[Raw], None], int], int]
+"""`loop(buffer, at, end, add, most)` takes the image at `at` and those after it that have the same NULL bitmap, `most` in all,
+and hands over the raw values of each; returns where it ended."""
 
 _NUMBERS: Final = {(t.TINY, 1): "B", (t.SHORT, 2): "H", (t.LONG, 4): "I", (t.LONGLONG, 8): "Q"}
 _PREFIXES: Final = {1: "B", 2: "H", 3: "3s", 4: "I"}
-_MOST_SHAPES: Final = 4096
+_MOST_LOOPS: Final = 4096
 _MOST_KNOWN: Final = 8192
 _BATCH: Final = 1024
 
@@ -45,7 +47,7 @@ _BATCH: Final = 1024
 class Reader:
     """Reads images of one layout. Made by `reader_of`, kept with the layout."""
 
-    __slots__ = ("_absent", "_layout", "_ones", "_places", "_shapes", "_whole")
+    __slots__ = ("_absent", "_layout", "_loops", "_ones", "_places", "_whole")
 
     def __init__(self, layout: RowLayout) -> None:
         columns = layout.table_map.columns
@@ -53,7 +55,7 @@ class Reader:
         self._places = [_Place(columns[index], *layout.sizes[place]) for place, index in enumerate(layout.present)]
         self._absent = None if layout.full else [i for i in range(len(columns)) if i not in set(layout.present)]
         self._ones = [place.one for place in self._places]
-        self._shapes: dict[bytes, _Shape] = {}
+        self._loops: dict[bytes, _Loop] = {}
         self._whole: Struct | None = None
         if layout.constant:
             # Every row is one run, and one call takes all of them. The bitmap is checked by the caller.
@@ -69,44 +71,29 @@ class Reader:
             for start in range(at, end, step):
                 yield list(self._whole.iter_unpack(view[start : min(end, start + step)]))
             return
-        shapes, width_of_nulls = self._shapes, layout.null_bytes
-        if at == end:
-            return
+        loops, width_of_nulls = self._loops, layout.null_bytes
         while at < end:
-            rows: list[Any] = []
-            add = rows.append
+            rows: list[Raw] = []
             try:
-                for _ in repeat(None, _BATCH):
+                while at < end and len(rows) < _BATCH:
                     nulls = buffer[at : at + width_of_nulls]
-                    shape = shapes.get(nulls)
-                    runs, missing = shape if shape is not None else self._shape(nulls)
-                    at += width_of_nulls
-                    row: Raw = []
-                    for unpack, size, width in runs:
-                        row += unpack(buffer, at)
-                        at += size
-                        if width:
-                            start = at
-                            at += row[-1] if width != 3 else int.from_bytes(row[-1], "little")
-                            row[-1] = buffer[start:at]
-                    for place in missing:
-                        row.insert(place, None)
-                    add(row)
-                    if at >= end:
-                        break
+                    loop = loops.get(nulls) or self._loop(nulls)
+                    at = loop(buffer, at, end, rows.append, _BATCH - len(rows))
             except struct.error:
                 raise layout.damaged() from None
             if at > end:
                 raise layout.damaged()
             yield rows
 
-    def _shape(self, nulls: bytes) -> _Shape:
+    def _loop(self, nulls: bytes) -> _Loop:
+        """The loop over images with this NULL bitmap."""
         layout = self._layout
         layout.program(nulls)  # checks the bitmap
         bits = int.from_bytes(nulls, "little")
         runs: list[_Run] = []
-        code = "<"
+        code = f"<{len(nulls)}x"
         missing = []
+        long = False
         for number, place in enumerate(self._places):
             if bits >> number & 1:
                 missing.append(number)
@@ -114,16 +101,15 @@ class Reader:
             code += place.code
             if place.width:
                 made = Struct(code)
-                runs.append((made.unpack_from, made.size, place.width))
+                runs.append((made.unpack_from, made.size))
                 code = "<"
-        if code != "<":
-            made = Struct(code)
-            runs.append((made.unpack_from, made.size, 0))
-        shape = (tuple(runs), tuple(missing))
-        if len(self._shapes) >= _MOST_SHAPES:
-            self._shapes.clear()
-        self._shapes[nulls] = shape
-        return shape
+                long = long or place.width == 3
+        made = Struct(code)
+        runs.append((made.unpack_from, made.size))
+        if len(self._loops) >= _MOST_LOOPS:
+            self._loops.clear()
+        loop = self._loops[nulls] = _loop_over(runs, nulls, missing, long)
+        return loop
 
     @only_format_errors("a row image")
     def values(self, rows: Sequence[Any]) -> list[tuple[Value, ...]]:
@@ -138,6 +124,47 @@ class Reader:
             for index in self._absent:
                 converted.insert(index, repeat(ABSENT, len(rows)))
         return list(zip(*converted, strict=True))
+
+
+def _loop_over(runs: Sequence[_Run], nulls: bytes, missing: Sequence[int], long: bool) -> _Loop:
+    """`missing`: places of the NULLs, ascending. `long`: some length has three bytes, which no Struct reads as a number."""
+    (first, first_size), *others = runs
+    width = len(nulls)
+
+    def loop(buffer: bytes, at: int, end: int, add: Callable[[Raw], None], most: int) -> int:
+        for _ in repeat(None, most):
+            row = [*first(buffer, at)]
+            at += first_size
+            for unpack, size in others:
+                start = at
+                at += row[-1]
+                row[-1] = buffer[start:at]
+                row += unpack(buffer, at)
+                at += size
+            add(row)
+            if at >= end or buffer[at : at + width] != nulls:
+                break
+        return at
+
+    def loop_with_more(buffer: bytes, at: int, end: int, add: Callable[[Raw], None], most: int) -> int:
+        for _ in repeat(None, most):
+            row = [*first(buffer, at)]
+            at += first_size
+            for unpack, size in others:
+                length = row[-1]
+                start = at
+                at += length if isinstance(length, int) else int.from_bytes(length, "little")
+                row[-1] = buffer[start:at]
+                row += unpack(buffer, at)
+                at += size
+            for place in missing:
+                row.insert(place, None)
+            add(row)
+            if at >= end or buffer[at : at + width] != nulls:
+                break
+        return at
+
+    return loop_with_more if missing or long else loop
 
 
 def reader_of(layout: RowLayout) -> Reader:
@@ -174,6 +201,9 @@ class _Place:
         else:
             self.code = f"{size}s"
             self.one, self.convert = _known(convert)
+            many = columns.columnwise(column)
+            if many is not None:
+                self.convert = _many(many, self.convert)
 
 
 _Single = Callable[[Any], Value]
@@ -187,6 +217,10 @@ def _texts(codec: str, slowly: _Columnwise) -> _Columnwise:
 
     def texts(column: Sequence[Any]) -> Iterable[Value]:
         try:
+            if None not in column:
+                found = columns.texts(column, codec)
+                if found is not None:
+                    return found
             return [raw if raw is None else str(raw, codec) for raw in column]
         except UnicodeDecodeError:
             return slowly(column)
@@ -199,6 +233,25 @@ def _each(convert: Convert) -> tuple[_Single, _Columnwise]:
         lambda raw: raw if raw is None else convert(raw),
         lambda column: [raw if raw is None else convert(raw) for raw in column],
     )
+
+
+def _many(many: columns.Columnwise, slowly: _Columnwise) -> _Columnwise:
+    """All at once where that goes and few values recur."""
+
+    def column(raws: Sequence[Any]) -> Iterable[Value]:
+        distinct = set(raws)
+        if 2 * len(distinct) < len(raws):
+            return slowly(raws)
+        if None not in distinct:
+            return many(raws) or slowly(raws)
+        present = [raw for raw in raws if raw is not None]
+        found = many(present) if present else None
+        if found is None:
+            return slowly(raws)
+        values = iter(found)
+        return [None if raw is None else next(values) for raw in raws]
+
+    return column
 
 
 def _known(convert: Convert) -> tuple[_Single, _Columnwise]:

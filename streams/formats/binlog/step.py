@@ -10,6 +10,7 @@ Does not know ordinals, records or topics.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -405,6 +406,10 @@ class Change(NamedTuple):
     primary_key: tuple[int, ...] | None = None
 
 
+# `Change._make` without a call of Python's for each row.
+_change: Final[Callable[[tuple[object, ...]], Change]] = functools.partial(tuple.__new__, Change)
+
+
 def decode_step(
     fde: FormatDescription | Buffer,
     payload: Buffer,
@@ -459,7 +464,17 @@ def iter_changes(
                 offset = 0
             left -= len(before)
             yield from map(
-                Change, repeat(schema), repeat(table), repeat(kind), before, after, repeat(columns), repeat(key)
+                _change,
+                zip(
+                    repeat(schema),
+                    repeat(table),
+                    repeat(kind),
+                    before,
+                    after,
+                    repeat(columns),
+                    repeat(key),
+                    strict=False,
+                ),
             )
             if left <= 0:
                 break

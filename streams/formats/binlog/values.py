@@ -263,7 +263,7 @@ def _timestamp(seconds: int, microseconds: int, digits: int) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _day(packed: int) -> str:
+def day_text(packed: int) -> str:
     """The date and the space after it, of year and month (as one number, by 13) and day."""
     year, month = divmod(packed >> 5, 13)
     return f"{year:04d}-{month:02d}-{packed & 31:02d} "
@@ -274,7 +274,7 @@ def _datetime2(raw: bytes, digits: int = 0) -> str:
     if packed < 0:
         raise damaged("a DATETIME value")
     two = _TWO_DIGITS
-    text = f"{_day(packed >> 17)}{two[packed >> 12 & 31]}:{two[packed >> 6 & 63]}:{two[packed & 63]}"
+    text = f"{day_text(packed >> 17)}{two[packed >> 12 & 31]}:{two[packed >> 6 & 63]}:{two[packed & 63]}"
     return _with_fraction(text, _fraction(raw[5:], digits), digits) if digits else text
 
 

@@ -20,6 +20,7 @@ import errno
 import fcntl
 import itertools
 import json
+import mmap
 import os
 import stat
 import struct
@@ -38,10 +39,13 @@ from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, LOST, Run
 from agents.repository.points import Disk
 from agents.repository.reader import Fitting, lost
+from agents.repository.stores import Buffer
 
 WINDOW: Final = 1 << 14  # blocks
 TARGET: Final = "restore-target"
 _SLICE_BYTES: Final = 4 << 20  # what a thread reads at once
+_GATHERED: Final = 4 << 20  # what a thread writes at once, at most
+_PAGE: Final = 4096
 _PENDING: Final = 2  # slices a thread has waiting
 
 _BLKZEROOUT: Final = 0x127F
@@ -52,7 +56,9 @@ _FALLOC_PUNCH: Final = 0x01 | 0x02  # keep the size, punch a hole
 class Target(Protocol):
     """Where a disk is restored to. `write` may be called by several threads, for ranges that do not overlap."""
 
-    def write(self, offset: int, data: bytes) -> None: ...
+    def write(self, offset: int, data: Buffer) -> None:
+        """`data` is the caller's again on return."""
+        ...
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros."""
@@ -177,6 +183,7 @@ class _Work:
         self._progress = progress
         self._stop = stop
         self._lock = threading.Lock()
+        self._own = threading.local()
         self._failed = False
         self.written = 0
         self.lost: list[tuple[int, int]] = []
@@ -250,27 +257,64 @@ class _Work:
             raise Stopped
         offset, end = bounds
         size = self._fitting.block_size
+        gathering: _Gathering | None = getattr(self._own, "gathering", None)
+        if gathering is None:
+            gathering = self._own.gathering = _Gathering(self._target)
         written = 0
-        for name, data in self._source.get_many(names, DATA):
-            for block in places[name]:
-                start = block * size
-                part = self._fitting.fitted(block, data)
-                if start < offset or start + len(part) > end:
-                    part = part[max(0, offset - start) : end - start]
-                    start = max(start, offset)
-                self._target.write(start, part)
-                written += len(part)
+        try:
+            for name, data in self._source.get_many(names, DATA):
+                for block in places[name]:
+                    start = block * size
+                    part: Buffer = self._fitting.fitted(block, data)
+                    if start < offset or start + len(part) > end:
+                        part = memoryview(part)[max(0, offset - start) : end - start]
+                        start = max(start, offset)
+                    gathering.write(start, part)
+                    written += len(part)
+            gathering.flush()
+        finally:
+            gathering.clear()
         self._progress(written)
         with self._lock:
             self.written += written
+
+
+class _Gathering:
+    """Neighbours become one write, from memory that begins where a page does: a thread's own."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._memory = memoryview(mmap.mmap(-1, _GATHERED))
+        self._at = 0
+        self._held = 0
+
+    def write(self, offset: int, data: Buffer) -> None:
+        size = len(data)
+        if offset != self._at + self._held or self._held + size > _GATHERED:
+            self.flush()
+            self._at = offset
+            if size > _GATHERED:
+                self._target.write(offset, data)
+                self._at += size
+                return
+        self._memory[self._held : self._held + size] = data
+        self._held += size
+
+    def flush(self) -> None:
+        if self._held:
+            self._target.write(self._at, self._memory[: self._held])
+            self._at += self._held
+            self._held = 0
+
+    def clear(self) -> None:
+        self._held = 0
 
 
 # -- files and block devices
 
 
 class FileTarget:
-    """A file, or a block device. Everything is written through one descriptor; holes are punched where that is
-    possible."""
+    """A file, or a block device. Written past the page cache and punched with holes where that is possible."""
 
     def __init__(self, path: Path, descriptor: int, size: int) -> None:
         self.path = path
@@ -278,18 +322,31 @@ class FileTarget:
         self.size = size
         self._device = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         self._punches = True
+        try:
+            # Past the page cache: twice as fast where the disk is, and what others read stays cached.
+            self._direct = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:
+            self._direct = -1  # a file system without it
 
     def stretch(self) -> None:
         """Give a file the disk's size."""
         if not self._device:
             os.ftruncate(self._fd, self.size)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: Buffer) -> None:
         view = memoryview(data)
+        if self._direct >= 0 and not offset % _PAGE and len(view) >= _PAGE:
+            whole = len(view) - len(view) % _PAGE
+            try:
+                written = os.pwrite(self._direct, view[:whole], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                written = 0  # memory that does not begin where a page does, or a disk that wants more than that
+            view, offset = view[written:], offset + written
         while view:
             written = os.pwrite(self._fd, view, offset)
-            view = view[written:]
-            offset += written
+            view, offset = view[written:], offset + written
 
     def zero(self, offset: int, length: int) -> None:
         if self._punches:
@@ -313,9 +370,9 @@ class FileTarget:
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for descriptor in {self._fd, self._direct} - {-1}:
+            os.close(descriptor)
+        self._fd = self._direct = -1
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -21,6 +21,7 @@ from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, FREE, LOST, RunBuilder, omitted
 from agents.repository.points import Disk, JournalPlace, Point
 from agents.repository.reader import DiskReader
+from agents.repository.stores import Buffer
 from tests.stand_ins.chunk_store import ChunkStore
 
 BLOCK = 4096
@@ -252,7 +253,7 @@ def test_ranges_are_restored_and_nothing_else_is_touched(seed: int, cuts: list[t
         expected[offset : offset + length] = image[offset : offset + length]
 
     class Memory:
-        def write(self, offset: int, data: bytes) -> None:
+        def write(self, offset: int, data: Buffer) -> None:
             written[offset : offset + len(data)] = data
 
         def zero(self, offset: int, length: int) -> None:

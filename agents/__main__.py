@@ -23,6 +23,7 @@ from agents.commands import Services
 from agents.errors import AgentError
 from agents.loop import Loop
 from agents.processes import Processes, Role
+from agents.repository.node import Node
 from agents.scratch.handlers import recover as recover_copies
 from agents.scratch.keeper import Keeper
 from agents.sources import Sources
@@ -40,7 +41,7 @@ EXIT_LOG = 4
 HEARTBEAT_S = 5.0
 # How long a capture process that ended for good may take to be heard of through the log.
 _WORD_S = 3.0
-TOPICS = ("commands", "jobs", "inventory", "commits", "rollbacks", "health")
+TOPICS = ("commands", "jobs", "inventory", "commits", "rollbacks", "repository", "blocks", "health")
 ROLES: dict[str, frozenset[Role]] = {
     "capturing": frozenset({"capture", "index"}),
     "paused": frozenset({"index"}),
@@ -58,15 +59,18 @@ class Agent:
         self._publisher = Publisher(settings, "agent")
         self.processes = Processes(config, self._child_stopped)
         self.keeper = Keeper(settings.data_dir, f"agent-{socket.gethostname()}", self._publisher.publish)
+        secrets = SecretStore(settings)
+        self.node = Node(settings, self._publisher, secrets)
         self.services = Services(
             agent=f"agent-{socket.gethostname()}",
             settings=settings,
             publisher=self._publisher,
-            secrets=SecretStore(settings),
+            secrets=secrets,
             sources=Sources(),
             processes=self.processes,
             stop=stop,
             keeper=self.keeper,
+            repositories=self.node,
         )
         self.loop = Loop(self.services, on_inventory=self._inventory)
 
@@ -77,6 +81,7 @@ class Agent:
             ensure_topics(self._settings.kafka, [(name, None) for name in TOPICS])
             self.keeper.start()
             recover_copies(self.services)
+            self.node.start()
             self.loop.run()
             if self.loop.fatal is not None:
                 raise self.loop.fatal
@@ -84,6 +89,7 @@ class Agent:
             self._stop.set()
             self.processes.close()
             self.keeper.close()
+            self.node.close()
             pulse.join()
             self._publisher.close(5.0)
         return 0

@@ -25,6 +25,7 @@ from streams.ids import now_us
 
 if TYPE_CHECKING:
     from agents.processes import Processes
+    from agents.repository.node import Node
     from agents.scratch.keeper import Keeper
     from agents.sources import Sources
     from streams.publish import Publisher
@@ -39,6 +40,24 @@ HANDLERS: Mapping[str, str] = {
     "source.remove": "agents.protect:remove",
     "scratch.create": "agents.scratch.handlers:create",
     "scratch.drop": "agents.scratch.handlers:drop",
+    "repository.add": "agents.repository.handlers:add",
+    "repository.usage": "agents.repository.handlers:usage",
+    "repository.retention": "agents.repository.expiring:set_retention",
+    "repository.collect": "agents.repository.collecting:collect",
+    "point.star": "agents.repository.handlers:star",
+    "point.unstar": "agents.repository.handlers:unstar",
+    "point.hold": "agents.repository.handlers:hold",
+    "point.release": "agents.repository.handlers:release",
+    "point.drop": "agents.repository.handlers:ask_expiry",
+    "point.agree": "agents.repository.expiring:agree",
+    "point.expire": "agents.repository.expiring:expire",
+    "point.restore": "agents.repository.backups:restore",
+    "point.diff": "agents.repository.backups:diff",
+    "backup.make": "agents.repository.backups:make",
+    "key.add": "agents.repository.key_handlers:add",
+    "key.list": "agents.repository.key_handlers:list_all",
+    "key.drill": "agents.repository.key_handlers:drill",
+    "key.remove": "agents.repository.key_handlers:remove",
     "rollback.plan": "agents.rollback.handlers:plan",
     "rollback.run": "agents.rollback.handlers:run",
     "rollback.approve": "agents.rollback.handlers:approve",
@@ -107,12 +126,19 @@ class Services:
     processes: Processes
     stop: threading.Event = field(default_factory=threading.Event)
     keeper: Keeper | None = None
+    repositories: Node | None = None
 
     @property
     def copies(self) -> Keeper:
         """Who keeps scratch copies; an agent has one."""
         assert self.keeper is not None
         return self.keeper
+
+    @property
+    def node(self) -> Node:
+        """Who keeps repositories open; an agent has one."""
+        assert self.repositories is not None
+        return self.repositories
 
     def source_settings(self, source: str) -> SourceSettings:
         """How to reach a defined source, passwords resolved. Raises `AgentError` (`source-unknown`)."""

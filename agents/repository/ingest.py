@@ -665,7 +665,8 @@ def sealed_event(
         disks=disks,
         files_root=point.trees[0].root if point.trees else b"",
         record=record,
-        figures=figures.as_counts(),
+        figures=figures.as_counts()
+        | {"size_bytes": sum(d.size for d in point.disks) + sum(t.size for t in point.trees)},
         facts=dict(point.facts),
         adopted=adopted,
         by=session.by,

@@ -122,6 +122,9 @@ class KafkaJournal:
         self._counting = Counting(repository)
         self._late: deque[Entry] = deque(maxlen=_KEPT)
         self._consumer = open_consumer(kafka)
+        # A broker answers the requests of a connection in their order: where the topic ends is not asked on the one that waits
+        # for records, half a second at a time.
+        self._asking = open_consumer(kafka)
         self._places = Places()
         self._next = -1  # offset of the first record not read; -1: nothing was read yet
 
@@ -172,6 +175,7 @@ class KafkaJournal:
     def close(self) -> None:
         with self._lock:
             self._consumer.close()
+            self._asking.close()
 
     def _check_beginning(self) -> None:
         with contextlib.closing(open_consumer(self._kafka)) as consumer:
@@ -190,7 +194,7 @@ class KafkaJournal:
         with _as_journal_errors():
             if self._next < 0 and len(partitions(self._consumer, self._topic)) != 1:
                 raise JournalError(BROKEN, f"{self._topic} has more than one partition: it has no one order")
-            low, high = ends(self._consumer, self._topic, 0)
+            low, high = ends(self._asking, self._topic, 0)
             self._refuse_trimmed(low)
             if self._next < 0:
                 self._next = 0

@@ -309,7 +309,9 @@ def collect(ask: Ask, repository: str, dry_run: bool, no_wait: bool) -> None:
         from api.cli.tables import size
 
         what = "could be freed" if dry_run else "freed"
-        click.echo(f"{size(result['freed'])} in {result['chunks']:,} chunks {what} ({result['packs']:,} packs).")
+        click.echo(f"{size(result['freed'])} {what} ({result['packs']:,} packs).")
+        if result["copied"]:
+            click.echo(f"{size(result['copied'])} that are still needed were moved together.")
         if result["waiting"]:
             click.echo(f"It waits for: {', '.join(result['waiting'])}. Ask again when they have ended.")
 
@@ -421,10 +423,7 @@ def key_list(ask: Ask, repository: str) -> None:
     def human() -> None:
         from api.cli.tables import table
 
-        table(["KEY", "KIND", "MADE", "DRILLED"], [
-            (k["key"], k["kind"], local(k["made"]), local(k["drilled"]) if k["drilled"] else "never")
-            for k in found
-        ])  # fmt: skip
+        table(["KEY", "KIND", "MADE", "LABEL"], [(k["key"], k["kind"], local(k["made"]), k["label"]) for k in found])
 
     ask.out({"keys": found}, human)
 

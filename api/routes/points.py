@@ -15,7 +15,7 @@ from projections.views import access
 from projections.views import repositories as view
 from projections.views.base import Connection
 from projections.views.repositories import Point
-from streams.ids import now_us, uuid7
+from streams.ids import now_us
 
 
 def _known(call: Call, conn: Connection, named: str = "") -> Point:
@@ -74,7 +74,6 @@ def backup(call: Call) -> Reply:
         "repository": repository,
         "path": body["path"],
         "asset": asset,
-        "point": uuid7(),
     }
     job = ask(call, "backup.make", f"asset/{asset}", parameters)
     return Reply({"job": job}, status=202, about=asset, note={"job": job})

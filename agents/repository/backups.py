@@ -1,0 +1,436 @@
+"""The commands that move bytes: a directory or a disk image into a repository and back, and what differs between two points.
+
+    backup.make     session.opened            a session that the node's next start closes
+                    chunks, nodes, runs       garbage of an epoch that is over
+                    the point's record        one that does not count: the ledger has no `point.sealed`
+                    point.sealed              done, also when the command is resumed: the session says whose it was
+                    session.closed
+    point.restore   of a disk, goes on where it ended (`agents.repository.restoring`); of files, begins anew: they are put
+                    beside the target and renamed when they are whole
+
+Paths are those of this machine, read and written as the user this process runs as. The data directory, where the site's secrets
+are, and the repository itself are never read or written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from agents.commands import Command, Context, Interrupted
+from agents.errors import AgentError
+from agents.repository import directories, files, points, tree, unpacking
+from agents.repository.collection import absent_for
+from agents.repository.extents import CHUNK, ZERO
+from agents.repository.handlers import held_of, size_of
+from agents.repository.ingest import FileSource, Ingest, Sealed
+from agents.repository.ledger import Ledger, PointState
+from agents.repository.node import Held, closing
+from agents.repository.points import Disk, Point, Tree
+from agents.repository.restoring import Stopped, restore_file
+from agents.repository.sessions import Session
+from streams.events import Problem
+from streams.ids import now_us
+
+DISK: Final = "0"
+_PIECE_BYTES: Final = 64 << 20  # of an image, between two looks at whether to go on
+_SHOWN_TROUBLES: Final = 20
+_CHANGES: Final = {"added": "added", "removed": "removed"}
+
+
+class Meter:
+    """Progress that several threads make, as the job tells it."""
+
+    def __init__(self, ctx: Context, what: str, total: int = 0) -> None:
+        self._ctx = ctx
+        self._what = what
+        self._total = total
+        self._lock = threading.Lock()
+        self.done = 0
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self.done += size
+            self._ctx.progress(self._what, self.done, self._total, "bytes")
+
+
+# --- backup -----------------------------------------------------------------------------------------------------------
+
+
+def make(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `backup.make`."""
+    p = command.parameters
+    held, asset = held_of(command, ctx), str(p["asset"])
+    path = _allowed(str(p["path"]), held, ctx)
+    ledger = held.sessions.ledger()
+    done = _done(ledger, command.id)
+    if done is None:
+        previous = newest(ledger.standing(), asset, "files" if p["kind"] == "files" else "disks")
+        take = take_files if p["kind"] == "files" else take_image
+        with backup_session(held, command, asset, previous) as session:
+            ingest = ingest_of(held, session, asset, ctx)
+            with ingest:
+                take(ingest, held, path, asset, previous, ctx)
+            session.close("done", points=[ingest.point], figures=ingest.figures.as_counts())
+        done = held.sessions.ledger().points[ingest.point]
+    figures = done.sealed.figures
+    return {
+        "point": done.sealed.point,
+        "asset": asset,
+        "size": size_of(done.sealed),
+        "read": figures.get("read_bytes", 0),
+        "stored": figures.get("stored_bytes", 0),
+        "continues": done.sealed.continues,
+    }
+
+
+def _done(ledger: Ledger, job: str) -> PointState | None:
+    """The point that an earlier run of a command sealed."""
+    mine = {name for name, session in ledger.sessions.items() if session.opened.job == job}
+    return next((state for state in ledger.points.values() if state.sealed.session in mine), None)
+
+
+def newest(standing: Mapping[str, PointState], asset: str, kind: str) -> PointState | None:
+    """The point that a backup of the asset can continue."""
+    mine = [s for s in standing.values() if (s.sealed.asset, s.sealed.kind) == (asset, kind)]
+    return max(mine, key=lambda s: s.ordinal, default=None)
+
+
+@contextlib.contextmanager
+def backup_session(held: Held, command: Command, asset: str, previous: PointState | None) -> Iterator[Session]:
+    """A session that is closed whatever happens; failed, unless its work closed it."""
+    pins = [previous.sealed.point] if previous is not None else []
+    session = held.sessions.open("backup", by=command.requester, asset=asset, pins=pins, job=command.id)
+    with closing(session):
+        yield session
+
+
+def ingest_of(held: Held, session: Session, asset: str, ctx: Context) -> Ingest:
+    scope = asset if held.defined.options.get("dedupe") == "asset" else ""
+    return Ingest(
+        held.repository,
+        session,
+        scope=scope,
+        absent=absent_for(session),
+        slug=held.name,
+        asset=asset,
+        say=ctx.services.publisher.publish,
+    )
+
+
+def take_image(ingest: Ingest, held: Held, path: Path, asset: str, previous: PointState | None, ctx: Context) -> Sealed:
+    """A raw file or a block device. Nothing says what changed, so all that is no hole is read and compared."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise AgentError(
+            "path-unreadable", f"{path}: {error.strerror}", "give the agent's user the right to read it"
+        ) from error
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise AgentError("path-unfit", f"{path} is neither a file nor a block device", "`holdfast backup files`")
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        before = _disk_before(held, previous)
+        disk = ingest.disk(
+            DISK,
+            size=size,
+            name=path.name,
+            block_size=0 if before else int(held.defined.options.get("block_size", "0")),
+            continues=before,
+        )
+        meter = Meter(ctx, f"reading {path}", size)
+        extents = _checked(
+            _extents(descriptor, size, disk.block_size, disk.blocks), ingest, meter, disk.block_size, ctx
+        )
+        disk.feed(FileSource(descriptor), extents, compare=before is not None)
+        return ingest.seal(draft(asset, str(path), "disks", previous, disks=(disk.finish(),)))
+    finally:
+        os.close(descriptor)
+
+
+def _disk_before(held: Held, previous: PointState | None) -> Disk | None:
+    if previous is None:
+        return None
+    found = held.repository.point(previous.sealed.point).disks
+    return found[0] if len(found) == 1 else None
+
+
+def draft(
+    asset: str,
+    name: str,
+    kind: Any,
+    previous: PointState | None,
+    *,
+    disks: tuple[Disk, ...] = (),
+    trees: tuple[Tree, ...] = (),
+    created_us: int | None = None,
+    facts: Mapping[str, str] | None = None,
+) -> Point:
+    """A point but for what sealing it adds."""
+    return Point(
+        point="",
+        asset=asset,
+        asset_name=name,
+        kind=kind,
+        created_us=now_us() if created_us is None else created_us,
+        session="",
+        epoch=0,
+        node="",
+        journal=points.JournalPlace(0, ""),
+        continues=previous.sealed.point if previous is not None else "",
+        previous_record=previous.sealed.record if previous is not None else b"",
+        disks=disks,
+        trees=trees,
+        facts=facts or {},
+    )
+
+
+def _extents(descriptor: int, size: int, block: int, blocks: int) -> Iterator[tuple[int, int, int]]:
+    """Blocks as (first, count, tag): what is a hole from end to end is zero and is not read."""
+    at = 0  # block
+    while at < blocks:
+        try:
+            start = os.lseek(descriptor, at * block, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left; a device that knows no holes says that all is data
+            start = size
+        first = min(start // block, blocks) if start < size else blocks
+        if first > at:
+            yield at, first - at, ZERO
+            at = first
+            continue
+        end = min(-(-os.lseek(descriptor, start, os.SEEK_HOLE) // block), blocks) if start < size else blocks
+        yield at, max(1, end - at), CHUNK
+        at = max(at + 1, end)
+
+
+def _checked(
+    extents: Iterator[tuple[int, int, int]], ingest: Ingest, meter: Meter, block: int, ctx: Context
+) -> Iterator[tuple[int, int, int]]:
+    """The same in pieces; between two of them it is looked whether to go on."""
+    step = max(1, _PIECE_BYTES // block)
+    for first, count, tag in extents:
+        for at in range(first, first + count, step if tag == CHUNK else count):
+            ctx.check()
+            ingest.session.check()
+            some = min(step, first + count - at) if tag == CHUNK else count
+            yield at, some, tag
+            meter.add(some * block)
+
+
+def take_files(ingest: Ingest, held: Held, path: Path, asset: str, previous: PointState | None, ctx: Context) -> Sealed:
+    """A directory. What has not changed since the asset's last point is not read."""
+    before = held.repository.point(previous.sealed.point).trees if previous is not None else ()
+    meter = Meter(ctx, f"reading {path}")
+    left_out = _inodes(_own_places(held, ctx))
+
+    def progress(size: int) -> None:
+        ctx.check()
+        meter.add(size)
+
+    taken = files.snapshot(
+        path,
+        ingest,
+        source=held.repository,
+        previous=before[0].root if len(before) == 1 else None,
+        excluded=lambda _, found: (found.st_dev, found.st_ino) in left_out,
+        progress=progress,
+    )
+    ctx.warn(*_troubles(taken.troubles))
+    ingest.session.check()
+    ingest.figures.read_bytes += taken.counts.get("read_bytes", 0)
+    kept = Tree(
+        name=path.name,
+        root=taken.root,
+        size=taken.size,
+        files=taken.counts.get("files", 0),
+        counts=taken.counts,
+    )
+    return ingest.seal(draft(asset, str(path), "files", previous, trees=(kept,)))
+
+
+def _troubles(found: list[files.Trouble]) -> tuple[Problem, ...]:
+    said = [
+        Problem(f"file-{t.code}", f"{os.fsdecode(t.path)!r}: {t.why}", "it is marked in the point")
+        for t in found[:_SHOWN_TROUBLES]
+    ]
+    if len(found) > len(said):
+        said.append(Problem("files-unread", f"and {len(found) - len(said):,} more"))
+    return tuple(said)
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+
+
+def _own_places(held: Held, ctx: Context) -> list[Path]:
+    """Where nothing is backed up from and nothing restored to: the site's data, the repository itself."""
+    own = [ctx.services.settings.data_dir.resolve()]
+    defined = held.defined
+    return [*own, Path(defined.location).resolve()] if defined.store == "local" else own
+
+
+def _inodes(places: list[Path]) -> frozenset[tuple[int, int]]:
+    found = [place.stat() for place in places if place.exists()]
+    return frozenset((s.st_dev, s.st_ino) for s in found)
+
+
+def _allowed(text: str, held: Held, ctx: Context) -> Path:
+    """The path itself, links followed. Raises `AgentError` (`path-own`, `path-missing`)."""
+    path = Path(text).resolve()
+    for own in _own_places(held, ctx):
+        if path.is_relative_to(own):
+            raise AgentError("path-own", f"{path} is in {own}, which is Holdfast's own", "name a path elsewhere")
+    if not path.exists():
+        raise AgentError(
+            "path-missing", f"there is no {path} on this machine", "paths are those of the agent's machine"
+        )
+    return path
+
+
+def _target(text: str, held: Held, ctx: Context) -> Path:
+    path = Path(text)
+    real = path.parent.resolve() / path.name
+    if not real.parent.is_dir():
+        raise AgentError(
+            "path-missing", f"there is no {real.parent} on this machine", "make it, or name another target"
+        )
+    for own in _own_places(held, ctx):
+        if real.resolve().is_relative_to(own) or own.is_relative_to(real.resolve()):
+            raise AgentError("path-own", f"{real} is Holdfast's own", "name a path elsewhere")
+    return real
+
+
+# --- restore ----------------------------------------------------------------------------------------------------------
+
+
+def restore(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `point.restore`."""
+    p = command.parameters
+    held, name = held_of(command, ctx), str(p["point"])
+    target = _target(str(p["target"]), held, ctx)
+    session = held.sessions.open("restore", by=command.requester, pins=[name], job=command.id)
+    with closing(session):
+        point = held.repository.point(name)
+        put = _restore_disk if point.kind == "disks" else _restore_files
+        written = put(held, point, target, command, ctx)
+        session.close("done", points=[name], figures={"written_bytes": written})
+    return {
+        "target": str(target),
+        "asset": point.asset,
+        "created": _rfc3339(point.created_us),
+        "bytes": written,
+    }
+
+
+def _rfc3339(us: int) -> str:
+    from streams.publish import rfc3339
+
+    return rfc3339(us)
+
+
+def _restore_disk(held: Held, point: Point, target: Path, command: Command, ctx: Context) -> int:
+    wanted = str(command.parameters.get("disk", ""))
+    disk = _one_disk(point, wanted)
+    meter = Meter(ctx, f"writing {target}", disk.size)
+    try:
+        done = restore_file(
+            held.repository,
+            disk,
+            target,
+            point=point.point,
+            overwrite=bool(command.parameters.get("overwrite")),
+            progress=meter.add,
+            stop=ctx.services.stop.is_set,
+        )
+    except Stopped:
+        raise Interrupted from None
+    return done.written
+
+
+def _one_disk(point: Point, wanted: str) -> Disk:
+    from agents.repository.reader import disk_of
+
+    if not wanted and len(point.disks) == 1:
+        return point.disks[0]
+    return disk_of(point, wanted)
+
+
+def _restore_files(held: Held, point: Point, target: Path, command: Command, ctx: Context) -> int:
+    if os.path.lexists(target) and not (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
+        raise AgentError(
+            "path-taken",
+            f"{target} is there, and no empty directory",
+            "name a directory that is, or that is not there yet",
+        )
+    meter = Meter(ctx, f"writing {target}")
+
+    def progress(size: int) -> None:
+        ctx.check()
+        meter.add(size)
+
+    kept = point.trees[0]
+    inside = os.fsencode(str(command.parameters.get("path", "")).strip("/"))
+    scratch = target.with_name(f".{target.name}.{command.id[-8:]}")
+    if command.resumed and scratch.is_dir():  # of the run that died: what it had is not known to be whole
+        shutil.rmtree(scratch)
+    done = unpacking.unpack(held.repository, kept.root, scratch, path=inside, progress=progress)
+    scratch.rename(target)
+    ctx.warn(*_troubles(done.troubles))
+    return done.size
+
+
+# --- what differs -----------------------------------------------------------------------------------------------------
+
+
+def diff(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `point.diff`: from `point` to `with`."""
+    p = command.parameters
+    held = held_of(command, ctx)
+    names, limit = (str(p["point"]), str(p["with"])), int(p.get("limit", 200))
+    session = held.sessions.open("restore", by=command.requester, pins=names, job=command.id)
+    with closing(session):
+        old, new = (held.repository.point(name) for name in names)
+        found = _differences(held, old, new, limit, ctx.check)
+        session.close("done", points=names)
+    return found
+
+
+def _differences(held: Held, old: Point, new: Point, limit: int, check: Callable[[], None]) -> dict[str, Any]:
+    changes: list[dict[str, str]] = []
+    disks: list[dict[str, Any]] = []
+    left_out = 0
+    for before, after in zip(old.trees, new.trees, strict=False):
+        for path, change, _, _ in directories.diff(held.repository, before.root, after.root):
+            check()
+            if len(changes) < limit:
+                shown = os.fsdecode(path or b".").encode("utf-8", "replace").decode()
+                changes.append({"path": shown, "change": _CHANGES.get(change, "changed")})
+            else:
+                left_out += 1
+    known = {disk.disk: disk for disk in old.disks}
+    for disk in new.disks:
+        was = known.get(disk.disk)
+        first: list[list[int]] = []
+        ranges = size = 0
+        for run in tree.diff(held.repository, was.root if was else tree.EMPTY, disk.root):
+            check()
+            for extent in run.extents():
+                length = min(extent.blocks * disk.block_size, disk.size - extent.first * disk.block_size)
+                at = extent.first * disk.block_size
+                if first and len(first) <= limit and sum(first[-1]) == at:
+                    first[-1][1] += length
+                else:
+                    ranges += 1
+                    if len(first) < limit:
+                        first.append([at, length])
+                size += max(0, length)
+        if size:
+            disks.append({"disk": disk.name, "bytes": size, "ranges": ranges, "first": first})
+            left_out += max(0, ranges - len(first))
+    return {"files": changes, "disks": disks, "left_out": left_out}

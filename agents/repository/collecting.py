@@ -1,0 +1,99 @@
+"""The commands `repository.collect` and `repository.verify`: a session of their kind around the work of others."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from agents.commands import Command, Context
+from agents.repository import collection
+from agents.repository.collection import Proposal
+from agents.repository.contents import RepositoryContents
+from agents.repository.handlers import held_of
+from agents.repository.node import Held, closing
+from agents.repository.sessions import Session
+
+PATIENCE_S: Final = 600.0
+_LOOK_S: Final = 0.5
+
+
+def collect(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `repository.collect`. What others have open is waited for, so long as it takes or `PATIENCE_S`."""
+    held = held_of(command, ctx)
+    for state in held.sessions.leftovers():  # of a run of ours that died: what it began to delete is carried on below
+        if state.opened.kind == "collect":
+            held.sessions.take_over(state.opened.session, command.requester).close("failed")
+    session = held.sessions.open("collect", by=command.requester, job=command.id)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        ctx.check()
+        ctx.progress(_STAGES.get(stage, stage), done, total, "points" if stage == "mark" else "packs")
+
+    def waits(what: str) -> None:
+        ctx.check()
+        ctx.progress(f"waiting for {what}")
+        ctx.services.stop.wait(_LOOK_S)
+
+    with closing(session):
+        dry_run = bool(command.parameters.get("dry_run"))
+        result = carry_out(held, session, dry_run=dry_run, progress=progress, waits=waits)
+        session.close("done", figures={"freed_bytes": 0 if dry_run else int(result["freed"])})
+    return result
+
+
+def carry_out(
+    held: Held,
+    session: Session,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+    waits: Callable[[str], None] = lambda what: time.sleep(_LOOK_S),
+) -> dict[str, Any]:
+    """Finish what somebody began to delete, then a collection from proposal to end; what was freed, and what is waited for if
+    that took longer than `PATIENCE_S`: then it was given up."""
+    with contextlib.closing(RepositoryContents(held.repository)) as contents:
+        begun = None if dry_run else collection.finish(held.sessions, session, contents)
+        freed = begun.get("freed_bytes", 0) if begun else 0
+        packs = begun.get("packs_deleted", 0) if begun else 0
+        rules = collection.Rules(live_share=0.0) if dry_run else None  # a dry run moves nothing
+        proposal = collection.propose(held.sessions, session, contents, rules, progress)
+        if proposal is None:
+            return _said(freed, packs, {}, [])
+        if dry_run:
+            collection.abandon(held.sessions, session, proposal)
+            return _said(proposal.plan.bytes, len(proposal.plan.packs), proposal.figures, [])
+        if waiting := _wait(held, proposal, waits):
+            collection.abandon(held.sessions, session, proposal)
+            return _said(freed, packs, proposal.figures, waiting)
+        done = collection.execute(held.sessions, session, contents, proposal)
+        held.repository.merge_runs()
+        return _said(freed + done["freed_bytes"], packs + done["packs_deleted"], done, [])
+
+
+_STAGES: Final = {
+    "mark": "looking what is needed",
+    "weigh": "looking what is not",
+    "copy": "moving what is needed together",
+}
+
+
+def _wait(held: Held, proposal: Proposal, waits: Callable[[str], None]) -> list[str]:
+    """Until nothing is in the way; what still is when patience ends."""
+    deadline = time.monotonic() + PATIENCE_S
+    while waiting := collection.waits_for(held.sessions, proposal):
+        if time.monotonic() > deadline:
+            return waiting
+        waits(waiting[0])
+    return []
+
+
+def _said(freed: int, packs: int, figures: Mapping[str, int], waiting: list[str]) -> dict[str, Any]:
+    return {
+        "freed": freed,
+        "packs": packs,
+        "live": figures.get("live_bytes", 0),
+        "copied": figures.get("copied_bytes", 0),
+        "waiting": waiting,
+    }

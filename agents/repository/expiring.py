@@ -1,0 +1,183 @@
+"""The commands by which points go: by the repository's rules, or ahead of them when two agree.
+
+A dry run says of every point why it stays or goes, and gives a digest of what would go. Dropping takes that digest: what goes is
+what somebody has looked at. Dropping is one event a point, in which its reason stands; a death in between leaves the rest
+standing, and the command, resumed, says so rather than go on with what nobody has seen. Content goes with the next collection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from blake3 import blake3
+
+from agents.commands import Command, Context
+from agents.errors import AgentError
+from agents.failpoints import failpoint
+from agents.repository import retention
+from agents.repository.handlers import held_of, say_mark
+from agents.repository.ledger import PointState
+from agents.repository.node import Held
+from agents.repository.retention import Candidate, Rules, Verdict
+from streams.events import PointDropped, RepositoryDefined
+from streams.publish import rfc3339
+
+_SHOWN: Final = 2000
+_RULE = re.compile(r"([1-9][0-9]{0,4})([hdwmy])")
+_NAMES: Final = {"h": "hourly", "d": "daily", "w": "weekly", "m": "monthly", "y": "yearly"}
+
+
+def rules_of(keep: str) -> Rules:
+    """`7d,4w,12m` as rules; those that keep everything for an empty text. Raises `RetentionError` (`retention-invalid`)."""
+    counts: dict[str, int] = {}
+    for part in filter(None, keep.split(",")):
+        found = _RULE.fullmatch(part.strip())
+        if found is None or _NAMES[found[2]] in counts:
+            raise retention.RetentionError(
+                "retention-invalid",
+                f"{part!r} is no rule, or said twice",
+                "say 24h, 7d, 4w, 12m and 3y, each at most once",
+            )
+        counts[_NAMES[found[2]]] = int(found[1])
+    return Rules(**counts)  # type: ignore[arg-type]
+
+
+def set_retention(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `repository.retention`."""
+    held, keep = held_of(command, ctx), str(command.parameters["keep"])
+    rules = rules_of(keep)
+    was = held.defined
+    if was.options.get("keep", "") != keep:
+        held.sessions.say(
+            RepositoryDefined(
+                repository=was.repository,
+                identity=was.identity,
+                state="changed",
+                store=was.store,
+                location=was.location,
+                node=was.node,
+                encrypted=was.encrypted,
+                options={**was.options, "keep": keep},
+                secrets=was.secrets,
+                retention=retention.encode(rules),
+                protected_from=was.protected_from,
+                defined_us=held.sessions.clock(),
+                by=command.requester,
+            )
+        )
+    return {"keep": keep}
+
+
+def expire(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `point.expire`."""
+    p = command.parameters
+    held = held_of(command, ctx)
+    standing = held.sessions.ledger().standing()
+    keep = str(p["keep"]) if "keep" in p else held.defined.options.get("keep", "")
+    verdicts = judged(standing, rules_of(keep), held.sessions.clock())
+    going = [v for v in verdicts if not v.keep]
+    digest = digest_of(held.name, keep, going)
+    if not p["dry_run"]:
+        if digest != p["digest"]:
+            why = "some may have gone before the agent was started again" if command.resumed else "time has passed"
+            raise AgentError(
+                "expiry-differs",
+                f"the points that would go now are others than were shown: {why}",
+                f"look again: `holdfast point expire {held.name} --dry-run`",
+            )
+        drop(held, going, command.requester)
+    shown = sorted(verdicts, key=lambda v: (v.keep, -standing[v.point].sealed.created_us))[:_SHOWN]
+    return {
+        "points": [
+            {
+                "point": v.point,
+                "keep": v.keep,
+                "why": list(v.why),
+                "asset": standing[v.point].sealed.asset,
+                "created": rfc3339(standing[v.point].sealed.created_us),
+            }
+            for v in shown
+        ],
+        "left_out": len(verdicts) - len(shown),
+        "kept": len(verdicts) - len(going),
+        "drop": len(going),
+        "digest": digest,
+        "keep": keep,
+    }
+
+
+def judged(standing: Mapping[str, PointState], rules: Rules, now_us: int) -> list[Verdict]:
+    """A verdict for each point that stands."""
+    return retention.decide((candidate(state) for state in standing.values()), rules, now_us)
+
+
+def candidate(state: PointState) -> Candidate:
+    said = {name: mark.number for name, mark in state.marks.items()}
+    bad = max(said.get("suspect", 0), said.get("damaged", 0))
+    sealed = state.sealed
+    return Candidate(
+        sealed.point,
+        sealed.asset,
+        sealed.created_us,
+        starred=state.starred,
+        holds=dict(state.holds),
+        sound=bad <= said.get("verified", 0),
+    )
+
+
+def digest_of(repository: str, keep: str, going: list[Verdict]) -> str:
+    """64 hexadecimal digits for what would go, under which rules."""
+    lines = [repository, keep, *sorted(v.point for v in going)]
+    return str(blake3("\n".join(lines).encode()).hexdigest())
+
+
+def drop(held: Held, going: list[Verdict], by: str) -> None:
+    """Say of each that it is given up, and why."""
+    for number, verdict in enumerate(going, 1):
+        held.sessions.say(
+            PointDropped(
+                repository=held.name,
+                point=verdict.point,
+                reason="; ".join(verdict.why),
+                dropped_us=held.sessions.clock(),
+                by=by,
+            ),
+            witness=number == len(going),
+        )
+        failpoint("point-dropped")
+
+
+def agree(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `point.agree`: who asks here agrees with who asked for the point to go, and it goes."""
+    p = command.parameters
+    held, name = held_of(command, ctx), str(p["point"])
+    now = held.sessions.clock()
+    state = held.sessions.ledger().points.get(name)
+    if state is None:
+        raise AgentError("point-unknown", f"repository {held.name} has no point {name}", "`holdfast point list`")
+    if state.dropped is not None and command.resumed:
+        return {"point": name}
+    asked = state.marks.get("expiry-asked")
+    if asked is None:
+        raise AgentError("expiry-unasked", "nobody asked for this point to go", f"`holdfast point drop {name}` asks")
+    if state.starred or state.held_at(now):
+        what = "starred" if state.starred else f"held ({', '.join(sorted(state.holds))})"
+        raise AgentError("point-kept", f"point {name} is {what}", "take that away first")
+    since = {asked.by: asked.marked_us, command.requester: int(p["right_since_us"])}
+    retention.check_early(name, asked.by, command.requester, since, now)
+    say_mark(held, name, "expiry-agreed", command.requester, note=str(p.get("note", "")))
+    held.sessions.say(
+        PointDropped(
+            repository=held.name,
+            point=name,
+            reason=f"ahead of policy, as {asked.by} asked: {asked.note}",
+            early=True,
+            agreed_by=command.requester,
+            dropped_us=held.sessions.clock(),
+            by=asked.by,
+        ),
+        witness=True,
+    )
+    return {"point": name}

@@ -1,0 +1,212 @@
+"""A node's repositories: opened when first asked for, ticked while anybody works in them, closed with the agent.
+
+A repository belongs to the node that its newest `repository.defined` names. Everything else about it stands in its own files, or
+follows from the log. At the node's start sessions that a dead run of it had left open are closed: whoever asked for their
+work asks again, in another session (`agents.loop` calls the handlers with `resumed`).
+
+Time goes on for sessions and collections by ticks (`agents.repository.sessions.Ticker`), from one thread of this module. When the
+log cannot be seen it keeps trying: a node that is silent for too long is fenced by those that are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from agents.errors import AgentError
+from agents.repository import keys
+from agents.repository import repository as repositories
+from agents.repository.journal import KafkaJournal
+from agents.repository.places import open_store
+from agents.repository.repository import Repository
+from agents.repository.sessions import Session, Sessions, Ticker
+from agents.repository.stores import Store
+from streams.consume import read_topic
+from streams.errors import StreamError
+from streams.events import RepositoryDefined
+from streams.publish import Publisher
+from streams.secrets import SecretStore
+from streams.settings import Settings
+from streams.topics import topic_name
+
+UNKNOWN: Final = "repository-unknown"
+ELSEWHERE: Final = "repository-elsewhere"
+_TURN_S: Final = 1.0
+_log = logging.getLogger("holdfast.node")
+
+
+def node_name(host: str = "") -> str:
+    """This machine's name as packs and sessions carry it: small letters, digits and _."""
+    return re.sub(r"[^a-z0-9_]", "_", (host or socket.gethostname()).lower())[:32] or "node"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An open repository and this node's dealings with its log."""
+
+    name: str
+    store: Store
+    repository: Repository
+    sessions: Sessions
+
+    @property
+    def defined(self) -> RepositoryDefined:
+        """As it is defined now."""
+        found = self.sessions.ledger().defined
+        assert found is not None
+        return found
+
+    def close(self) -> None:
+        self.sessions.journal.close()
+        self.repository.close()
+        self.store.close()
+
+
+@contextlib.contextmanager
+def closing(session: Session) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        problems = (error.problem(),) if isinstance(error, AgentError) else ()
+        with contextlib.suppress(AgentError):  # the log is away: its lease runs out
+            session.close("failed", problems=problems)
+        raise
+
+
+class Node:
+    """`start` once, `close` at the end. Safe to call from several threads."""
+
+    def __init__(self, settings: Settings, publisher: Publisher, secrets: SecretStore, name: str = "") -> None:
+        self.name = name or node_name()
+        self.cache = settings.data_dir / "repositories"
+        self._settings = settings
+        self._publisher = publisher
+        self._secrets = secrets
+        self._held: dict[str, Held] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._ticker = Ticker()
+        self._thread = threading.Thread(target=self._run, name="repositories", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(30)
+        with self._lock:
+            for held in self._held.values():
+                held.close()
+            self._held.clear()
+
+    # --- repositories --------------------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> Held:
+        """The repository of that name. Raises `AgentError` (`repository-unknown`, `repository-elsewhere`), `RepositoryError`,
+        `StoreError`, `JournalError`."""
+        with self._lock:
+            held = self._held.get(name)
+            if held is None:
+                held = self._held[name] = self._opened(name)
+            return held
+
+    def sessions(self, name: str, store: Store) -> Sessions:
+        """Dealings with the log of a repository, known or not. The caller closes its journal."""
+        journal = KafkaJournal(self._settings.kafka, self._publisher, name)
+        return Sessions(journal, store, self.name)
+
+    def unlock(self, passphrase: str | None = None, recovery: bytes | None = None) -> Callable[[Store], bytes]:
+        """What opens a repository here: what is given, or this site's secret store."""
+        return lambda store: keys.unlock(store, passphrase=passphrase, secret_of=self._secrets.get, recovery=recovery)
+
+    def hold(self, name: str, store: Store, repository: Repository, sessions: Sessions) -> Held:
+        """Keep a repository that was just made or adopted."""
+        with self._lock:
+            held = self._held[name] = Held(name, store, repository, sessions)
+            return held
+
+    def defined(self, name: str) -> RepositoryDefined | None:
+        """The newest definition of that name; None where there is none, or it was removed."""
+        return self._definitions().get(name)
+
+    def _definitions(self) -> dict[str, RepositoryDefined]:
+        kafka = self._settings.kafka
+        found: dict[str, RepositoryDefined] = {}
+        for message in read_topic(kafka, topic_name(kafka.prefix, "repository")):
+            if isinstance(message.event, RepositoryDefined):
+                found[message.event.repository] = message.event
+        return {name: event for name, event in found.items() if event.state != "removed"}
+
+    def _opened(self, name: str) -> Held:
+        defined = self.defined(name)
+        if defined is None:
+            raise AgentError(UNKNOWN, f"there is no repository {name!r}", "`holdfast repository list` shows them")
+        if defined.node != self.name:
+            raise AgentError(
+                ELSEWHERE,
+                f"repository {name} belongs to node {defined.node}, and this is {self.name}",
+                f"ask there, or take it over: `holdfast repository adopt {name} PLACE`",
+            )
+        store = open_store(defined.store, defined.location, defined.options, self._store_secret(defined.secrets))
+        with contextlib.ExitStack() as undo:
+            undo.callback(store.close)
+            sessions = self.sessions(name, store)
+            undo.callback(sessions.journal.close)
+            repository = repositories.open(store, self.unlock(), self.cache, self.name)
+            undo.callback(repository.close)
+            if str(repository.identity) != defined.identity:
+                raise AgentError(
+                    "repository-exchanged",
+                    f"what is at {defined.location} is another repository ({repository.identity}) than {name} was",
+                    f"bring back the right one, or adopt this one under another name; {name} is {defined.identity}",
+                )
+            undo.pop_all()
+        return Held(name, store, repository, sessions)
+
+    def _store_secret(self, secrets: Mapping[str, str]) -> str:
+        reference = secrets.get("store", "")
+        return self._secrets.get(reference).decode() if reference else ""
+
+    # --- time ----------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Close what a dead run left open, then tick."""
+        said = ""
+        cleaned = False
+        while not self._stop.wait(_TURN_S if cleaned else 0.0 if not said else _TURN_S):
+            try:
+                if not cleaned:
+                    self._clean()
+                    cleaned = True
+                self._turn()
+                said = ""
+            except (AgentError, StreamError) as error:
+                if str(error) != said:
+                    _log.warning("repositories cannot be looked after just now: %s", error)
+                    said = str(error)
+
+    def _clean(self) -> None:
+        for name, defined in self._definitions().items():
+            if defined.node == self.name:
+                try:
+                    held = self.get(name)
+                except AgentError as error:
+                    _log.warning("repository %s cannot be opened: %s", name, error)
+                    continue
+                for state in held.sessions.leftovers():
+                    if state.opened.kind != "collect":
+                        held.sessions.take_over(state.opened.session, self.name).close("failed")
+
+    def _turn(self) -> None:
+        with self._lock:
+            held = list(self._held.values())
+        self._ticker.turn([one.sessions for one in held])
+        for one in held:
+            one.sessions.fence_expired(self.name)

@@ -1,0 +1,194 @@
+"""The command line against a whole site: a repository is made, points are made, marked, compared, restored, expired,
+collected; keys are added and proven; and an agent that dies while it backs up does it when it is there again."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stack.running_api import eventually
+from tests.stack.running_site import RunningSite
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site
+from tests.stand_ins.changing import scan
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+PASSPHRASE = "correct horse battery staple"
+
+
+@pytest.fixture(scope="module")
+def site(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningSite]:
+    scratch = Scratch("cli-repository")
+    database = postgres.fresh_database()
+    running = RunningSite(make_site(scratch.path / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database))
+    try:
+        yield running
+    finally:
+        running.close()
+        postgres.drop_database(database.dbname)
+        scratch.remove()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("repository")
+
+
+@pytest.fixture(scope="module")
+def vault(site: RunningSite, folder: Path) -> Path:
+    """The repository's place; the passphrase on standard input."""
+    place = folder / "vault"
+    # The API is up before the processors have made the read models.
+    eventually(lambda: site.run("repository", "list").returncode == 0)
+    missing = site.cli("repository", "add", "vault", str(place), "--secrets-stdin", stdin=PASSPHRASE, expect=11)
+    assert "store-missing" in missing, "a place that is not there may be a file system that is not mounted"
+    place.mkdir()
+    tried = site.cli("repository", "add", "vault", str(place), "--dry-run")
+    assert "can be a repository" in tried
+    assert site.json("repository", "list")["repositories"] == []
+    added = site.cli(
+        "repository", "add", "vault", str(place), "--secrets-stdin", "--keep", "7d,4w", stdin=PASSPHRASE + "\n"
+    )
+    assert "vault is there" in added
+    assert "loss of this machine or its disks: no" in added, "what it is not protected from is said"
+    return place
+
+
+@pytest.fixture(scope="module")
+def tree(folder: Path) -> Path:
+    root = folder / "www"
+    (root / "sub").mkdir(parents=True)
+    for number in range(5):
+        (root / f"file-{number}").write_bytes(random.Random(number).randbytes(100_000))
+    (root / "sub" / "text").write_text("one\n")
+    os.symlink("sub/text", root / "link")
+    return root
+
+
+def backed_up(site: RunningSite, *words: str) -> dict[str, Any]:
+    made: dict[str, Any] = site.json("backup", *words, "--to", "vault")["point"]
+    return made
+
+
+def test_files_come_back_as_they_were_and_what_differs_is_told(
+    site: RunningSite, vault: Path, tree: Path, folder: Path
+) -> None:
+    first = backed_up(site, "files", str(tree), "--asset", "web")
+    was = scan(tree)
+    assert first["size"] >= 500_000
+    (tree / "sub" / "text").write_text("two\n")
+    (tree / "file-1").unlink()
+    (tree / "new").write_text("new")
+    second = backed_up(site, "files", str(tree), "--asset", "web")
+    assert second["continues"] == first["point"]
+    assert second["stored"] < 10_000, "what has not changed is not stored again"
+    told = site.json("point", "diff", first["point"], second["point"])["files"]
+    assert {"path": "new", "change": "added"} in told
+    assert {"path": "file-1", "change": "removed"} in told
+    assert {"path": "sub/text", "change": "changed"} in told
+    site.cli("point", "restore", first["point"], "--to", str(folder / "back"))
+    assert scan(folder / "back") == was
+    site.cli("point", "restore", second["point"], "--to", str(folder / "text"), "--path", "sub/text")
+    assert (folder / "text").read_text() == "two\n"
+    refused = site.cli("point", "restore", first["point"], "--to", str(folder / "back"), expect=11)
+    assert "path-taken" in refused
+    own = site.cli("backup", "files", str(site.settings.data_dir), "--to", "vault", expect=11)
+    assert "path-own" in own, "the site's secrets are not read"
+    assert "path-own" in site.cli("point", "restore", first["point"], "--to", str(vault / "x"), expect=11)
+
+
+def test_an_image_is_stored_by_what_differs_and_comes_back(site: RunningSite, vault: Path, folder: Path) -> None:
+    image = folder / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+        os.pwrite(file.fileno(), random.Random(1).randbytes(3 << 20), 10 << 20)
+    backed_up(site, "image", str(image), "--asset", "disk")
+    with image.open("r+b") as file:
+        os.pwrite(file.fileno(), b"changed", 11 << 20)
+    second = backed_up(site, "image", str(image), "--asset", "disk")
+    assert second["stored"] < 400_000
+    listed = site.json("point", "list", "--asset", "disk")["points"]
+    assert [p["point"] for p in listed] == [second["point"], listed[1]["point"]]
+    (disk,) = site.json("point", "diff", listed[1]["point"], second["point"])["disks"]
+    assert (disk["ranges"], disk["bytes"]) == (1, 131_072)
+    site.cli("point", "restore", second["point"], "--to", str(folder / "restored.img"))
+    assert (folder / "restored.img").read_bytes() == image.read_bytes()
+    assert (folder / "restored.img").stat().st_blocks < (16 << 20) // 512, "holes stay holes"
+
+
+def test_points_are_marked_and_expire_by_what_was_shown(site: RunningSite, vault: Path, tree: Path) -> None:
+    point = backed_up(site, "files", str(tree), "--asset", "marked")["point"]
+    site.cli("point", "star", point, "--note", "before the move")
+    site.cli("point", "hold", point, "--name", "case-7")
+    shown = eventually(lambda: (p := site.json("point", "show", point))["held"] and p) or {}
+    assert (shown["starred"], [m["mark"] for m in shown["marks"]]) == (True, ["star", "hold"])
+    assert "hold-unknown" in site.cli("point", "release", point, "--name", "case-8", expect=11)
+    site.cli("point", "release", point, "--name", "case-7")
+    site.cli("point", "unstar", point)
+    judged = site.json("point", "expire", "vault", "--dry-run", "--keep", "1d")
+    assert judged["drop"] == 0
+    assert all(any("younger" in why for why in v["why"]) for v in judged["points"])
+    assert "0 go" in site.cli("point", "expire", "vault")
+    site.cli("point", "drop", point, "--note", "holds what it should not")
+    alone = site.cli("point", "agree", point, "--yes", expect=11)
+    assert "cannot agree with himself" in alone
+    token = site.settings.data_dir / "other.token"
+    site.cli("token", "issue", "grace", "--role", "admin", "-o", str(token))
+    fresh = site.run("point", "agree", point, "--yes", HOLDFAST_TOKEN_FILE=str(token))
+    assert fresh.returncode == 11
+    assert "has the right only since" in fresh.stderr, "a second account made for the purpose is not enough"
+
+
+def test_keys_are_added_proven_and_removed(site: RunningSite, vault: Path, folder: Path) -> None:
+    added = site.json("repository", "key", "add", "vault", "--recovery")
+    drilled = site.json("repository", "key", "drill", "vault", "--secrets-stdin", stdin=added["code"] + "\n")
+    assert drilled["result"]["chunks"] > 0
+    wrong = site.cli("repository", "key", "drill", "vault", "--secrets-stdin", stdin="AAAA\n", expect=11)
+    assert "recovery-code-invalid" in wrong
+    listed = {k["key"]: k["kind"] for k in site.json("repository", "key", "list", "vault")["keys"]}
+    assert sorted(listed.values()) == ["passphrase", "recovery", "site"]
+    site.cli("repository", "key", "remove", "vault", added["key"], "--yes")
+    gone = site.cli("repository", "key", "drill", "vault", "--secrets-stdin", stdin=added["code"] + "\n", expect=11)
+    assert "repository-locked" in gone
+    own = next(key for key, kind in listed.items() if kind == "site")
+    assert "repository-locked" in site.cli("repository", "key", "remove", "vault", own, "--yes", expect=11)
+    for file in site.settings.data_dir.rglob("*"):
+        if file.is_file():
+            assert added["code"].encode() not in file.read_bytes(), f"{file} holds a recovery code"
+            assert PASSPHRASE.encode() not in file.read_bytes()
+
+
+def test_an_agent_that_dies_while_it_backs_up_does_it_when_it_is_back(
+    site: RunningSite, vault: Path, tree: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the record is there and the log does not know: that point does not count, and is made."""
+    site.processes["agent"].stop()
+    monkeypatch.setenv("HOLDFAST_FAILPOINT", "ingest-record-durable")
+    site.start("agent")
+    monkeypatch.delenv("HOLDFAST_FAILPOINT")
+    job = site.json("backup", "files", str(tree), "--to", "vault", "--asset", "killed", "--no-wait")["job"]
+    eventually(lambda: not site.processes["agent"].alive())
+    assert site.json("point", "list", "--asset", "killed")["points"] == []
+    site.start("agent")
+    site.cli("job", "watch", job)
+    (point,) = eventually(lambda: site.json("point", "list", "--asset", "killed")["points"])
+    site.cli("point", "restore", point["point"], "--to", str(folder / "killed"))
+    assert scan(folder / "killed") == scan(tree)
+    assert site.json("repository", "show", "vault")["sessions"] == []
+
+
+def test_what_nobody_needs_is_collected_and_the_room_is_told(site: RunningSite, vault: Path) -> None:
+    before = site.json("repository", "usage", "vault")
+    dry = site.json("repository", "collect", "vault", "--dry-run")["result"]
+    assert site.json("repository", "usage", "vault")["packs"] == before["packs"]
+    done = site.json("repository", "collect", "vault")["result"]
+    assert (done["waiting"], done["packs"] >= dry["packs"]) == ([], True)
+    after = site.json("repository", "usage", "vault")
+    assert after["points"] == before["points"]
+    assert after["packs"] <= before["packs"]
+    assert "repository-unknown" in site.cli("repository", "show", "nothing", expect=10)

@@ -166,17 +166,18 @@ class PackWriter:
                 self.written += len(head) + size
                 place = Place(opened.header.pack, offset, size, raw, kind, codec)
                 opened.entries.append(Entry(name, place, digest))
-            failpoint("pack-frame-written")
-            return place
-        except BaseException as error:
-            self._break(error)
-            raise
-        finally:
-            with self._changed:
                 opened.pending -= 1
                 if opened is self._current and (opened.size >= self._size or opened.frames >= _MOST_FRAMES):
                     self._retire(opened)
-                self._seal_drained()
+                if self._draining:
+                    self._seal_drained()
+        except BaseException as error:
+            with self._changed:
+                opened.pending -= 1
+                self._break(error)
+            raise
+        failpoint("pack-frame-written")
+        return place
 
     def flush(self) -> list[SealedPack]:
         """Seal what is open. The packs that were sealed since the last flush, all durable on return."""

@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, str] = {
     "restore-depth": "tests.bench.repository:restore_depth",
     "adopt": "tests.bench.repository:adopt",
     "node-memory": "tests.bench.repository:node_memory",
+    "repository-chunks": "tests.bench.chunks:run",
 }
 
 

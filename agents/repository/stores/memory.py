@@ -6,7 +6,17 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from agents.repository.stores import Buffer, Listed, Traits, checked_name, checked_prefix, exists, missing, short
+from agents.repository.stores import (
+    Appender,
+    Buffer,
+    Listed,
+    Traits,
+    checked_name,
+    checked_prefix,
+    exists,
+    missing,
+    short,
+)
 
 
 class MemoryStore:
@@ -21,7 +31,7 @@ class MemoryStore:
         with self._lock:
             self._add(name, whole)
 
-    def append(self, name: str) -> _Growing:
+    def append(self, name: str) -> Appender:
         growing = bytearray()
         with self._lock:
             self._add(name, growing)

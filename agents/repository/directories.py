@@ -361,14 +361,31 @@ Change = Literal["added", "removed", "content", "metadata", "type"]
 Difference = tuple[bytes, Change, Entry | None, Entry | None]
 
 
+class _Descend(NamedTuple):
+    """Two folders of one path to be compared next: they are kept on a list, since folders go deeper than calls may."""
+
+    path: bytes
+    old: bytes
+    new: bytes
+
+
 def diff(source: ChunkSource, old: bytes, new: bytes) -> Iterator[Difference]:
-    """What differs between two snapshots, by path: added, removed, other content, other metadata, another type.
-    Folders whose content is the same are not read. An added or removed folder comes once, for all below it."""
-    if old != new:
-        yield from _compared(source, b"", top(source, old), top(source, new))
+    """What differs between two snapshots, by path: added, removed, other content, other metadata, another type. Folders
+    whose content is the same are not read. An added or removed folder comes once, for all below it."""
+    if old == new:
+        return
+    under_way = [_compared(b"", top(source, old), top(source, new))]
+    while under_way:
+        found = next(under_way[-1], None)
+        if found is None:
+            under_way.pop()
+        elif isinstance(found, _Descend):
+            under_way.append(_folders(source, found))
+        else:
+            yield found
 
 
-def _compared(source: ChunkSource, path: bytes, a: Entry, b: Entry) -> Iterator[Difference]:
+def _compared(path: bytes, a: Entry, b: Entry) -> Iterator[Difference | _Descend]:
     if a.type != b.type:
         yield path, "type", a, b
         return
@@ -376,14 +393,13 @@ def _compared(source: ChunkSource, path: bytes, a: Entry, b: Entry) -> Iterator[
         yield path, "content", a, b
     elif _metadata(a) != _metadata(b):
         yield path, "metadata", a, b
-    if a.form == CHILDREN == b.form:
-        yield from _folders(source, path + b"/" if path else b"", a.where, b.where)
+    if a.form == CHILDREN == b.form and a.where != b.where:
+        yield _Descend(path + b"/" if path else b"", a.where, b.where)
 
 
-def _folders(source: ChunkSource, path: bytes, old: bytes, new: bytes) -> Iterator[Difference]:
-    if old == new:
-        return
-    before, after = entries(source, old), entries(source, new)
+def _folders(source: ChunkSource, folders: _Descend) -> Iterator[Difference | _Descend]:
+    path = folders.path
+    before, after = entries(source, folders.old), entries(source, folders.new)
     a, b = next(before, None), next(after, None)
     while a is not None or b is not None:
         if b is None or (a is not None and a.name < b.name):
@@ -394,7 +410,7 @@ def _folders(source: ChunkSource, path: bytes, old: bytes, new: bytes) -> Iterat
             yield path + b.name, "added", None, b
             b = next(after, None)
         else:
-            yield from _compared(source, path + a.name, a, b)
+            yield from _compared(path + a.name, a, b)
             a, b = next(before, None), next(after, None)
 
 

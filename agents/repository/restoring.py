@@ -531,7 +531,7 @@ def _line(text: str) -> bytes:
 
 def _checked(line: bytes) -> str | None:
     text = line[9:-1]
-    return text.decode() if line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(text) else None
+    return text.decode(errors="replace") if line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(text) else None
 
 
 def _lines(path: Path) -> tuple[set[int], int]:

@@ -268,6 +268,29 @@ def test_a_file_that_is_vast_and_empty_costs_nothing(tmp_path: Path) -> None:
         assert file.read(5) == b"here\0"
 
 
+def test_folders_go_deep_and_those_that_go_too_deep_are_listed(tmp_path: Path) -> None:
+    store = ChunkStore()
+    (tmp_path / "a").mkdir()
+    inner = os.open(tmp_path / "a", os.O_RDONLY)
+    for _ in range(520):
+        os.mkdir("d", dir_fd=inner)
+        below = os.open("d", os.O_RDONLY, dir_fd=inner)
+        os.close(inner)
+        inner = below
+    os.close(inner)
+    first = taken(tmp_path / "a", store)
+    assert [(t.code, t.path.count(b"/")) for t in first.troubles] == [("too-deep", 511)]
+    (tmp_path / "a" / "/".join(["d"] * 500) / "file").write_bytes(b"deep")
+    second = taken(tmp_path / "a", store, first.root)
+    assert (b"d/" * 500 + b"file", "added") in [
+        (path, what) for path, what, _, _ in directories.diff(store, first.root, second.root)
+    ]
+    assert len(list(directories.walk(store, second.root, lambda name: False))) > 500
+    restored = unpacking.unpack(store, second.root, tmp_path / "b")
+    assert [t.code for t in restored.troubles] == ["unreadable"]
+    assert (tmp_path / "b" / "/".join(["d"] * 500) / "file").read_bytes() == b"deep"
+
+
 def test_one_file_or_folder_of_a_tree_comes_back_alone(tmp_path: Path) -> None:
     store = ChunkStore()
     zoo(tmp_path / "a")

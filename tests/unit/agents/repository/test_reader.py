@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.repository import reader, restoring, tree
@@ -365,3 +365,22 @@ def test_a_target_that_is_no_file_is_refused(tmp_path: Path) -> None:
         restoring.restore_file(ChunkStore(), disk, tmp_path / "fifo", point="p", overwrite=True)
     restoring.restore_file(ChunkStore(), disk, tmp_path / "x", point="p")
     assert (tmp_path / "x").read_bytes() == bytes(BLOCK)
+
+
+@given(st.binary(max_size=200), st.booleans())
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_stands_in_a_progress_file_the_restore_is_right(tmp_path: Path, junk: bytes, behind: bool) -> None:
+    store = ChunkStore()
+    disk, image = imaged(store, 150, 17)
+    target, notes = tmp_path / "x", restoring.progress_path(tmp_path / "x")
+    target.unlink(missing_ok=True)
+    if behind:  # behind lines that are right
+        with pytest.raises(restoring.Stopped):
+            restoring.restore_file(store, disk, target, point="p", stop=lambda: b" 0\n" in notes.read_bytes())
+        with notes.open("ab") as file:
+            file.write(junk)
+    else:
+        target.write_bytes(b"half of something")
+        notes.write_bytes(junk)
+    restoring.restore_file(store, disk, target, point="p", overwrite=True)
+    assert target.read_bytes() == image

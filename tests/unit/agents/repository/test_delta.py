@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.repository import delta, tree
@@ -86,7 +86,7 @@ def test_segments_in_another_order_are_refused() -> None:
     ),
     st.data(),
 )
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_a_segment_is_damaged_to_it_is_read_or_refused(
     spec: list[tuple[int, int, int]], data: st.DataObject
 ) -> None:
@@ -109,6 +109,7 @@ def test_whatever_a_segment_is_damaged_to_it_is_read_or_refused(
 
 
 @given(st.binary(max_size=120))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_garbage_is_no_segment(garbage: bytes) -> None:
     with contextlib.suppress(RepositoryError):  # and nothing else
         delta.decode(garbage)

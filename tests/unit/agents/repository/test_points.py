@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.repository import marks, points
@@ -109,7 +109,7 @@ def test_each_single_damage_is_told(key: RecordKey) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_garbage_is_no_record_and_no_mark(garbage: bytes) -> None:
     for data in (garbage, b"HFPOINT1" + garbage):
         with contextlib.suppress(RepositoryError):  # and nothing else
@@ -122,7 +122,7 @@ def test_garbage_is_no_record_and_no_mark(garbage: bytes) -> None:
     st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda v: st.lists(v, max_size=3)),
     st.data(),
 )
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=200)
 def test_a_record_of_another_writer_with_the_key_is_read_or_refused(junk: object, data: st.DataObject) -> None:
     # What a broken release of ours might write: sealed as it should be, and senseless within.
     plain = points._plain(a_point())

@@ -81,7 +81,7 @@ class Slow(ChunkStore):
     st.integers(0, 99),
     st.lists(st.tuples(st.integers(0, 1 << 21), st.integers(0, 200_000)), max_size=20),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_any_range_reads_as_the_image_has_it(blocks: int, seed: int, ranges: list[tuple[int, int]]) -> None:
     store = ChunkStore()
     disk, image = imaged(store, blocks, seed)
@@ -237,7 +237,7 @@ def test_over_something_else_it_is_restored_whole_if_that_may_be_lost(tmp_path: 
 
 
 @given(st.integers(0, 20), st.lists(st.tuples(st.integers(0, 400_000), st.integers(0, 400_000)), max_size=5))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=30)
 def test_ranges_are_restored_and_nothing_else_is_touched(seed: int, cuts: list[tuple[int, int]]) -> None:
     store = ChunkStore()
     disk, image = imaged(store, 300, seed)
@@ -368,7 +368,9 @@ def test_a_target_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200), st.booleans())
-@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_whatever_stands_in_a_progress_file_the_restore_is_right(tmp_path: Path, junk: bytes, behind: bool) -> None:
     store = ChunkStore()
     disk, image = imaged(store, 150, 17)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from agents.repository import nodes, tree
@@ -107,7 +107,7 @@ def pieces(run: Run, size: int) -> Iterator[Run]:
 
 
 @given(runs(8))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_a_tree_has_the_root_that_its_definition_gives_and_says_what_it_was_built_of(run: Run) -> None:
     store = ChunkStore()
     root = tree.build(store, [run])
@@ -116,7 +116,7 @@ def test_a_tree_has_the_root_that_its_definition_gives_and_says_what_it_was_buil
 
 
 @given(runs(), st.lists(runs(), max_size=4), st.integers(1, 5))
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=80)
 def test_updating_is_building_anew(base: Run, changes: list[Run], size: int) -> None:
     store = ChunkStore()
     root = tree.build(store, pieces(base, size))
@@ -129,7 +129,7 @@ def test_updating_is_building_anew(base: Run, changes: list[Run], size: int) -> 
 
 
 @given(runs(), runs())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100)
 def test_a_difference_is_what_makes_one_tree_the_other_and_nothing_more(a: Run, b: Run) -> None:
     store = ChunkStore()
     old, new = tree.build(store, [a]), tree.build(store, [b])
@@ -155,7 +155,7 @@ def _at(found: list[Run], block: int) -> tuple[int, bytes] | None:
 
 
 @given(runs(), runs(), st.integers(0, 64**4), st.integers(0, 64**4))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_a_range_of_a_tree_is_that_range_of_what_it_holds(a: Run, b: Run, first: int, count: int) -> None:
     store = ChunkStore()
     root = tree.update(store, store, tree.build(store, [a]), [b])
@@ -174,7 +174,7 @@ def test_a_range_of_a_tree_is_that_range_of_what_it_holds(a: Run, b: Run, first:
 
 
 @given(runs(), runs())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_a_walk_reaches_everything_and_only_that(a: Run, b: Run) -> None:
     store = ChunkStore()
     first = tree.build(store, [a])
@@ -260,7 +260,7 @@ def test_changes_that_do_not_ascend_are_refused() -> None:
 
 
 @given(runs(6), st.data())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=150)
 @example(run_of([(i, CHUNK, name(1)) for i in range(64)]), None)
 def test_whatever_a_node_is_damaged_to_it_is_read_or_refused(run: Run, data: st.DataObject | None) -> None:
     store = ChunkStore()
@@ -285,6 +285,7 @@ def test_whatever_a_node_is_damaged_to_it_is_read_or_refused(run: Run, data: st.
 
 
 @given(st.binary(max_size=200))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_garbage_is_no_node(garbage: bytes) -> None:
     with contextlib.suppress(RepositoryError):  # and nothing else
         nodes.checked(garbage)
@@ -309,7 +310,7 @@ def test_a_node_of_another_level_is_refused_where_it_is_met() -> None:
 
 
 @given(runs(), runs())
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_overlaying_runs_is_writing_one_over_the_other(older: Run, newer: Run) -> None:
     out = overlaid(older, newer)
     places = {p for run in (older, newer, out) for e in run.extents() for p in (e.first - 1, e.first, e.end - 1, e.end)}

@@ -35,8 +35,9 @@ from collections import deque
 from struct import Struct
 from typing import ClassVar
 
-from agents.errors import DAMAGED, AgentError, CaptureStopped, SourceUnavailable
+from agents.errors import AgentError, CaptureStopped
 from agents.mysql.coordinates import Coordinates, Domains, Files, Mark, covers
+from agents.mysql.dump_errors import damaged, ended
 from agents.protocol import Phase, Piece, Steps, Taken
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
@@ -137,7 +138,7 @@ class Cutter:
             if self._checksum:  # that is how the source wrote it
                 self._failure = CaptureStopped("capture-log-damaged", f"{error.message} at {self._where()}", error.hint)
             else:
-                self._failure = _damaged(f"{error.message} at {self._where()}")
+                self._failure = damaged(f"{error.message} at {self._where()}")
 
     def _feed(self, data: bytes) -> None:
         d = self._rest + data if self._rest else data
@@ -194,7 +195,7 @@ class Cutter:
     def _look_for_end(self, d: bytes, p: int, n: int) -> None:
         """`d[p:]` is too short for an event: is it the end of the dump, or just not whole yet?"""
         if n - p >= PACKET and (length := int.from_bytes(d[p : p + 3], "little")) < HEADER and n - p >= 4 + length:
-            raise _ended(d[p + 4 : p + 4 + length])
+            raise ended(d[p + 4 : p + 4 + length])
 
     def _rare(self, d: bytes, p: int, n: int) -> int:
         """One packet by the full rules: where it ends, or `p` when it has not come whole."""
@@ -203,17 +204,17 @@ class Cutter:
         size = int.from_bytes(d[p + 14 : p + 18], "little")
         plain = d[p + 4] == 0 and length > HEADER
         if plain and length < FULL_PACKET and size + 1 != length:
-            raise _damaged(f"an event of {size} bytes in a packet of {length}")
+            raise damaged(f"an event of {size} bytes in a packet of {length}")
         if plain and (length == FULL_PACKET or length > WHOLE):
             self._begin_long(d[p + 9], size, length, int.from_bytes(d[p + 18 : p + 22], "little"))
             return self._pass_long(d, p + PACKET)
         if e > n:
             return p
         if not plain:
-            raise _ended(d[p + 4 : e])
+            raise ended(d[p + 4 : e])
         event = d[p + PACKET : e]
         if self._checksum and zlib.crc32(event) != SOUND and event[4] != ev.FORMAT_DESCRIPTION:
-            raise _damaged(f"a {ev.event_name(event[4])} event that is not what its checksum says, in {self._where()}")
+            raise damaged(f"a {ev.event_name(event[4])} event that is not what its checksum says, in {self._where()}")
         self._event(event)
         return e
 
@@ -256,9 +257,9 @@ class Cutter:
             if self._total > self._limit:
                 self._overflow()
         if self._long:
-            raise _damaged("an event of another length than it says")
+            raise damaged("an event of another length than it says")
         if self._checksum and self._long_crc != SOUND:
-            raise _damaged(f"a long event that is not what its checksum says, in {self._where()}")
+            raise damaged(f"a long event that is not what its checksum says, in {self._where()}")
         kind, self._long_type = self._long_type, 0
         self._end_of_event(kind, False)
         return p
@@ -295,9 +296,9 @@ class Cutter:
         if kind != ev.GTID:
             return False
         if len(event) < HEADER + 19:
-            raise _damaged("a GTID event that is too short")
+            raise damaged("a GTID event that is too short")
         if self._whole_file:
-            raise _damaged("a file that does not say what is behind it")
+            raise damaged("a file that does not say what is behind it")
         gtid = _gtid(event, 5)
         self._phase = self._phase_of(event, gtid[3])
         if self._phase is not None:
@@ -397,10 +398,10 @@ class Cutter:
         says = event[-5] == ev.CHECKSUM_CRC32
         sound = zlib.crc32(event[:-5] + b"\1" + event[-4:]) == SOUND
         if says and not sound:
-            raise _damaged("a format description that is not what its checksum says")
+            raise damaged("a format description that is not what its checksum says")
         description = ev.parse_format_description(event)
         if not says == sound == description.has_checksum:
-            raise _damaged("a format description that is not what its checksum says")
+            raise damaged("a format description that is not what its checksum says")
         if description.mariadb != (self.server == "MariaDB"):
             raise CaptureStopped(
                 "capture-other-server",
@@ -560,33 +561,16 @@ def statement(event: bytes, checksum: int) -> bytes:
     """The text of a QUERY or QUERY_COMPRESSED event that ends in `checksum` bytes of checksum."""
     body = event[HEADER : len(event) - checksum]
     if len(body) < 13:
-        raise _damaged("a query event that is too short")
+        raise damaged("a query event that is too short")
     database, status = _query(body, 0)
     text = body[13 + status + database + 1 :]
     return ev.decompress(text) if event[4] == ev.QUERY_COMPRESSED else text
 
 
-# -- what can be wrong
-
-
-def _damaged(what: str) -> SourceUnavailable:
-    """What came makes no sense, or is not what its checksum says: it may be the network's doing, so it is fetched again."""
-    return SourceUnavailable(DAMAGED, f"the source sent {what}", "use TLS; check the network, then the source's log")
-
-
-def xa(where: str) -> CaptureStopped:
-    """An XA transaction in two phases, where steps have no GTIDs."""
-    return CaptureStopped(
-        "capture-xa",
-        f"the source logged an XA transaction: {where}",
-        "XA is followed by GTIDs only: switch them on, or keep XA off this source; then take a new baseline",
-    )
-
-
 def _unexpected(kind: int, state: int, where: str) -> AgentError:
     name = ev.event_name(kind)
     if state == UNHEARD:
-        return _damaged(f"a {name} event before any format description")
+        return damaged(f"a {name} event before any format description")
     if kind == ev.INCIDENT:
         return CaptureStopped(
             "capture-incident",
@@ -609,68 +593,4 @@ def _unexpected(kind: int, state: int, where: str) -> AgentError:
         "capture-event-unknown",
         f"a {name} event, which this version does not know, in {where}",
         "upgrade Holdfast; until then take a new baseline after each such event",
-    )
-
-
-def _ended(packet: bytes) -> AgentError:
-    """What an end or error packet (without its header) means."""
-    if packet[:1] == b"\xfe" and len(packet) < 9:
-        return SourceUnavailable(
-            "source-ended", "the source ended the dump: it shuts down, or its dump thread was killed"
-        )
-    if packet[:1] != b"\xff" or len(packet) < 9 or packet[3:4] != b"#":
-        return _damaged(f"a packet that is no event: {packet[:16].hex()}")
-    number = int.from_bytes(packet[1:3], "little")
-    return dump_error(number, packet[9:].decode("utf-8", "replace"))
-
-
-TORN = "capture-source-torn"
-_PURGED = ("have been purged", "Could not find first log file", "could not find next log")
-_LOST = ("is not in the master's binlog", "not in the master", "impossible position", "diverged")
-_PASSING_ERRORS = frozenset({1053, 1317, 1927, 1040, 1203, 1159, 1161})
-_DENIED = frozenset({1044, 1045, 1227})
-
-
-def dump_error(number: int, text: str) -> AgentError:
-    """An error that the server's dump thread answers with (1236: it cannot read its log on)."""
-    if number in _PASSING_ERRORS or "same server_uuid/server_id" in text:
-        return SourceUnavailable("source-ended", f"the source ended the dump: {text} ({number})")
-    if number in _DENIED:
-        return CaptureStopped(
-            "capture-denied", f"the source refuses to send its log: {text}", "GRANT REPLICATION SLAVE"
-        )
-    lower = text.lower()
-    if "truncated in the middle of event" in lower:
-        return CaptureStopped(
-            TORN,
-            f"the source's log file ends within an event: {text}",
-            "the source crashed while it wrote, and what follows cannot be told: take a new baseline",
-        )
-    if any(t.lower() in lower for t in _PURGED):
-        return purged(text)
-    if any(t.lower() in lower for t in _LOST):
-        return position_lost(text)
-    return CaptureStopped(
-        "capture-source-log",
-        f"the source cannot read its own log: {text} ({number})",
-        "mend it, or take a new baseline",
-    )
-
-
-def purged(why: str) -> CaptureStopped:
-    """The source's log does not reach back to where capture stands."""
-    return CaptureStopped(
-        "capture-purged",
-        f"the source has purged log that was not captured yet: {why}",
-        "take a new baseline (a new lineage starts); keep the source's log longer (binlog_expire_logs_seconds)",
-    )
-
-
-def position_lost(why: str) -> CaptureStopped:
-    """The source does not have what was captured from it."""
-    return CaptureStopped(
-        "capture-position-lost",
-        f"the source is not where it was: {why}",
-        "its log was reset (RESET MASTER), its tail was lost in a crash (sync_binlog other than 1) or another server "
-        "answers here: take a new baseline (a new lineage starts)",
     )

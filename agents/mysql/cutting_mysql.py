@@ -32,8 +32,8 @@ from agents.mysql.cutting import (
     STATEMENTS,
     Cutter,
     statement,
-    xa,
 )
+from agents.mysql.dump_errors import xa
 from agents.protocol import Phase
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.statements import is_account_statement

@@ -26,9 +26,10 @@ from agents.errors import AgentError, CaptureStopped, SourceUnavailable
 from agents.mysql import file_positions, gtid_sets, whereabouts
 from agents.mysql.connection import NONSENSE, connect, error_of
 from agents.mysql.coordinates import covers
-from agents.mysql.cutting import TORN, Cutter, position_lost
+from agents.mysql.cutting import Cutter
 from agents.mysql.cutting_mysql import MySQLCutter
 from agents.mysql.dialects import Dialect, dialect
+from agents.mysql.dump_errors import TORN, position_lost
 from agents.mysql.parking import Parking
 from agents.protocol import SourceSettings, Steps, Taken
 

@@ -22,21 +22,20 @@ every row, looks for children and parents in SQL, and stops at a unique key. Pur
 from __future__ import annotations
 
 import heapq
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Protocol
 
 from agents.rollback.fold import Folder
-from agents.rollback.redefined import Redefinitions
-from agents.rollback.schema import Definition, TableName, fitted
+from agents.rollback.redefined import Redefinitions, speaks_of
+from agents.rollback.schema import Definition, TableName
+from agents.rollback.watched import Groups, Link, Node, Relation, Watched, held, new_links
 from streams.events import Dependant, OrdinalRange, Problem
-from streams.formats.binlog.keys import KeyReader, has_null, key_reader
 from streams.formats.binlog.net import NetTable
-from streams.formats.binlog.rows import RowLayout, decode_row, layout_of
-from streams.formats.binlog.table_map import Declared, TableMap
+from streams.formats.binlog.rows import decode_row
+from streams.formats.binlog.table_map import Declared
 from streams.formats.errors import FormatError
 from streams.paths import Path, normalise
 from streams.selection import KeyMatch, Selection, holds, within
@@ -48,15 +47,7 @@ NEIGHBOURS: Final = 256
 """Steps between two candidates that are read with them rather than asked for separately."""
 MOST_RANGES: Final = 20_000
 
-Node = tuple[TableName, bytes]
-Relation = tuple[str, str, str]
-_WORD: Final = re.compile(r"[\w$]+")
 _STEP_CODES: Final = frozenset({"ddl", "truncate", "drop", "statement-event"})
-_OF_TABLES: Final = frozenset({"table", "index", "database", "schema", "truncate", "rename"})
-_OF_OTHERS: Final = frozenset({
-    "procedure", "function", "trigger", "view", "event", "package", "sequence", "role", "user", "server",
-})  # fmt: skip
-"""The first of these words says what a definition change is about; of the latter, none that rows depend on."""
 _OUTCOME_CODES: Final = frozenset({"xa", "not-transactional"})
 
 
@@ -121,114 +112,6 @@ class Chosen:
     warnings: tuple[Problem, ...]
 
 
-@dataclass(slots=True)
-class _Link:
-    """One side of a foreign key, or a unique key: reads its value out of an image. `other` is the table on the other side."""
-
-    relation: Relation
-    read: KeyReader
-    null: Callable[[bytes], bool]
-    other: TableName
-    columns: tuple[str, ...] = ()
-
-
-class Watched:
-    """The rows of one table on their way into its net changes (`agents.rollback.fold.Sink`)."""
-
-    def __init__(self, chooser: Chooser, net: NetTable, definition: Definition) -> None:
-        self._chooser, self.net, self.definition = chooser, net, definition
-        self.name = definition.name
-        described = fitted(net.table_map, definition) or net.table_map
-        count = len(described.columns)
-        self.layout: RowLayout = layout_of(described, ((1 << count) - 1).to_bytes((count + 7) >> 3, "little"))
-        self.columns = definition.key[1] if definition.key else ()
-        key = definition.indexes(self.columns)
-        self.form: KeyReader = key_reader(self.layout, key) if key else bytes
-        self.key_places = key
-        self.first = 0  # the step that tainted the table first
-        self.looked_up = 0
-        self.looked_through = False
-        self.parents = [
-            _Link((child.schema, child.table, fk.name), *self._reader(fk.references), child.name, fk.references)
-            for child, fk in chooser.children_of(definition)
-        ]
-        self.children = [
-            _Link((*self.name, fk.name), *self._reader(fk.columns), (fk.schema, fk.table), fk.references)
-            for fk in definition.foreign_keys
-        ]
-        uniques = dict(definition.unique_keys)
-        by_name = {c.name: c for c in definition.columns}
-        if any(by_name[c].charset not in (None, "binary") for c in self.columns):
-            # Texts that a collation holds equal are one key to the server, and several to whoever compares bytes.
-            uniques["PRIMARY"] = self.columns
-        self.uniques = [
-            _Link((*self.name, name), *self._reader(names), self.name, names)
-            for name, names in uniques.items()
-            if not any(by_name[c].generated == "virtual" for c in names)
-        ]
-
-    def _reader(self, names: tuple[str, ...]) -> tuple[KeyReader, Callable[[bytes], bool]]:
-        places = self.definition.indexes(names)
-        return key_reader(self.layout, places), has_null(self.layout, places)
-
-    @property
-    def size(self) -> int:
-        return self.net.size
-
-    @size.setter
-    def size(self, value: int) -> None:
-        self.net.size = value
-
-    @property
-    def unchecked(self) -> bool:
-        return self.net.unchecked
-
-    @unchecked.setter
-    def unchecked(self, value: bool) -> None:
-        self.net.unchecked = value
-
-    @property
-    def table_map(self) -> TableMap:
-        return self.net.table_map
-
-    @property
-    def referenced(self) -> tuple[int, ...]:
-        return self.net.referenced
-
-    def add(self, before: bytes | None, after: bytes | None) -> None:
-        self._chooser.row(self, before, after)
-
-
-@dataclass(slots=True)
-class _Groups:
-    """Rows that hang together (a row that changed its key, a child selected with its parent): all are left, or none."""
-
-    parent: dict[Node, Node] = field(default_factory=dict)
-    left: set[Node] = field(default_factory=set)
-
-    def find(self, node: Node) -> Node:
-        parent = self.parent
-        root = parent.setdefault(node, node)
-        while parent[root] != root:
-            root = parent[root]
-        while parent[node] != root:
-            parent[node], node = root, parent[node]
-        return root
-
-    def join(self, a: Node, b: Node) -> None:
-        a, b = self.find(a), self.find(b)
-        if a != b:
-            self.parent[b] = a
-            if b in self.left:
-                self.left.add(a)
-
-    def leave(self, node: Node) -> None:
-        self.left.add(self.find(node))
-
-    def is_left(self, node: Node) -> bool:
-        return self.find(node) in self.left
-
-
 class Chooser:
     """Implements `agents.rollback.fold.Chooser`. `run` goes through the steps once; it may be called once."""
 
@@ -262,7 +145,7 @@ class Chooser:
         self._watched: dict[TableName, Watched] = {}
         self._linked: set[TableName] = set()
         self._nodes: set[Node] = set()
-        self._groups = _Groups()
+        self._groups = Groups()
         self._made: dict[tuple[Relation, bytes], Node] = {}
         self._needed: dict[tuple[Relation, bytes], Node] = {}
         self._freed: dict[tuple[Relation, bytes], Node] = {}
@@ -405,7 +288,7 @@ class Chooser:
         return self._selecting and self._selection.table in (None, name)
 
     def sink(self, net: NetTable, definition: Definition) -> Watched:
-        return Watched(self, net, definition)
+        return Watched(self.row, net, definition, self._definition)
 
     def counts(self, code: str, name: TableName | None, text: str) -> bool:
         if name is not None:
@@ -426,31 +309,9 @@ class Chooser:
         change = self._redefinitions.at(ordinal) if code != "statement-event" else None
         if change is not None and change.tables is not None:
             return any(table in change.tables or table in change.renamed for table in tables)
-        concerns = self._may_concern(code, text, tables)
+        concerns = speaks_of(code, text, tables)
         self.unrecorded = self.unrecorded or (concerns and change is None and code != "statement-event")
         return concerns
-
-    def _may_concern(self, code: str, text: str, tables: list[TableName]) -> bool:
-        """The same by the statement's words alone."""
-        spoken = [word.lower() for word in _WORD.findall(text)]
-        if code != "statement-event" and next((w for w in spoken if w in _OF_TABLES | _OF_OTHERS), "") in _OF_OTHERS:
-            return False
-        words = set(spoken)
-        if not tables:
-            return False
-        if not words or text.endswith("…") or len(text) >= 200:
-            return True
-        if words & {"database", "schema"} and words & {schema.lower() for schema, _ in tables}:
-            return True
-        return any(set(_WORD.findall(table.lower())) <= words for _, table in tables)
-
-    def children_of(self, definition: Definition) -> Iterator[tuple[Definition, _ForeignKey]]:
-        """Foreign keys that point at a table."""
-        for reference in definition.referenced_by:
-            child = self._definition((reference.schema, reference.table))
-            for fk in child.foreign_keys if child is not None else ():
-                if child is not None and fk.name == reference.constraint:
-                    yield child, fk
 
     # -- rows -----------------------------------------------------------------------------------------------------
 
@@ -530,26 +391,11 @@ class Chooser:
         out: list[Node] = []
         if after is not None:
             if self._made:
-                out += self._held(self._made, w.children, before, after)
+                out += held(self._made, w.children, before, after)
             if self._freed:
-                out += [node for node in self._held(self._freed, w.uniques, before, after) if node != becomes]
+                out += [node for node in held(self._freed, w.uniques, before, after) if node != becomes]
         if before is not None and self._needed:
-            out += self._held(self._needed, w.parents, after, before)
-        return out
-
-    @staticmethod
-    def _held(
-        noted: dict[tuple[Relation, bytes], Node], links: list[_Link], without: bytes | None, image: bytes
-    ) -> list[Node]:
-        """Nodes noted under a value that `image` has and `without` has not."""
-        out = []
-        for link in links:
-            if link.null(image):
-                continue
-            value = link.read(image)
-            node = noted.get((link.relation, value))
-            if node is not None and (without is None or link.null(without) or link.read(without) != value):
-                out.append(node)
+            out += held(self._needed, w.parents, after, before)
         return out
 
     def _taint(
@@ -564,34 +410,25 @@ class Chooser:
                 if self._index is not None:
                     self._look_for(w, node, w.form(image))
         if becomes is not None and after is not None:
-            for link in self._new(w.parents, before, after):
+            for link in new_links(w.parents, before, after):
                 if link.other not in self._linked:
                     self._linked.add(link.other)
                     self._look_through(link.other)
                 self._made.setdefault((link.relation, link.read(after)), becomes)
-            for link in self._new(w.children, before, after):
+            for link in new_links(w.children, before, after):
                 self._hang_together(self._made.get((link.relation, link.read(after))), becomes)
         if was is not None and before is not None:
-            for link in self._new(w.children, after, before):
+            for link in new_links(w.children, after, before):
                 self._needs(link, link.read(before), was)
-            for link in self._new(w.uniques, after, before):
+            for link in new_links(w.uniques, after, before):
                 self._freed.setdefault((link.relation, link.read(before)), was)
                 if link.columns != w.columns and not w.looked_through:
                     w.looked_through = True
                     self._look_through(w.name)
-            for link in self._new(w.parents, after, before):
+            for link in new_links(w.parents, after, before):
                 self._hang_together(self._needed.get((link.relation, link.read(before))), was)
 
-    @staticmethod
-    def _new(links: list[_Link], without: bytes | None, image: bytes) -> Iterator[_Link]:
-        """Links under which `image` has a value that `without` has not."""
-        for link in links:
-            if not link.null(image) and (
-                without is None or link.null(without) or link.read(without) != link.read(image)
-            ):
-                yield link
-
-    def _needs(self, link: _Link, value: bytes, node: Node) -> None:
+    def _needs(self, link: Link, value: bytes, node: Node) -> None:
         """Undoing makes a child point at this parent again: who takes the parent away later is to be read."""
         if (link.relation, value) in self._needed:
             return
@@ -683,13 +520,6 @@ class Chooser:
             yield Problem("later-overwritten", f"{steps} wrote the same rows later; what they wrote to these is lost")
         elif later == "leave":
             yield Problem("rows-left", f"{left} rows are left as they are: {steps} wrote them, or what depends on them")
-
-
-class _ForeignKey(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def references(self) -> tuple[str, ...]: ...
 
 
 def _feed(folder: Folder, fragment: Step) -> None:

@@ -14,6 +14,7 @@ statement. Pure.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,12 @@ from streams.formats.binlog.events import Query
 from streams.formats.binlog.statements import statement_text
 
 _SPREADS: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
+_WORD: Final = re.compile(r"[\w$]+")
+_OF_TABLES: Final = frozenset({"table", "index", "database", "schema", "truncate", "rename"})
+_OF_OTHERS: Final = frozenset({
+    "procedure", "function", "trigger", "view", "event", "package", "sequence", "role", "user", "server",
+})  # fmt: skip
+"""The first of these words says what a definition change is about; of the latter, none that rows depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,3 +134,19 @@ class Redefinitions:
                 return name, step
             name = step.renamed.get(name, name)
         return name, None
+
+
+def speaks_of(code: str, text: str, tables: list[TableName]) -> bool:
+    """Whether a statement (`code`: what stands in the way because of it) may be about one of these tables, by its words
+    alone: for what it redefined is not recorded."""
+    spoken = [word.lower() for word in _WORD.findall(text)]
+    if code != "statement-event" and next((w for w in spoken if w in _OF_TABLES | _OF_OTHERS), "") in _OF_OTHERS:
+        return False
+    words = set(spoken)
+    if not tables:
+        return False
+    if not words or text.endswith("…") or len(text) >= 200:
+        return True
+    if words & {"database", "schema"} and words & {schema.lower() for schema, _ in tables}:
+        return True
+    return any(set(_WORD.findall(table.lower())) <= words for _, table in tables)

@@ -194,35 +194,45 @@ class Index:
         already are left as they are. `run`: the name of the run they are from. Returns how many places came in."""
         known = self.packs()
         fresh = [pack.pack not in known or known[pack.pack].state > pack.state for pack in packs]
+        step = _BATCH * ENTRY_SIZE
+        batches = [entries[at : at + step] for at in range(0, len(entries), step)] or [b""]
         added = 0
         numbers: list[int | None] = []
-        with self._env.begin(write=True) as txn:
-            following = int(txn.get(b"next", b"0", db=self.meta))
-            for new in fresh:
-                numbers.append(following if new else None)
-                following += new
-            txn.put(b"next", str(following).encode(), db=self.meta)
-        step = _BATCH * ENTRY_SIZE
-        for at in range(0, len(entries), step):
-            batch = renumbered(entries[at : at + step], numbers)
-            with self._env.begin(write=True) as txn, txn.cursor(self._chunks) as cursor:
-                cursor.putmulti(batch, dupdata=True, overwrite=True)
-            added += len(batch)
+        for number, batch in enumerate(batches):
+            with self._env.begin(write=True) as txn:
+                if not number:
+                    numbers = self._numbered(txn, fresh)
+                places = renumbered(batch, numbers)
+                with txn.cursor(self._chunks) as cursor:
+                    cursor.putmulti(places, dupdata=True, overwrite=True)
+                added += len(places)
+                if number == len(batches) - 1:
+                    # The packs last: a death before leaves places of numbers that no pack has.
+                    self._name_packs(txn, packs, numbers)
+                    if run is not None:
+                        txn.put(f"run/{run}".encode(), b"", db=self.meta)
             failpoint("index-places-added")
-        # The packs last: a death before leaves places of numbers that no pack has.
-        with self._env.begin(write=True) as txn:
-            states = {value[:16]: value[16] for _, value in txn.cursor(self._packs_db)}
-            for pack, number in zip(packs, numbers, strict=True):
-                if number is None or states.get(pack.pack, TORN + 1) <= pack.state:
-                    continue  # another process was first, at worst
-                if pack.pack in states:
-                    self._forget(txn, {pack.pack})
-                value = pack.pack + bytes([pack.state]) + pack.name.encode()
-                txn.put(_number.pack(number), value, db=self._packs_db)
-            if run is not None:
-                txn.put(f"run/{run}".encode(), b"", db=self.meta)
-        failpoint("index-pack-added")
         return added
+
+    def _numbered(self, txn: lmdb.Transaction[bytes], fresh: Sequence[bool]) -> list[int | None]:
+        """A number for each pack that is new."""
+        following = int(txn.get(b"next", b"0", db=self.meta))
+        numbers: list[int | None] = []
+        for new in fresh:
+            numbers.append(following if new else None)
+            following += new
+        txn.put(b"next", str(following).encode(), db=self.meta)
+        return numbers
+
+    def _name_packs(self, txn: lmdb.Transaction[bytes], packs: Sequence[Pack], numbers: Sequence[int | None]) -> None:
+        states = {value[:16]: value[16] for _, value in txn.cursor(self._packs_db)}
+        for pack, number in zip(packs, numbers, strict=True):
+            if number is None or states.get(pack.pack, TORN + 1) <= pack.state:
+                continue  # another process was first, at worst
+            if pack.pack in states:
+                self._forget(txn, {pack.pack})
+            value = pack.pack + bytes([pack.state]) + pack.name.encode()
+            txn.put(_number.pack(number), value, db=self._packs_db)
 
     def add_run(self, run: Run, name: str, there: set[bytes]) -> int:
         """Take in a run, of the packs `there` only. Returns how many places came in."""

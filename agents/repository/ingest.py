@@ -229,14 +229,16 @@ class Ingest:
             if sealed := writer.take_sealed():
                 self._durable(sealed)
 
-    def _durable(self, sealed: Iterable[SealedPack]) -> None:
+    def _durable(self, sealed: Sequence[SealedPack]) -> None:
         """What is in these packs can be built on from now on, by others too."""
-        for pack in sealed:
-            entries = run_entries(pack.entries)
-            self.repository.index.add([Pack(pack.pack, pack.name, SEALED)], entries)
-            with self._lock:
+        if not sealed:
+            return
+        entries = [run_entries(pack.entries, number) for number, pack in enumerate(sealed)]
+        self.repository.index.add([Pack(pack.pack, pack.name, SEALED) for pack in sealed], b"".join(entries))
+        with self._lock:
+            for pack in sealed:
                 self._packs.append(runs.Covered(pack.pack, pack.name))
-                self._entries.append(entries)
+                self._entries.append(run_entries(pack.entries))
                 self._pending.difference_update([one.name for one in pack.entries])
 
     # Disks
@@ -319,9 +321,10 @@ class Ingest:
         self._drain_puts()
         self._durable(self._data.flush())
         failpoint("ingest-data-durable")
-        for writer in self._meta:
-            self._durable(writer.flush())
-            failpoint("ingest-meta-durable")
+        second = self._pool.submit(self._meta[1].flush)
+        first = self._meta[0].flush()
+        self._durable([*first, *second.result()])
+        failpoint("ingest-meta-durable")
         self._write_run()
         failpoint("ingest-run-durable")
         self.session.check()

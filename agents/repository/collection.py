@@ -355,6 +355,7 @@ def execute(
         plan,
         packs=tuple(pack for pack in plan.packs if pack[0] not in spared),
         points=tuple(point for point in plan.points if point not in roots),
+        voids=tuple(point for point in plan.voids if point not in ledger.points),
         fenced=tuple(sorted(_fenced(ledger, sessions.store).items())),
     )
     failpoint("collection-marked-again")

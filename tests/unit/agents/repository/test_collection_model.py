@@ -334,6 +334,9 @@ class Interleavings(RuleBasedStateMachine):
         self.back_up(number, contents)
         if early:
             self.begin_backup(data.draw(NODES), 0, not data.draw(OFTEN))
+            if self.writers() and not data.draw(OFTEN):
+                self.write(0, contents)
+                self.record(0)
         if self.must:
             self.drop(number, -1, data.draw(st.booleans()))
         self.collect(number, dies, meanwhile, contents)

@@ -20,6 +20,7 @@ what is in a repository by `Contents` alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -249,11 +250,23 @@ def unfinished_deletions(store: Store) -> frozenset[bytes]:
     return frozenset(pack for plan in _tombstones(store) for pack, _, _ in plan.packs)
 
 
+def damaged_name(pack: bytes) -> str:
+    """The file that says that a pack has damaged chunks (`agents.repository.verify`)."""
+    return f"damaged/{pack.hex()}.json"
+
+
+def _damaged(store: Store) -> Iterable[bytes]:
+    for listed in store.list("damaged/"):
+        with contextlib.suppress(ValueError):
+            yield bytes.fromhex(listed.name.removeprefix("damaged/").removesuffix(".json"))
+
+
 def absent_for(session: Session) -> Absent:
-    """What an open session that writes must treat as absent. Asked for once, after it was opened and before it looks anything
-    up; it holds until the session ends. Raises `JournalError`, `StoreError`."""
-    packs: set[bytes] = set()
+    """What an open session that writes must treat as absent: what is being collected, and packs with damaged chunks. Asked
+    for once, after it was opened and before it looks anything up; it holds until the session ends. Raises `JournalError`,
+    `StoreError`."""
     store = session.sessions.store
+    packs = set(_damaged(store))
     for collection in session.sessions.ledger().binding(session.epoch):
         try:
             plan = _read_plan(store, collection.events.get("proposed"))
@@ -558,8 +571,9 @@ def _delete(sessions: Sessions, session: Session, contents: Contents, state: Col
         failpoint("collection-record-removed")
     contents.forget([pack for pack, _, _ in plan.packs])
     failpoint("collection-forgotten")
-    for _, name, _ in plan.packs:
+    for pack, name, _ in plan.packs:
         store.delete(name)
+        store.delete(damaged_name(pack))
         failpoint("collection-pack-deleted")
     figures = dict(event.figures) | {
         "freed_bytes": plan.bytes,

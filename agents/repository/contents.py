@@ -142,6 +142,23 @@ class RepositoryContents:
                 self._durable(moving, full)
         return copied
 
+    def copy_once(self, session: Session, name: bytes) -> bool:
+        """Store a chunk of metadata again from whichever copy is whole; whether there was one."""
+        moving = self._moving.setdefault(session.id, _Moving())
+        for place in self.repository.index.places(name):
+            file = self.repository.index.pack_name(place.pack)
+            if file is None:
+                continue
+            try:
+                frame = packs.read_body(self.store, file, place, name, self.repository.keys)
+            except RepositoryError:
+                continue
+            self._writer(moving, session, frame).add(
+                frame.kind, frame.name, frame.codec, frame.raw, frame.body, frame.scope
+            )
+            return True
+        return False
+
     def copied(self, session: Session) -> None:
         moving = self._moving.pop(session.id, None)
         if moving is None:

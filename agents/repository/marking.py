@@ -94,6 +94,16 @@ class Names:
             say(at < end and held[at] == key)
         return out
 
+    def shared(self, other: Names) -> int:
+        """How many of these names are among the other ones. Both are settled."""
+        assert self._sorted is not None
+        step = 1 << 16
+        total = self._starts[-1]
+        return sum(
+            sum(other.among(b"".join(_KEYS.pack(key) for key in self._sorted[at : min(at + step, total)])))
+            for at in range(0, total, step)
+        )
+
     def __contains__(self, name: bytes) -> bool:
         return bool(self.among(name)[0])
 

@@ -12,7 +12,8 @@ Everything is read pack by pack, in the order in which it lies. What is found da
 
 A pack with a damaged chunk is noted in the repository (`damaged/<pack>.json`), and no session builds on it any more
 (`agents.repository.collection.absent_for`): what the next backup still finds on its disk is stored again, and heals every
-point that needs it, for chunks are found by their names. A death on the way leaves repairs done so far, which are copies like others.
+point that needs it, for chunks are found by their names. A death on the way leaves repairs done so far: copies
+like others.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from agents.repository import repository as repositories
 from agents.repository.errors import RepositoryError
 from agents.repository.marks import Mark
 from agents.repository.node import Held
-from agents.repository.places import location_of, open_store
+from agents.repository.places import location_of
 from agents.repository.stores import Store
 from streams.events import PointMarked, RepositoryDefined
 from streams.ids import now_us, slug
@@ -42,7 +42,7 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     kind, location, options = location_of(p["store"])
     secrets = {purpose: str(reference) for purpose, reference in dict(p.get("secrets") or {}).items()}
     ctx.progress(f"trying {location}")
-    store = open_store(kind, location, options, _secret(ctx, secrets, "store"))
+    store = node.store(name, kind, location, options, _secret(ctx, secrets, "store"))
     with contextlib.ExitStack() as undo:
         undo.callback(store.close)
         protected = watch.protected_from(store, encrypted=bool(p["encrypted"]))

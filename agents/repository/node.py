@@ -27,9 +27,11 @@ from agents.repository.places import open_store
 from agents.repository.repository import Repository
 from agents.repository.sessions import Session, Sessions, Ticker
 from agents.repository.stores import Store
+from agents.repository.stores.recorded import RecordedStore
+from agents.repository.watch import Look, Watch
 from streams.consume import read_topic
 from streams.errors import StreamError
-from streams.events import RepositoryDefined
+from streams.events import RepositoryChecked, RepositoryDefined
 from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
@@ -38,6 +40,7 @@ from streams.topics import topic_name
 UNKNOWN: Final = "repository-unknown"
 ELSEWHERE: Final = "repository-elsewhere"
 _TURN_S: Final = 1.0
+_WATCH_S: Final = 3600.0
 _log = logging.getLogger("holdfast.node")
 
 
@@ -51,7 +54,7 @@ class Held:
     """An open repository and this node's dealings with its log."""
 
     name: str
-    store: Store
+    store: RecordedStore
     repository: Repository
     sessions: Sessions
 
@@ -93,14 +96,18 @@ class Node:
         self._stop = threading.Event()
         self._ticker = Ticker()
         self._thread = threading.Thread(target=self._run, name="repositories", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watch-repositories", daemon=True)
+        self._watches: dict[str, Watch] = {}
 
     def start(self) -> None:
         self._thread.start()
+        self._watcher.start()
 
     def close(self) -> None:
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(30)
+        for thread in (self._thread, self._watcher):
+            if thread.is_alive():
+                thread.join(30)
         with self._lock:
             for held in self._held.values():
                 held.close()
@@ -117,6 +124,10 @@ class Node:
                 held = self._held[name] = self._opened(name)
             return held
 
+    def store(self, name: str, kind: str, location: str, options: Mapping[str, str], secret: str) -> RecordedStore:
+        """The store of a repository, which remembers what this node does to it. Raises `AgentError`, `StoreError`."""
+        return RecordedStore(open_store(kind, location, options, secret), self.cache / f"{name}.own")
+
     def sessions(self, name: str, store: Store) -> Sessions:
         """Dealings with the log of a repository, known or not. The caller closes its journal."""
         journal = KafkaJournal(self._settings.kafka, self._publisher, name)
@@ -126,8 +137,9 @@ class Node:
         """What opens a repository here: what is given, or this site's secret store."""
         return lambda store: keys.unlock(store, passphrase=passphrase, secret_of=self._secrets.get, recovery=recovery)
 
-    def hold(self, name: str, store: Store, repository: Repository, sessions: Sessions) -> Held:
+    def hold(self, name: str, store: RecordedStore, repository: Repository, sessions: Sessions) -> Held:
         """Keep a repository that was just made or adopted."""
+        self._watch_of(repository).begin()
         with self._lock:
             held = self._held[name] = Held(name, store, repository, sessions)
             return held
@@ -154,7 +166,8 @@ class Node:
                 f"repository {name} belongs to node {defined.node}, and this is {self.name}",
                 f"ask there, or take it over: `holdfast repository adopt {name} PLACE`",
             )
-        store = open_store(defined.store, defined.location, defined.options, self._store_secret(defined.secrets))
+        secret = self._store_secret(defined.secrets)
+        store = self.store(name, defined.store, defined.location, defined.options, secret)
         with contextlib.ExitStack() as undo:
             undo.callback(store.close)
             sessions = self.sessions(name, store)
@@ -191,6 +204,40 @@ class Node:
                 if str(error) != said:
                     _log.warning("repositories cannot be looked after just now: %s", error)
                     said = str(error)
+
+    # --- what others do to their files ---------------------------------------------------------------------------------
+
+    def watch(self, held: Held) -> Look:
+        """Look at a repository's files once, and say so if something is wrong. Raises `AgentError`, `StoreError`."""
+
+        def say(found: Look) -> None:
+            held.sessions.say(
+                RepositoryChecked(
+                    repository=held.name,
+                    what="watch",
+                    figures={"files": found.files, "bytes": found.bytes, "read": found.read},
+                    problems=found.problems,
+                    checked_us=held.sessions.clock(),
+                    by=self.name,
+                )
+            )
+
+        return self._watch_of(held.repository).look_at(held.store, say)
+
+    def _watch_of(self, repository: Repository) -> Watch:
+        name = str(repository.identity)
+        return self._watches.setdefault(name, Watch(self.cache, name))
+
+    def _watch(self) -> None:
+        """Every hour, on a thread of its own: a bucket of many objects takes a while to list."""
+        while not self._stop.wait(_WATCH_S):
+            with self._lock:
+                held = list(self._held.values())
+            for one in held:
+                try:
+                    self.watch(one)
+                except (AgentError, StreamError, OSError) as error:
+                    _log.warning("the files of repository %s cannot be watched just now: %s", one.name, error)
 
     def _clean(self) -> None:
         for name, defined in self._definitions().items():

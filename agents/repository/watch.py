@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote
 from blake3 import blake3
 
 from agents.repository.stores import MISSING, Listed, Store, StoreError, Traits
+from agents.repository.stores.recorded import RecordedStore
 from streams.events import Problem
 
 GONE: Final = "repository-file-gone"
@@ -183,18 +184,21 @@ class Watch:
         self._path = folder / f"{repository}.watch"
         self._turn = 0
 
-    def look(
-        self,
-        store: Store,
-        *,
-        deleted: Callable[[str], bool] = lambda name: False,
-        touched: Callable[[str], bool] = lambda name: False,
-        every: int = 30,
-    ) -> Look:
-        """As `look`, from and to the kept state. What is wrong is said once: the next look compares with what is there now."""
-        found = look(store, load(self._path), deleted=deleted, touched=touched, every=every, turn=self._turn)
+    def begin(self) -> None:
+        """Of a repository that was made this moment: whatever comes is new. Does nothing when it is watched already."""
+        if load(self._path) is None:
+            keep(self._path, {})
+
+    def look_at(self, store: RecordedStore, say: Callable[[Look], None], *, every: int = 30) -> Look:
+        """As `look`, from and to the kept state; what this node did itself is known from `store`. What is wrong is handed to
+        `say` and, when that returns, not said again: the next look compares with what is there now."""
+        settled = store.settled()
+        found = look(store, load(self._path), deleted=store.ours, touched=store.ours, every=every, turn=self._turn)
+        if found.problems:
+            say(found)
         keep(self._path, found.seen)
         self._turn += 1
+        store.forget(settled)
         return found
 
 

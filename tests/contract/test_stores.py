@@ -33,6 +33,7 @@ from agents.repository.stores import (
 )
 from agents.repository.stores.local import LocalStore
 from agents.repository.stores.memory import MemoryStore
+from agents.repository.stores.recorded import RecordedStore
 from agents.repository.stores.s3 import Bucket, S3Store
 from deploy.certificates import make
 from tests.stack.gateway import Gateway, NoGateway, gateway_program
@@ -56,13 +57,15 @@ def gateway() -> Iterator[Gateway]:
         scratch.remove()
 
 
-@pytest.fixture(params=["memory", "directory", "s3", "faulty"])
+@pytest.fixture(params=["memory", "directory", "s3", "faulty", "recorded"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made: Store
     if request.param == "memory":
         made = MemoryStore()
     elif request.param == "faulty":
         made = FaultyStore(MemoryStore())
+    elif request.param == "recorded":
+        made = RecordedStore(MemoryStore(), tmp_path / "own")
     elif request.param == "directory":
         (tmp_path / "store").mkdir()
         made = LocalStore(tmp_path / "store")

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
+import pytest
+
+from agents.repository import repository as repositories
+from agents.repository.journal import MemoryJournal, MemoryLog
+from agents.repository.node import Node
+from agents.repository.sessions import Sessions
 from agents.repository.stores import Traits
 from agents.repository.stores.local import LocalStore
 from agents.repository.stores.memory import MemoryStore
+from agents.repository.stores.recorded import RecordedStore
 from agents.repository.watch import (
     BEGUN,
     CHANGED,
@@ -21,6 +29,10 @@ from agents.repository.watch import (
     protected_from,
     sentences,
 )
+from streams.events import Problem, RepositoryChecked
+from streams.publish import Publisher
+from streams.secrets import SecretStore
+from streams.settings import ApiSettings, KafkaSettings, PostgresSettings, Settings
 
 
 def codes(found: Look) -> list[str]:
@@ -36,30 +48,62 @@ def filled(root: Path) -> LocalStore:
     return store
 
 
-def test_the_first_look_learns_and_says_so(tmp_path: Path) -> None:
+def watched(tmp_path: Path) -> tuple[LocalStore, RecordedStore, Watch]:
     (tmp_path / "r").mkdir()
-    store, watch = filled(tmp_path / "r"), Watch(tmp_path / "state", "r")
-    assert codes(watch.look(store)) == [BEGUN]
-    assert codes(watch.look(store)) == []
-    assert codes(Watch(tmp_path / "state", "r").look(store)) == []
-    assert codes(Watch(tmp_path / "other", "empty").look(MemoryStore())) == []
+    store = filled(tmp_path / "r")
+    return store, RecordedStore(store, tmp_path / "state/r.own"), Watch(tmp_path / "state", "r")
+
+
+def say(watch: Watch, store: RecordedStore) -> list[Problem]:
+    """What a look says; nothing wrong, nothing said."""
+    said: list[Look] = []
+    found = watch.look_at(store, said.append)
+    assert [look.problems for look in said] == ([found.problems] if found.problems else [])
+    return list(found.problems)
+
+
+def said(watch: Watch, store: RecordedStore) -> list[str]:
+    return [problem.code for problem in say(watch, store)]
+
+
+def test_the_first_look_learns_and_says_so(tmp_path: Path) -> None:
+    _, store, watch = watched(tmp_path)
+    assert said(watch, store) == [BEGUN]
+    assert said(watch, store) == []
+    assert said(Watch(tmp_path / "state", "r"), store) == []
+    new = Watch(tmp_path / "new", "r")
+    new.begin()
+    assert said(new, store) == []
+    watch.begin()
+    (tmp_path / "r/repository.json").unlink()
+    assert said(watch, store) == [GONE]
 
 
 def test_what_others_did_is_said_once_and_named(tmp_path: Path) -> None:
-    (tmp_path / "r").mkdir()
-    store, watch = filled(tmp_path / "r"), Watch(tmp_path / "state", "r")
-    watch.look(store)
+    _, store, watch = watched(tmp_path)
+    say(watch, store)
     (tmp_path / "r/packs/a1/a1.pack").unlink()
     (tmp_path / "r/points/p2.point").write_bytes(b"forged")
     (tmp_path / "r/Letter to\nyou.txt").write_text("pay")
-    found = watch.look(store)
-    assert codes(found) == [GONE, CHANGED, FOREIGN]
-    gone, changed, foreign = (p.message for p in found.problems)
-    assert "packs/a1/a1.pack" in gone
-    assert "points/p2.point" in changed
-    assert "Letter%20to%0Ayou.txt" in foreign
-    assert all(p.hint for p in found.problems)
-    assert codes(watch.look(store)) == []
+    gone, changed, foreign = say(watch, store)
+    assert (gone.code, changed.code, foreign.code) == (GONE, CHANGED, FOREIGN)
+    assert "packs/a1/a1.pack" in gone.message
+    assert "points/p2.point" in changed.message
+    assert "Letter%20to%0Ayou.txt" in foreign.message
+    assert said(watch, store) == []
+
+
+def test_what_could_not_be_said_is_said_the_next_time(tmp_path: Path) -> None:
+    _, store, watch = watched(tmp_path)
+    say(watch, store)
+    (tmp_path / "r/packs/a1/a1.pack").unlink()
+
+    def log_is_away(_: Look) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        watch.look_at(store, log_is_away)
+    assert said(watch, store) == [GONE]
 
 
 def test_a_change_that_hides_behind_size_and_time_is_found_within_its_turns(tmp_path: Path) -> None:
@@ -77,21 +121,65 @@ def test_a_change_that_hides_behind_size_and_time_is_found_within_its_turns(tmp_
 
 
 def test_what_we_did_is_no_alarm(tmp_path: Path) -> None:
-    (tmp_path / "r").mkdir()
-    store, watch = filled(tmp_path / "r"), Watch(tmp_path / "state", "r")
+    plain, store, watch = watched(tmp_path)
+    say(watch, store)
     growing = store.append("packs/ff/ff.pack")
     growing.write(b"x" * 100)
     growing.sync()
-    watch.look(store, touched="packs/ff/ff.pack".__eq__)
+    assert said(watch, store) == []
     growing.write(b"y" * 100)
+    growing.sync()
+    assert said(watch, store) == []
+    growing.write(b"z" * 100)
     growing.close()
     store.delete("packs/a0/a0.pack")
+    store.delete("points/p1.point")  # a copy that was damaged, made anew
+    store.create("points/p1.point", [b"point as it was"])
     store.create("points/new.point", [b"new"])
-    ours = {"packs/a0/a0.pack"}
-    assert codes(watch.look(store, deleted=ours.__contains__, touched="packs/ff/ff.pack".__eq__)) == []
-    assert codes(watch.look(store)) == []
     store.check()
-    assert codes(watch.look(store)) == []
+    # The node dies and starts again before it looks.
+    again = RecordedStore(plain, tmp_path / "state/r.own")
+    assert said(Watch(tmp_path / "state", "r"), again) == []
+    assert said(watch, again) == []
+    (tmp_path / "r/packs/ff/ff.pack").write_bytes(b"x")
+    (tmp_path / "r/points/p1.point").unlink()
+    assert said(watch, again) == [GONE, CHANGED]
+
+
+def test_a_list_of_our_doings_that_was_cut_off_is_of_use(tmp_path: Path) -> None:
+    inner = MemoryStore()
+    store = RecordedStore(inner, tmp_path / "own")
+    store.delete("packs/aa/aa.pack")
+    with (tmp_path / "own").open("a") as out:
+        out.write("packs/bb/b")
+    store = RecordedStore(inner, tmp_path / "own")
+    store.delete("packs/cc/cc.pack")
+    store = RecordedStore(inner, tmp_path / "own")
+    assert store.settled() == {"packs/aa/aa.pack", "packs/cc/cc.pack"}
+    store.forget(store.settled())
+    assert RecordedStore(inner, tmp_path / "own").settled() == frozenset()
+
+
+def test_a_node_says_in_the_log_what_others_did(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    data = tmp_path / "data"
+    settings = Settings("s", data, KafkaSettings("-"), PostgresSettings("-", 1, "-", "-"), ApiSettings(), data / "key")
+    node = Node(settings, cast(Publisher, None), cast(SecretStore, None), "n")
+    plain = LocalStore(tmp_path / "r")
+    store = RecordedStore(plain, tmp_path / "data/repositories/r.own")
+    repositories.create(store, wrap=None)
+    repository = repositories.open(store, None, node.cache, "n")
+    journal = MemoryJournal(MemoryLog(), "r")
+    held = node.hold("r", store, repository, Sessions(journal, store, "n"))
+    assert not node.watch(held).problems
+    assert journal.head() == 0
+    (tmp_path / "r/repository2.json").unlink()
+    node.watch(held)
+    (entry,) = journal.read(0)
+    assert isinstance(entry.event, RepositoryChecked)
+    assert [p.code for p in entry.event.problems] == [GONE]
+    assert entry.event.figures["files"] == 1
+    repository.close()
 
 
 def test_the_state_is_read_back_and_damage_begins_it_anew(tmp_path: Path) -> None:

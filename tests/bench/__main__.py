@@ -34,6 +34,7 @@ BENCHMARKS: dict[str, str] = {
     "restore-restic": "tests.bench.repository:restore_restic",
     "restore-borg": "tests.bench.repository:restore_borg",
     "restore-depth": "tests.bench.repository:restore_depth",
+    "collect": "tests.bench.collecting:collect",
     "adopt": "tests.bench.repository:adopt",
     "node-memory": "tests.bench.repository:node_memory",
     "repository-chunks": "tests.bench.chunks:run",

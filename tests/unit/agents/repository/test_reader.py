@@ -3,8 +3,10 @@ interrupted."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -386,3 +388,29 @@ def test_whatever_stands_in_a_progress_file_the_restore_is_right(tmp_path: Path,
         notes.write_bytes(junk)
     restoring.restore_file(store, disk, target, point="p", overwrite=True)
     assert target.read_bytes() == image
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_target_that_fails_ends_a_restore_which_goes_on_when_it_is_well_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    store = ChunkStore()
+    disk, image = imaged(store, 800, 18)
+    calls = 0
+    real = restoring.FileTarget.write
+
+    def write(self: restoring.FileTarget, offset: int, data: Buffer) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 200:
+            raise OSError(code, os.strerror(code))
+        real(self, offset, data)
+
+    monkeypatch.setattr(restoring.FileTarget, "write", write)
+    with pytest.raises(OSError, match=re.escape(os.strerror(code))):
+        restoring.restore_file(store, disk, tmp_path / "x", point="p")
+    monkeypatch.undo()
+    monkeypatch.setattr(restoring, "WINDOW", 64)
+    restored = restoring.restore_file(store, disk, tmp_path / "x", point="p")
+    assert restored.kept > 0
+    assert (tmp_path / "x").read_bytes() == image

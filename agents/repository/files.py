@@ -249,21 +249,20 @@ class _Snapshot:
             folder.writer.add(replace(entry, flags=d.UNREAD))
             return None
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = -1
         try:
             descriptor = os.open(name, flags, dir_fd=folder.descriptor)
-        except OSError as error:
-            if error.errno not in _UNREADABLE:
+            entry = self._entry(name, os.fstat(descriptor), descriptor)
+            children = before.where if before is not None and before.form == d.CHILDREN else None
+            return self._folder(descriptor, path + b"/", entry, children)
+        except BaseException as error:
+            if descriptor >= 0:
+                os.close(descriptor)
+            if not isinstance(error, OSError) or error.errno not in _UNREADABLE:
                 raise
             self._trouble(path, "unreadable", error.strerror)
             folder.writer.add(replace(entry, flags=d.UNREAD))
             return None
-        try:
-            entry = self._entry(name, os.fstat(descriptor), descriptor)
-            children = before.where if before is not None and before.form == d.CHILDREN else None
-            return self._folder(descriptor, path + b"/", entry, children)
-        except BaseException:
-            os.close(descriptor)
-            raise
 
     def _drain(self, folder: _Folder, at_most: int) -> None:
         """Take in what the threads have done, in order, until at most so many are under way."""

@@ -60,7 +60,7 @@ class _Folder:
     entry: d.Entry
     entries: Iterator[d.Entry]
     waiting: list[Future[None]] = field(default_factory=list)
-    links: list[tuple[d.Entry, bytes]] = field(default_factory=list)
+    links: list[tuple[d.Entry, bytes, Future[None]]] = field(default_factory=list)
 
 
 def unpack(
@@ -117,7 +117,8 @@ class _Unpacking:
         self._skip_lost = skip_lost
         self._progress = progress
         self._lock = threading.Lock()
-        self._links: dict[int, bytes] = {}  # where the first name of an inode is, below the target
+        # The first name of an inode: where it is, below the target, and when.
+        self._links: dict[int, tuple[bytes, Future[None]]] = {}
         self._top = -1
         self.unpacked = Unpacked()
 
@@ -158,12 +159,12 @@ class _Unpacking:
                 children = d.entries(self._source, entry.where) if entry.form == d.CHILDREN else iter(())
                 return _Folder(descriptor, path + b"/", entry, children)
             if entry.link and entry.link in self._links:
-                # Made when everything in this directory is there, and so the first name as well.
-                folder.links.append((entry, self._links[entry.link]))
+                folder.links.append((entry, *self._links[entry.link]))
                 continue
+            made = pool.submit(self.other, folder.descriptor, entry.name, path, entry)
+            folder.waiting.append(made)
             if entry.link:
-                self._links[entry.link] = path
-            folder.waiting.append(pool.submit(self.other, folder.descriptor, entry.name, path, entry))
+                self._links[entry.link] = path, made
             while len(folder.waiting) > _AT_ONCE:
                 folder.waiting.pop(0).result()
         return None
@@ -172,7 +173,8 @@ class _Unpacking:
         for future in folder.waiting:
             future.result()
         folder.waiting.clear()
-        for entry, first in folder.links:
+        for entry, first, made in folder.links:
+            made.result()  # it may be of a directory above, which is not finished
             try:
                 os.link(first, entry.name, src_dir_fd=self._top, dst_dir_fd=folder.descriptor, follow_symlinks=False)
                 self._count("others")

@@ -243,6 +243,36 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_taken(tmp_path: Path, mon
         files.snapshot(tmp_path / "not" / "there", store)
 
 
+def test_a_name_is_linked_once_the_first_name_is_there(tmp_path: Path) -> None:
+    store = ChunkStore()
+    (tmp_path / "a" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "a").write_bytes(random.Random(4).randbytes(20_000_000))
+    (tmp_path / "a" / "b").write_bytes(b"first")
+    os.link(tmp_path / "a" / "b", tmp_path / "a" / "c" / "d")
+    # One thread is busy with the large file while the folder with the other name is finished.
+    restored = unpacking.unpack(store, taken(tmp_path / "a", store).root, tmp_path / "b", threads=1)
+    assert restored.troubles == []
+    assert (tmp_path / "b" / "b").samefile(tmp_path / "b" / "c" / "d")
+
+
+def test_a_folder_that_cannot_be_listed_is_there_with_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ChunkStore()
+    (tmp_path / "a" / "bad").mkdir(parents=True)
+    bad = (tmp_path / "a" / "bad").stat().st_ino
+    real = os.listdir
+
+    def listed(of: int) -> list[str]:
+        if os.fstat(of).st_ino == bad:
+            raise OSError(5, "Input/output error")
+        return real(of)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    snapshot = taken(tmp_path / "a", store)
+    monkeypatch.undo()
+    assert [(t.path, t.code) for t in snapshot.troubles] == [(b"bad", "unreadable")]
+    assert directories.find(store, snapshot.root, b"bad").flags & directories.UNREAD
+
+
 def test_what_is_excluded_is_not_there(tmp_path: Path) -> None:
     store = ChunkStore()
     zoo(tmp_path / "a")

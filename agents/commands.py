@@ -41,6 +41,7 @@ HANDLERS: Mapping[str, str] = {
     "scratch.create": "agents.scratch.handlers:create",
     "scratch.drop": "agents.scratch.handlers:drop",
     "repository.add": "agents.repository.handlers:add",
+    "repository.adopt": "agents.repository.handlers:adopt",
     "repository.usage": "agents.repository.handlers:usage",
     "repository.retention": "agents.repository.expiring:set_retention",
     "repository.collect": "agents.repository.collecting:collect",

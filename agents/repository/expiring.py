@@ -7,7 +7,6 @@ standing, and the command, resumed, says so rather than go on with what nobody h
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,8 +15,9 @@ from blake3 import blake3
 from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
-from agents.repository import retention
+from agents.repository import policies, retention
 from agents.repository.handlers import held_of, say_mark
+from agents.repository.keeping import rules_of
 from agents.repository.ledger import PointState
 from agents.repository.node import Held
 from agents.repository.retention import Candidate, Rules, Verdict
@@ -25,23 +25,6 @@ from streams.events import PointDropped, RepositoryDefined
 from streams.publish import rfc3339
 
 _SHOWN: Final = 2000
-_RULE = re.compile(r"([1-9][0-9]{0,4})([hdwmy])")
-_NAMES: Final = {"h": "hourly", "d": "daily", "w": "weekly", "m": "monthly", "y": "yearly"}
-
-
-def rules_of(keep: str) -> Rules:
-    """`7d,4w,12m` as rules; those that keep everything for an empty text. Raises `RetentionError` (`retention-invalid`)."""
-    counts: dict[str, int] = {}
-    for part in filter(None, keep.split(",")):
-        found = _RULE.fullmatch(part.strip())
-        if found is None or _NAMES[found[2]] in counts:
-            raise retention.RetentionError(
-                "retention-invalid",
-                f"{part!r} is no rule, or said twice",
-                "say 24h, 7d, 4w, 12m and 3y, each at most once",
-            )
-        counts[_NAMES[found[2]]] = int(found[1])
-    return Rules(**counts)  # type: ignore[arg-type]
 
 
 def set_retention(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -50,6 +33,8 @@ def set_retention(command: Command, ctx: Context) -> Mapping[str, Any]:
     rules = rules_of(keep)
     was = held.defined
     if was.options.get("keep", "") != keep:
+        decided = {**{name: was.options[name] for name in policies.KNOWN if name in was.options}, "keep": keep}
+        policies.decide(held.store, decided, held.repository.record_key)
         held.sessions.say(
             RepositoryDefined(
                 repository=was.repository,

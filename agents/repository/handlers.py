@@ -4,6 +4,8 @@
                         wraps, definition files  a repository of ours: its wrap names a secret of this site, so the same command,
                                                  resumed, goes on with it
                         repository.defined       done
+    repository.adopt    a site's wrap            a way in that nothing names; the same command, resumed, makes another
+                        repository.defined       a repository without points; the same command goes on (`agents.repository.adopt`)
     point.star …        the mark's file          a mark without its event: the same command says it again, which changes nothing
                         point.marked             done
 
@@ -15,21 +17,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
-from agents.repository import keys, marks, watch
+from agents.repository import adopt as adoption
+from agents.repository import escrow, keys, marks, policies, retention, watch
 from agents.repository import repository as repositories
 from agents.repository.errors import RepositoryError
+from agents.repository.keeping import rules_of
 from agents.repository.marks import Mark
 from agents.repository.node import Held
 from agents.repository.places import location_of
 from agents.repository.stores import Store
 from streams.events import PointMarked, RepositoryDefined
 from streams.ids import now_us, slug
+
+_SHOWN_PROBLEMS: Final = 20
 
 
 def add(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -39,6 +45,7 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     known = node.defined(name)
     if known is not None and not command.resumed:
         raise AgentError("repository-exists", f"there is a repository {name}", f"`holdfast repository show {name}`")
+    rules = rules_of(str(p.get("keep", "")))
     kind, location, options = location_of(p["store"])
     secrets = {purpose: str(reference) for purpose, reference in dict(p.get("secrets") or {}).items()}
     ctx.progress(f"trying {location}")
@@ -60,6 +67,8 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
         repository = repositories.open(store, node.unlock(), node.cache, node.name)
         undo.callback(repository.close)
         keep = str(p.get("keep", ""))
+        decided = {"keep": keep, "dedupe": str(p["dedupe"])}
+        policies.decide(store, decided, repository.record_key)
         sessions.say(
             RepositoryDefined(
                 repository=name,
@@ -69,9 +78,9 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
                 location=location,
                 node=node.name,
                 encrypted=definition.encrypted,
-                options=options | {"block_size": str(definition.block_size), "dedupe": str(p["dedupe"]), "keep": keep},
+                options={**options, "block_size": str(definition.block_size), **decided},
                 secrets={k: v for k, v in (("site", site), ("store", secrets.get("store", ""))) if v},
-                retention=keep,
+                retention=retention.encode(rules),
                 protected_from=tuple(protected),
                 defined_us=now_us(),
                 by=command.requester,
@@ -82,6 +91,82 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     node.hold(name, store, repository, sessions)
     _forget(ctx, secrets, "passphrase")
     return {"id": str(definition.identity), "protected_from": protected}
+
+
+def adopt(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `repository.adopt`: one that is there already, of another site or of this one under a log that lost it."""
+    p = command.parameters
+    name, node = slug(str(p["name"])), ctx.services.node
+    kind, location, options = location_of(p["store"])
+    secrets = {purpose: str(reference) for purpose, reference in dict(p.get("secrets") or {}).items()}
+    known = node.defined(name)
+    if known is not None and (known.store, known.location) != (kind, location):
+        raise AgentError(
+            "repository-exists", f"repository {name} is at {known.location}", "adopt this one under another name"
+        )
+    held = node.get(name) if known is not None and known.node == node.name else None
+    if held is None:
+        held = _taken_over(ctx, command, open_store(kind, location, options, _secret(ctx, secrets, "store")), secrets)
+    ctx.progress("telling the log what is there")
+    adopted = adoption.adopt(held.repository, held.sessions, by=command.requester, job=command.id)
+    ctx.warn(*adopted.problems[:_SHOWN_PROBLEMS])
+    _forget(ctx, secrets, "passphrase", "code")
+    standing = held.sessions.ledger().standing()
+    return {
+        "id": str(held.repository.identity),
+        "points": len(standing),
+        "assets": len({state.sealed.asset for state in standing.values()}),
+        "new": len(adopted.points),
+        "marks": adopted.marks,
+        "left_out": len(adopted.left_out),
+    }
+
+
+def _taken_over(ctx: Context, command: Command, store: Store, secrets: Mapping[str, str]) -> Held:
+    """Opened by what was given, from now on by this site, and defined in the log."""
+    name, node = str(command.parameters["name"]), ctx.services.node
+    kind, location, options = location_of(command.parameters["store"])
+    code = _secret(ctx, secrets, "code")
+    unlock = node.unlock(_secret(ctx, secrets, "passphrase") or None, escrow.secret_of(code) if code else None)
+    with contextlib.ExitStack() as undo:
+        undo.callback(store.close)
+        found = repositories.define(store)
+        if (called := node.called(str(found.identity))) not in ("", name):
+            raise AgentError(
+                "repository-exists", f"this repository is {called} here", f"`holdfast repository show {called}`"
+            )
+        protected = watch.protected_from(store, encrypted=found.encrypted)
+        sessions = node.sessions(name, store)
+        undo.callback(sessions.journal.close)
+        repository = repositories.open(store, unlock, node.cache, node.name)
+        undo.callback(repository.close)
+        definition, site = repository.definition, ""
+        if definition.encrypted:
+            site = ctx.services.secrets.put(f"repositories/{name}/site", keys.new_key())
+            own = ctx.services.secrets.get(site)
+            keys.add_wrap(store, definition.identity.bytes, unlock(store), "site", own, reference=site)
+        failpoint("repository-adopt-opened")
+        decided = policies.newest(store, repository.record_key)
+        sessions.say(
+            RepositoryDefined(
+                repository=name,
+                identity=str(definition.identity),
+                state="adopted",
+                store=kind,
+                location=location,
+                node=node.name,
+                encrypted=definition.encrypted,
+                options={**options, "block_size": str(definition.block_size), "dedupe": "repository", **decided},
+                secrets={k: v for k, v in (("site", site), ("store", secrets.get("store", ""))) if v},
+                retention=retention.encode(rules_of(decided.get("keep", ""))),
+                protected_from=tuple(protected),
+                defined_us=now_us(),
+                by=command.requester,
+            )
+        )
+        failpoint("repository-adopt-said")
+        undo.pop_all()
+    return node.hold(name, store, repository, sessions)
 
 
 def _created(ctx: Context, command: Command, store: Store, site: str, passphrase: str) -> repositories.Definition:

@@ -148,6 +148,11 @@ class Node:
         """The newest definition of that name; None where there is none, or it was removed."""
         return self._definitions().get(name)
 
+    def called(self, identity: str) -> str:
+        """The name that a repository has here already; empty when it has none."""
+        found = (e.repository for e in self._definitions().values() if (e.identity, e.node) == (identity, self.name))
+        return next(found, "")
+
     def _definitions(self) -> dict[str, RepositoryDefined]:
         kafka = self._settings.kafka
         found: dict[str, RepositoryDefined] = {}

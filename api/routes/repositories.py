@@ -72,7 +72,8 @@ def _new(call: Call, kind: str, parameters: Mapping[str, Any]) -> Reply:
     store = _store(body["store"], body.get("secret_key"))
     with call.site.views() as conn:
         call.site.catch_up(conn, "repositories", "repository", name)
-        if view.repository(conn, name) is not None:
+        # One that is known is adopted again when the log has lost what its files say.
+        if kind == "repository.add" and view.repository(conn, name) is not None:
             raise ApiError(
                 409, "repository-exists", f"there is a repository {name!r}", f"`holdfast repository show {name}`"
             )

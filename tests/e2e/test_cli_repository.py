@@ -34,6 +34,20 @@ def site(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningSite]:
         scratch.remove()
 
 
+@pytest.fixture
+def elsewhere(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningSite]:
+    """Another installation, which has nothing."""
+    scratch = Scratch("cli-adopts")
+    database = postgres.fresh_database()
+    running = RunningSite(make_site(scratch.path / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database))
+    try:
+        yield running
+    finally:
+        running.close()
+        postgres.drop_database(database.dbname)
+        scratch.remove()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("repository")
@@ -192,3 +206,30 @@ def test_what_nobody_needs_is_collected_and_the_room_is_told(site: RunningSite, 
     assert after["points"] == before["points"]
     assert after["packs"] <= before["packs"]
     assert "repository-unknown" in site.cli("repository", "show", "nothing", expect=10)
+
+
+def test_another_installation_adopts_the_repository_and_the_first_one_is_refused(
+    site: RunningSite, elsewhere: RunningSite, vault: Path, tree: Path, folder: Path
+) -> None:
+    was = {p["point"]: (p["asset"], p["created"]) for p in site.json("point", "list")["points"]}
+    starred = next(iter(was))
+    site.cli("point", "star", starred, "--note", "kept")
+    named = site.cli("repository", "adopt", "again", str(vault), "--secrets-stdin", stdin=PASSPHRASE + "\n", expect=11)
+    assert "this repository is vault here" in named
+    eventually(lambda: elsewhere.run("repository", "list").returncode == 0)
+    locked = elsewhere.cli("repository", "adopt", "old", str(vault), "--secrets-stdin", stdin="wrong\n", expect=11)
+    assert "repository-locked" in locked
+    told = elsewhere.cli("repository", "adopt", "old", str(vault), "--secrets-stdin", stdin=PASSPHRASE + "\n")
+    assert f"{len(was)} points" in told
+    found = {p["point"]: p for p in elsewhere.json("point", "list")["points"]}
+    assert {name: (p["asset"], p["created"]) for name, p in found.items()} == was
+    assert [name for name, p in found.items() if p["starred"]] == [starred]
+    assert elsewhere.json("repository", "show", "old")["keep"] == "7d,4w", "what was decided comes from the repository"
+    web = next(name for name, p in found.items() if p["asset"] == "web")
+    elsewhere.cli("point", "restore", web, "--to", str(folder / "elsewhere"))
+    assert scan(folder / "elsewhere") == scan(tree)
+    backed = elsewhere.json("backup", "files", str(tree), "--to", "old", "--asset", "web")["point"]
+    assert backed["continues"] == web
+    refused = site.cli("backup", "files", str(tree), "--to", "vault", expect=11)
+    assert "journal-behind" in refused, "it is another log's now"
+    assert "journal-behind" in site.cli("repository", "collect", "vault", expect=11)

@@ -14,6 +14,7 @@ point record → event. Everything but data is stored twice, in packs of two wri
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from agents.failpoints import failpoint
@@ -54,6 +55,15 @@ class Source(Protocol):
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with what stands from `offset` on. Raises whatever the disk raises, also where it ends too early."""
+        ...
+
+
+@runtime_checkable
+class Foreseeing(Protocol):
+    """A source that can use to be told what will be read."""
+
+    def soon(self, offset: int, size: int) -> None:
+        """`size` bytes from `offset` on will be read in a moment. Must not wait, nor raise."""
         ...
 
 
@@ -111,6 +121,10 @@ class FileSource:
     """A file or block device opened for reading as a `Source`. The file stays the caller's."""
 
     fd: int
+
+    def soon(self, offset: int, size: int) -> None:
+        with contextlib.suppress(OSError):  # a pipe, a file system that takes no advice
+            os.posix_fadvise(self.fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         while len(buffer):
@@ -459,6 +473,9 @@ class DiskIngest:
     def _submit(self, source: Source, first: int, count: int) -> None:
         ingest = self._ingest
         ingest._raise_if_broken()
+        if isinstance(source, Foreseeing):
+            # Batches wait for a thread; the disk need not.
+            source.soon(first * self.block_size, count * self.block_size)
         self._under_way.append(
             ingest._pool.submit(ingest._work, source, self.block_size, self._blank.size, first, count)
         )

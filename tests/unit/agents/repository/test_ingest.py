@@ -18,7 +18,7 @@ from agents.repository import repository as repositories
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, FREE, ZERO, omitted
 from agents.repository.format import DATA, DIRECTORY
-from agents.repository.ingest import Ingest, Sealed
+from agents.repository.ingest import FileSource, Ingest, Sealed
 from agents.repository.reader import DiskReader
 from agents.repository.repository import Repository
 from agents.repository.stores import Store, StoreError
@@ -203,6 +203,21 @@ def test_blocks_out_of_order_or_outside_are_refused(repository: Repository) -> N
         for block, data in ((4, bytes(BLOCK)), (3, bytes(BLOCK)), (9, bytes(2 * BLOCK)), (7, bytes(5))):
             with pytest.raises(ValueError, match="block"):
                 disk.write(block, data)
+
+
+def test_a_file_is_read_and_one_that_ends_too_early_is_refused(repository: Repository, tmp_path: Path) -> None:
+    data = disk_image(300, 9)
+    (tmp_path / "image").write_bytes(data)
+    with (tmp_path / "image").open("rb") as file:
+        with Ingest(repository, LoneSession()) as ingest:
+            disk = ingest.disk("sda", size=len(data))
+            disk.feed(FileSource(file.fileno()), [(0, disk.blocks, CHUNK)])
+            sealed = ingest.seal(draft(disk.finish()))
+        assert read_back(repository, sealed.point.point) == data
+        with Ingest(repository, LoneSession()) as ingest:
+            disk = ingest.disk("sda", size=len(data) + BLOCK)
+            with pytest.raises(RepositoryError, match="source-short"):
+                disk.feed(FileSource(file.fileno()), [(0, disk.blocks, CHUNK)])
 
 
 def test_several_disks_at_once(repository: Repository) -> None:

@@ -32,6 +32,7 @@ from agents.repository.marks import Mark
 from agents.repository.node import Held
 from agents.repository.places import location_of
 from agents.repository.stores import Store
+from agents.repository.stores.recorded import RecordedStore
 from streams.events import PointMarked, RepositoryDefined
 from streams.ids import now_us, slug
 
@@ -106,7 +107,9 @@ def adopt(command: Command, ctx: Context) -> Mapping[str, Any]:
         )
     held = node.get(name) if known is not None and known.node == node.name else None
     if held is None:
-        held = _taken_over(ctx, command, open_store(kind, location, options, _secret(ctx, secrets, "store")), secrets)
+        held = _taken_over(
+            ctx, command, node.store(name, kind, location, options, _secret(ctx, secrets, "store")), secrets
+        )
     ctx.progress("telling the log what is there")
     adopted = adoption.adopt(held.repository, held.sessions, by=command.requester, job=command.id)
     ctx.warn(*adopted.problems[:_SHOWN_PROBLEMS])
@@ -122,7 +125,7 @@ def adopt(command: Command, ctx: Context) -> Mapping[str, Any]:
     }
 
 
-def _taken_over(ctx: Context, command: Command, store: Store, secrets: Mapping[str, str]) -> Held:
+def _taken_over(ctx: Context, command: Command, store: RecordedStore, secrets: Mapping[str, str]) -> Held:
     """Opened by what was given, from now on by this site, and defined in the log."""
     name, node = str(command.parameters["name"]), ctx.services.node
     kind, location, options = location_of(command.parameters["store"])

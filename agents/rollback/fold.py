@@ -3,8 +3,7 @@
 One pass over the payload of the steps, whatever its direction: what is undone is folded forwards and turned round
 (`streams.formats.binlog.net`). Knows events and table definitions, not where steps come from or what a plan is.
 
-What stands in the way is a *finding*: reported once a code and subject, with the first step that shows it and how many
-do.
+What stands in the way is a finding (`agents.rollback.findings`).
 """
 
 from __future__ import annotations
@@ -15,11 +14,12 @@ from dataclasses import dataclass, replace
 from struct import Struct
 from typing import Final, Protocol
 
+from agents.rollback.findings import Findings
 from agents.rollback.redefined import Redefinition, Redefinitions
 from agents.rollback.schema import Definition, TableName
 from streams.events import Problem
 from streams.formats.binlog import events as ev
-from streams.formats.binlog.inverse import ROWS_TYPES, SYSTEM_SCHEMAS, rows_head
+from streams.formats.binlog.inverse import ROWS_TYPES, rows_head
 from streams.formats.binlog.net import NetTable, Slicer, column_slicer, core_of
 from streams.formats.binlog.rows import (
     CASCADES_LOGGED,
@@ -39,7 +39,6 @@ from streams.formats.binlog.step import MARKER_TABLE, NO_TABLE, OWN_SCHEMA, mark
 from streams.formats.binlog.table_map import TableMap, known_maps, table_map_of
 from streams.formats.errors import FormatError
 
-ENGINES: Final = frozenset({"InnoDB"})
 _SPREADS: Final = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 _STATEMENT_EVENTS: Final = frozenset({
     ev.INTVAR, ev.RAND, ev.USER_VAR, ev.APPEND_BLOCK, ev.DELETE_FILE, ev.BEGIN_LOAD_QUERY, ev.EXECUTE_LOAD_QUERY,
@@ -50,12 +49,9 @@ _HARMLESS: Final = ev.GTIDS | {
 }  # fmt: skip
 # With one of these flags a rows event caused no change of child rows that the log does not hold.
 _NO_HIDDEN_CASCADES: Final = NO_FOREIGN_KEY_CHECKS | CASCADES_LOGGED
-_MOST_FINDINGS: Final = 50
 
 # Type and length of an event, from its fifth byte on; there are 14 more bytes of header after that.
 _unpack = Struct("<B4xI").unpack_from
-
-SCRATCH: Final = "or bring the table alone back: `holdfast rollback table SOURCE SCHEMA.TABLE --to STEP`"
 
 
 class Sink(Protocol):
@@ -88,14 +84,6 @@ class Chooser(Protocol):
     def counts(self, code: str, name: TableName | None, text: str) -> bool:
         """Whether a finding stands in the way: of a table, or (None) of the step, `text` being its statement."""
         ...
-
-
-@dataclass(slots=True)
-class _Finding:
-    problem: Callable[[int, int], Problem]
-    first: int
-    last: int
-    steps: int = 1
 
 
 @dataclass(slots=True)
@@ -151,8 +139,7 @@ class Folder:
         self._known: dict[TableMap, _Table] = {}
         self._left: dict[TableMap, _Table] = {}
         self._maps: dict[bytes, TableMap] = {}
-        self._findings: dict[tuple[str, str], _Finding] = {}
-        self._ordinal = 0
+        self._findings = Findings(chooser.counts) if chooser is not None else Findings()
         # Of the step being read: it belongs to an XA transaction, prepares it, is all of it.
         self._xa_seen = self._xa_prepared = self._xa_whole = False
 
@@ -164,33 +151,7 @@ class Folder:
     def problems(self) -> tuple[Problem, ...]:
         """What stands in the way, by the step that shows it first."""
         self._close()
-        found = sorted(self._findings.values(), key=lambda f: f.first)
-        out = []
-        for f in found[:_MOST_FINDINGS]:
-            problem = f.problem(f.first, f.last)
-            if f.steps > 1:
-                message = f"{problem.message} (and in {f.steps - 1} more, up to step {f.last})"
-                problem = Problem(problem.code, message, problem.hint)
-            out.append(problem)
-        return tuple(out)
-
-    def _find(
-        self,
-        code: str,
-        about: str,
-        problem: Callable[[int, int], Problem],
-        name: TableName | None = None,
-        text: str = "",
-    ) -> None:
-        """Note a finding. `problem` is given the first and the last step that show it; `name` is the table it is of."""
-        if self._chooser is not None and not self._chooser.counts(code, name, text):
-            return
-        known = self._findings.get((code, about))
-        if known is None:
-            self._findings[code, about] = _Finding(problem, self._ordinal, self._ordinal)
-        elif known.last != self._ordinal:
-            known.steps += 1
-            known.last = self._ordinal
+        return self._findings.problems()
 
     def step(self, ordinal: int, preamble: bytes, payload: bytes | None, *, first: bool = True) -> None:
         """One step, or a fragment of one (`first`: it opens the step). Raises `FormatError` on damage.
@@ -205,9 +166,9 @@ class Folder:
             if era != self._era:
                 self._known.clear()  # the same name may mean another table now
                 self._era = era
-        self._ordinal = ordinal
+        self._findings.ordinal = ordinal
         if payload is None:
-            self._account()
+            self._findings.account()
             return
         if preamble is not self.preamble or self._described is None:
             self.preamble = preamble
@@ -260,7 +221,7 @@ class Folder:
             flags, what = payload[at + 25], KINDS[kind]
             data, first, last = payload, at + 27 + len(head), end
         elif kind == ev.PARTIAL_UPDATE_ROWS:
-            self._partial_json(net)
+            self._findings.partial_json(net.table_map.key)
             return
         else:
             event = parse_rows(kind, payload[at + ev.HEADER_SIZE : end])
@@ -268,7 +229,7 @@ class Folder:
             if event.width != len(table.layout.table_map.columns) or not all(
                 layout_of(table.layout.table_map, b).full for b in bitmaps
             ):
-                self._partial(net)
+                self._findings.partial(net.table_map.key)
                 return
             if kind not in COMPRESSED:  # MySQL sets the bits of a bitmap that no column has
                 table.heads[kind] = payload[at + 27 : end - len(event.data)]
@@ -293,7 +254,7 @@ class Folder:
         except FormatError as error:
             if error.code != "chain-broken":
                 raise
-            self._broken(net, error)
+            self._findings.broken(net.table_map.key, error)
         if flags & ~STATEMENT_END:
             net.unchecked = net.unchecked or bool(flags & NO_CHECK_CONSTRAINT_CHECKS)
         if table.spread_delete and what == "delete" and not flags & _NO_HIDDEN_CASCADES and self._took():
@@ -357,17 +318,15 @@ class Folder:
         """A rollback's step is not undone by its rows: it is a turn of the path. A selective undo's is."""
         for _, image in iter_rows(parse_rows(kind, body), table.layout.table_map):
             if image is not None and not marker_of(image, table.layout.table_map)[1]:
-                self._find("rollback-step", "", lambda n, _: Problem(
-                    "rollback-step", f"step {n} is itself a rollback's and cannot be undone by its rows",
-                    "plan a way to a state on the timeline instead"))  # fmt: skip
+                self._findings.rollback_step()
 
     def _net(self, table_map: TableMap, layout: RowLayout) -> NetTable | None:
         name, text = table_map.key, f"{table_map.schema}.{table_map.table}"
         if table_map.schema == OWN_SCHEMA:
             return None
-        name, barrier = self._redefinitions.now(name, self._ordinal)
+        name, barrier = self._redefinitions.now(name, self._findings.ordinal)
         if barrier is not None:
-            self._barrier(barrier.ordinal, barrier.text)
+            self._findings.barrier(barrier.ordinal, barrier.text)
             return None
         definition = self._definition(name)
         if table_map.is_sequence or (definition is not None and definition.is_sequence):
@@ -376,16 +335,10 @@ class Folder:
         had = self.tables.get(name)
         if had is not None:
             if core_of(had.table_map) != core_of(table_map):
-                self._find("layout-changed", text, lambda n, _: Problem(
-                    "layout-changed", f"from step {n} on, {text} is laid out differently, without DDL in the log",
-                    "roll back no further than to this step"), name)  # fmt: skip
+                self._findings.layout_changed(name, text)
                 return None
             return had
-        problem = _unfit(name, text, definition, table_map)
-        if problem is not None or definition is None:
-            if problem is not None:
-                self._find(problem.code, text, lambda n, _: Problem(
-                    problem.code, problem.message.replace("{step}", f"step {n}"), problem.hint), name)  # fmt: skip
+        if not self._findings.fits(name, text, definition, table_map) or definition is None:
             return None
         self.definitions[name] = definition
         key = definition.indexes(definition.key[1]) if definition.key else ()
@@ -410,112 +363,54 @@ class Folder:
             self._xa_seen = self._xa_prepared = True
             self._xa_whole = ev.parse_xa_prepare(body).one_phase
         elif kind == ev.INCIDENT:
-            self._find("incident", "", lambda n, _: Problem(
-                "incident", f"at step {n} the source itself lost events: what happened there is not in the log",
-                "roll back no further than to this step"))  # fmt: skip
+            self._findings.incident()
         elif kind in _STATEMENT_EVENTS:
-            self._statement("")
+            self._findings.statement("")
         elif kind not in _HARMLESS:
-            name = ev.event_name(kind)
-            self._find("unsupported-event", name, lambda n, _: Problem(
-                "unsupported-event", f"step {n} holds a {name} event, which this version cannot undo",
-                "roll back no further than to this step"))  # fmt: skip
+            self._findings.unsupported(ev.event_name(kind))
 
     def _query(self, query: ev.Query) -> None:
         what = classify(query.sql)
         if what in ("neutral", "begin", "commit", "savepoint"):
             return
         if what == "rollback":
-            self._find("not-transactional", "", lambda n, _: Problem(
-                "not-transactional", f"step {n} was rolled back but left changes in tables that cannot roll back",
-                "roll back no further than to this step"))  # fmt: skip
+            self._findings.rolled_back()
         elif what == "xa":
             self._xa_seen = True
             self._xa_whole = self._xa_prepared and query.sql.startswith(b"XA COMMIT")
         elif what == "account":
-            self.accounts.append(self._ordinal)
+            self.accounts.append(self._findings.ordinal)
         elif what == "ddl":
             self._ddl(query)
         else:
-            self._statement(statement_text(query.sql, 120))
+            self._findings.statement(statement_text(query.sql, 120))
 
     def _ddl(self, query: ev.Query) -> None:
         if own_definition(query):
             return
-        change = self._redefinitions.at(self._ordinal)
+        change = self._redefinitions.at(self._findings.ordinal)
         if change is not None and (change.keeps_rows or not self._whole_source):
-            self.crossed[self._ordinal] = change
+            self.crossed[self._findings.ordinal] = change
             return
         self.unrecorded = self.unrecorded or change is None
-        self._barrier(self._ordinal, statement_text(query.sql, 120))
-
-    def _barrier(self, ordinal: int, text: str) -> None:
-        """Step `ordinal` redefines what rows of the present step stand in."""
-        words = text.split()
-        verb = words[0].upper() if words else ""
-        code = {"TRUNCATE": "truncate", "DROP": "drop"}.get(verb, "ddl")
-        reading, self._ordinal = self._ordinal, ordinal
-        self._find(code, text, lambda n, last: Problem(
-            code, f"step {n} is a definition change: {text}",
-            f"roll back to just after it (step {last}), {SCRATCH.replace('STEP', str(n - 1))}"), text=text)  # fmt: skip
-        self._ordinal = reading
-
-    def _statement(self, text: str) -> None:
-        self._find("statement-event", "", lambda n, _: Problem(
-            "statement-event", f"step {n} was logged as a statement, not as rows" + (f": {text}" if text else ""),
-            f"roll back to just after it (step {n}); set binlog_format=ROW on the source"), text=text)  # fmt: skip
-
-    def _account(self) -> None:
-        self._find("account-statement", "", lambda n, _: Problem(
-            "account-statement", f"step {n} is sealed, since it says something of accounts, and its key is not here",
-            f"roll back to just after it (step {n}), or give the agent the site key it was sealed with"))  # fmt: skip
-
-    def _xa(self) -> None:
-        self._find("xa", "", lambda n, _: Problem(
-            "xa", f"step {n} belongs to an XA transaction, which this version does not undo",
-            f"roll back to just after it (step {n})"))  # fmt: skip
+        self._findings.barrier(self._findings.ordinal, statement_text(query.sql, 120))
 
     def _close(self) -> None:
         """The step is read. An XA transaction with its outcome is like any other; one half of it is not."""
         if self._xa_seen and not self._xa_whole:
-            self._xa()
+            self._findings.xa()
         self._xa_seen = self._xa_prepared = self._xa_whole = False
 
-    def _partial(self, net: Sink) -> None:
-        text = f"{net.table_map.schema}.{net.table_map.table}"
-        self._find("partial-image", text, lambda n, _: Problem(
-            "partial-image", f"step {n} logged rows of {text} without all of their columns",
-            f"roll back to just after it (step {n}); set binlog_row_image=FULL on the source"),
-            net.table_map.key)  # fmt: skip
-
-    def _partial_json(self, net: Sink) -> None:
-        text = f"{net.table_map.schema}.{net.table_map.table}"
-        self._find("partial-image", text, lambda n, _: Problem(
-            "partial-image", f"step {n} logged of JSON documents in {text} only what changed in them",
-            f"roll back to just after it (step {n}); set binlog_row_value_options='' on the source"),
-            net.table_map.key)  # fmt: skip
-
     def _cascade(self, net: Sink, verb: str) -> None:
-        text = f"{net.table_map.schema}.{net.table_map.table}"
         children = ", ".join(
             f"{r.schema}.{r.table}" for r in self.definitions[net.table_map.key].referenced_by
             if (r.on_delete if verb == "deletes" else r.on_update) in _SPREADS
         )  # fmt: skip
-        self._find("cascade", f"{text} {verb}", lambda n, _: Problem(
-            "cascade", f"step {n} {verb} rows of {text}, and a foreign key carries that on to {children}: "
-            "the log does not hold what it did there",
-            f"roll back to just after it (step {n}), {SCRATCH}"), net.table_map.key)  # fmt: skip
-
-    def _broken(self, net: Sink, error: FormatError) -> None:
-        text = f"{net.table_map.schema}.{net.table_map.table}"
-        self._find("chain-broken", text, lambda n, _: Problem(
-            "chain-broken", f"at step {n}: {error.message}", error.hint), net.table_map.key)  # fmt: skip
+        self._findings.cascade(net.table_map.key, verb, children)
 
     def _give_up(self) -> None:
         self.too_large = True
-        self._find("plan-too-large", "", lambda n, _: Problem(
-            "plan-too-large", f"the rows to be changed need more memory than a plan may take (reached at step {n})",
-            "roll back in several plans, newest steps first"))  # fmt: skip
+        self._findings.too_large()
         for net in self.tables.values():
             net.clear()
 
@@ -541,37 +436,3 @@ def _referenced(definition: Definition, look_up: Callable[[TableName], Definitio
             if fk.name == reference.constraint:
                 names.update(fk.references)
     return tuple(sorted(definition.indexes(names)))
-
-
-def _unfit(name: TableName, text: str, definition: Definition | None, table_map: TableMap) -> Problem | None:
-    """Why rows of this table cannot be undone. `{step}` in the message stands for the step."""
-    if name[0] in SYSTEM_SCHEMAS:
-        return Problem(
-            "system-schema", f"{{step}} changes {text}, a table of the server itself", "roll back to just after it"
-        )
-    if definition is None:
-        return Problem(
-            "schema-unknown", f"{{step}} changes {text}, whose definition is not recorded",
-            "the schema topic may be behind: plan again in a moment",
-        )  # fmt: skip
-    if definition.engine not in ENGINES:
-        return Problem(
-            "not-transactional", f"{{step}} changes {text}, whose engine {definition.engine} cannot roll back safely",
-            "roll back to just after it; ALTER TABLE … ENGINE=InnoDB makes later steps undoable",
-        )  # fmt: skip
-    if definition.system_versioned:
-        return Problem(
-            "system-versioned", f"{{step}} changes {text}, which keeps its own history (system versioning)",
-            "read the earlier rows with FOR SYSTEM_TIME AS OF",
-        )  # fmt: skip
-    # A unique key over a long column is kept by a hidden last column, which the log shows and the schema does not. (One
-    # of the user's may have such a name too.)
-    recorded = tuple(c.name for c in definition.columns)
-    hidden = [c.index for c in table_map.columns[len(recorded) :] if (c.name or "").startswith("DB_ROW_HASH_")]
-    names = tuple(c.name for c in table_map.columns if c.index not in hidden)
-    if len(names) != len(recorded) or (table_map.named and names != recorded):
-        return Problem(
-            "schema-differs", f"{{step}} wrote {text} with other columns than are recorded for it",
-            "the definition was changed without the log (sql_log_bin=0), or the schema topic is behind: plan again",
-        )  # fmt: skip
-    return None

@@ -17,7 +17,8 @@ from blake3 import blake3
 
 from agents.errors import AgentError
 from agents.rollback.choose import Chooser, Index
-from agents.rollback.fold import SCRATCH, Folder
+from agents.rollback.findings import SCRATCH
+from agents.rollback.fold import Folder
 from agents.rollback.schema import Definition, Schema, TableName
 from streams.errors import StreamError
 from streams.events import Dependant, OrdinalRange, Problem, RollbackPlanned, TableEffect

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from agents.failpoints import failpoint
-from agents.repository import directories, marks, packs, points, tree
+from agents.repository import directories, marks, packs, points, runs, tree
 from agents.repository import repository as repositories
 from agents.repository.collection import PackFile, damaged_name
 from agents.repository.content import DATA, NAME_SIZE
@@ -86,6 +86,7 @@ def verify(
     for what in ("damaged", "repaired", "lost", "missing", "records_mended"):
         report.count(what, 0)
     repositories.define(contents.store)  # mends its second copy
+    _runs(contents, report)
     found = dict(_records(contents, wanted, report, progress))
     needed, there = Names(), Names()
     try:
@@ -144,6 +145,19 @@ def _mark_point(contents: RepositoryContents, session: Session, mark: marks.Mark
         by=mark.by,
     )
     session.sessions.say(event, witness=True)
+
+
+def _runs(contents: RepositoryContents, report: Report) -> None:
+    """Index runs are a cache of what packs say: one that is damaged is removed."""
+    for listed in list(contents.store.list(runs.PREFIX)):
+        if not runs.is_run(listed.name):
+            continue
+        try:
+            runs.read(contents.store, contents.repository.identity, listed.name)
+        except RepositoryError as error:
+            report.say(error)
+            contents.store.delete(listed.name)
+            report.count("runs_removed")
 
 
 def _records(

@@ -139,6 +139,16 @@ def test_lost_data_is_said_by_point_and_block_and_the_next_backup_heals_it(site:
     site.everything_restores()
 
 
+def test_an_index_run_that_is_damaged_is_removed_and_nothing_is_missing(site: Site) -> None:
+    run = next(f.name for f in site.store.list("index/"))
+    site.store.put(run, site.store.read(run)[:-1] + b"?")
+    report = look(site, "metadata")
+    assert report.figures["runs_removed"] == 1
+    assert report.points == {}
+    assert run not in {f.name for f in site.store.list("index/")}
+    assert look(site, "metadata").problems == []
+
+
 def test_a_pack_that_vanished_is_missed(site: Site) -> None:
     file, _ = entries(site, data=True)[0]
     site.store.delete(file)

@@ -2,7 +2,8 @@
 
     chunks   name (32) -> place (24 bytes as in `agents.repository.runs`), several where a chunk is stored more than once
     packs    number u32 (big-endian) -> 16 pack, u8 state, store name
-    meta     "format", "repository", "next" (number of the next pack), "run/<name>" of runs that are in here
+    meta     "format", "repository", "next" (number of the next pack), "forgotten" (packs since the last sweep), "run/<name>" of
+             runs that are in here
 
 A pack has its number for good and numbers are never given again, so a pack is forgotten by removing its number: places in it
 are then as good as absent, and are swept away later. Only packs that are durable get in. A pack without a footer (its writer
@@ -252,6 +253,8 @@ class Index:
         numbers = [key for key, value in txn.cursor(self._packs_db) if value[:16] in packs]
         for key in numbers:
             txn.delete(key, db=self._packs_db)
+        count = int(txn.get(b"forgotten", b"0", db=self.meta)) + len(numbers)
+        txn.put(b"forgotten", str(count).encode(), db=self.meta)
 
     def note_run(self, name: str) -> None:
         """What this run says is in here."""
@@ -263,10 +266,17 @@ class Index:
             for name in names:
                 txn.delete(f"run/{name}".encode(), db=self.meta)
 
+    def forgotten(self) -> int:
+        """How many packs have been forgotten whose places may be here still."""
+        with self._env.begin() as txn:
+            return int(txn.get(b"forgotten", b"0", db=self.meta))
+
     def sweep(self) -> int:
         """Remove the places of forgotten packs; how many there were."""
         removed = 0
         start = b""
+        with self._env.begin(write=True) as txn:
+            txn.put(b"forgotten", b"0", db=self.meta)
         while True:
             with self._reading():
                 live = set(self._by_number)

@@ -35,7 +35,7 @@ from agents.repository.format import DATA_PACK, META_PACK
 from agents.repository.index import SEALED, Pack
 from agents.repository.packs import SealedPack
 from agents.repository.repository import Repository, run_entries
-from agents.repository.stores import Buffer
+from agents.repository.stores import Buffer, StoreError
 from streams.events import DiskSealed, PointSealed, ReferencesRecorded
 from streams.ids import now_us, uuid7
 
@@ -354,6 +354,8 @@ class Ingest:
         failpoint("ingest-record-durable")
         self.session.seal(sealed_event(self.slug, point, record, self.session, self.figures))
         failpoint("ingest-sealed")
+        with contextlib.suppress(StoreError):  # the point stands; the next one tries again
+            self.repository.merge_runs()
         return Sealed(point, record)
 
     def _drain_puts(self) -> None:

@@ -55,6 +55,7 @@ _CONTEXT: Final = "holdfast 1 key check"
 _LARGEST: Final = 64 << 10
 _KEPT_PROBLEMS: Final = 100
 _MERGE_AT: Final = 16  # this many runs of like size become one
+_SWEEP_AT: Final = 256  # forgotten packs whose places may stay in the index
 _LARGEST_RUN: Final = 1 << 20  # entries; larger ones are left alone
 
 
@@ -484,18 +485,18 @@ class Repository:
     def forget(self, gone: Iterable[bytes]) -> None:
         """Packs that are about to be deleted, or were: nothing is read from them any more, nor built on."""
         self.index.forget(gone)
+        if self.index.forgotten() > max(_SWEEP_AT, len(self.index.packs()) // 4):
+            self.index.sweep()
 
     def merge_runs(self, *, at: int = _MERGE_AT) -> int:
-        """Make one run of many small ones when there are `at` or more; how many went into it. Two nodes may do it at once: then
+        """Make one run of many of like size when there are `at` or more; how many went into it. Two nodes may do it at once: then
         two runs say the same. A death leaves both what went in and what came of it."""
-        small = sorted(
-            (
-                one.name
-                for one in self.store.list(runs.PREFIX)
-                if runs.is_run(one.name) and one.size < _LARGEST_RUN * 14
-            ),
-        )
-        if len(small) < at:
+        alike: dict[int, list[str]] = {}
+        for one in self.store.list(runs.PREFIX):
+            if runs.is_run(one.name) and one.size < _LARGEST_RUN * runs.ENTRY_SIZE // 4:
+                alike.setdefault(one.size.bit_length() // 3, []).append(one.name)
+        small = next((sorted(names) for _, names in sorted(alike.items()) if len(names) >= at), [])
+        if not small:
             return 0
         gathered: list[runs.Run] = []
         names: list[str] = []

@@ -120,7 +120,9 @@ def test_a_chunk_with_two_copies_survives_the_loss_of_one_pack(index: Index) -> 
     assert {place.pack for place in index.places(_name(1))} == {PACKS[0].pack, PACKS[1].pack}
     index.forget([PACKS[0].pack])
     assert index.find([_name(1)])[_name(1)] == Place(PACKS[1].pack, 901, 50, 60, 1, 1)
+    assert index.forgotten() == 1
     assert index.sweep() == 1
+    assert index.forgotten() == 0
     assert len(index) == 1
     index.forget([PACKS[1].pack])
     assert not index.locate([_name(1)])

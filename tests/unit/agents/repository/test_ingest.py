@@ -403,6 +403,12 @@ def test_two_nodes_write_at_once_and_read_each_other(
     other.close()
 
 
+def test_runs_stay_few_by_themselves(repository: Repository, store: MemoryStore) -> None:
+    images = {backup(repository, image)[0].point.point: image for image in (os.urandom(BLOCK) for _ in range(40))}
+    assert len(list(store.list(runs.PREFIX))) < 20
+    assert _points(repository) == images
+
+
 def test_runs_are_merged_when_they_are_many(repository: Repository, store: MemoryStore, tmp_path: Path) -> None:
     images = [os.urandom(5 * BLOCK) for _ in range(5)]
     ids = [backup(repository, image)[0].point.point for image in images]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from blake3 import blake3
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.repository.chunks import pack_body, unpack_body
@@ -36,6 +36,9 @@ from agents.repository.packs import Damage, PackWriter, contents_of, read_frame,
 from agents.repository.stores.local import LocalStore
 from agents.repository.stores.memory import MemoryStore
 from tests.golden.repository import packs as golden
+
+# The same examples for everybody, however busy the machine is: nothing fails here by chance.
+patient = settings(deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 KEYS = Keys(golden.REPOSITORY, golden.KEY)
 FILE, WHOLE = golden.pack(True)
@@ -73,13 +76,13 @@ def readable(data: bytes) -> None:
     assert all(at >= 0 and size > 0 and at + size <= max(len(data), HEADER_BYTES) for at, size in found.damaged)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(patient, max_examples=300)
 @given(st.lists(pieces, max_size=8).map(b"".join))
 def test_any_bytes_are_a_pack_or_are_refused(data: bytes) -> None:
     readable(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(patient, max_examples=300)
 @given(st.data())
 def test_a_pack_that_was_changed_gives_what_was_written_or_nothing(data: st.DataObject) -> None:
     changed = bytearray(WHOLE)
@@ -103,7 +106,7 @@ def test_a_pack_that_was_changed_gives_what_was_written_or_nothing(data: st.Data
     readable(bytes(changed))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(patient, max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.binary(max_size=3000)), max_size=12), st.booleans())
 def test_what_was_written_is_read(chunks: list[tuple[int, bytes]], encrypted: bool) -> None:
     store, own = MemoryStore(), Keys(golden.REPOSITORY, golden.KEY, encrypted)
@@ -122,6 +125,7 @@ def test_what_was_written_is_read(chunks: list[tuple[int, bytes]], encrypted: bo
     assert found == written
 
 
+@patient
 @given(st.binary(max_size=200))
 def test_heads_are_parsed_or_refused(data: bytes) -> None:
     with pytest.raises(RepositoryError):
@@ -131,6 +135,7 @@ def test_heads_are_parsed_or_refused(data: bytes) -> None:
     assert parse_pack_file(data.decode("latin-1")) is None
 
 
+@patient
 @given(st.binary(max_size=3).flatmap(lambda _: st.lists(st.binary(min_size=68, max_size=68), max_size=4)))
 def test_rows_of_a_footer_are_possible_or_refused(rows: list[bytes]) -> None:
     try:
@@ -171,6 +176,7 @@ def test_a_place_from_a_damaged_index_is_not_believed(tmp_path: Path) -> None:
             read_frame(on_disk, FILE, wrong, entry.name, KEYS)
 
 
+@patient
 @given(st.integers(-1, 300), st.binary(max_size=300), st.integers(0, 1 << 32))
 def test_any_body_is_a_chunk_of_its_size_or_is_refused(codec: int, body: bytes, raw: int) -> None:
     try:
@@ -179,6 +185,7 @@ def test_any_body_is_a_chunk_of_its_size_or_is_refused(codec: int, body: bytes, 
         assert error.code == DAMAGED  # noqa: PT017 - any other error is the test's
 
 
+@patient
 @given(st.binary(max_size=500), st.integers(1, 300))
 def test_bodies_come_back(piece: bytes, times: int) -> None:
     data = piece * times

@@ -22,6 +22,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploy.demo.mariadb import MariaDB
@@ -31,6 +32,10 @@ from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site,
 
 _SHARED: dict[str, DatabaseServer] = {}
 KEPT = ("HOLDFAST_CACHE", "HOLDFAST_TEST_KEEP")
+
+# What a property says does not depend on the machine's pace.
+hypothesis.settings.register_profile("holdfast", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("holdfast")
 
 
 @pytest.fixture(scope="session", autouse=True)

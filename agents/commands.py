@@ -44,6 +44,7 @@ HANDLERS: Mapping[str, str] = {
     "repository.adopt": "agents.repository.handlers:adopt",
     "repository.usage": "agents.repository.handlers:usage",
     "repository.retention": "agents.repository.expiring:set_retention",
+    "repository.verify": "agents.repository.collecting:verify",
     "repository.collect": "agents.repository.collecting:collect",
     "point.star": "agents.repository.handlers:star",
     "point.unstar": "agents.repository.handlers:unstar",

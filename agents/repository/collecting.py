@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from agents.commands import Command, Context
 from agents.repository import collection
+from agents.repository import verify as verifying
 from agents.repository.collection import Proposal
 from agents.repository.contents import RepositoryContents
 from agents.repository.handlers import held_of
@@ -87,6 +88,43 @@ def _wait(held: Held, proposal: Proposal, waits: Callable[[str], None]) -> list[
             return waiting
         waits(waiting[0])
     return []
+
+
+def verify(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `repository.verify`. What stands twice is put right; what is lost is marked on the points that need it."""
+    p = command.parameters
+    held = held_of(command, ctx)
+    standing = held.sessions.ledger().standing()
+    session = held.sessions.open("verify", by=command.requester, pins=standing, job=command.id)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        ctx.check()
+        ctx.progress(f"verifying: {stage}", done, total)
+
+    with closing(session), contextlib.closing(RepositoryContents(held.repository)) as contents:
+        report = verifying.verify(
+            contents,
+            session,
+            {name: state.sealed.record for name, state in standing.items()},
+            mode=_MODES[str(p["level"])],
+            share=float(p["percent"]) / 100,
+            seed=int(command.id[-8:], 16),
+            progress=progress,
+        )
+        verifying.conclude(contents, session, report)
+        session.close("done", figures=report.figures, problems=report.problems)
+    ctx.warn(*report.problems[:_SHOWN_PROBLEMS])
+    return {
+        "mode": report.mode,
+        "figures": report.figures,
+        "points": [{"point": name, "why": why[:500]} for name, why in sorted(report.points.items())[:_SHOWN_POINTS]],
+        "left_out": max(0, len(report.points) - _SHOWN_POINTS),
+    }
+
+
+_MODES: Final[Mapping[str, verifying.Mode]] = {"metadata": "metadata", "sample": "sampled", "full": "full"}
+_SHOWN_PROBLEMS: Final = 20
+_SHOWN_POINTS: Final = 500
 
 
 def _said(freed: int, packs: int, figures: Mapping[str, int], waiting: list[str]) -> dict[str, Any]:

@@ -261,31 +261,32 @@ def show(ask: Ask, repository: str, as_of: str | None) -> None:
     show_default=True,
     help="Only what describes points; also a sample of their chunks; every byte.",
 )
-@click.option("--percent", type=click.FloatRange(0.01, 100), default=2.0, show_default=True, help="Of a sample.")
-@click.option("--repair", is_flag=True, help="Write again what a second copy is whole of.")
+@click.option("--percent", type=click.FloatRange(0.01, 100), default=5.0, show_default=True, help="Of a sample.")
 @NO_WAIT
 @asks
-def verify(ask: Ask, repository: str, level: str, percent: float, repair: bool, no_wait: bool) -> None:
-    """Read a repository and compare what is there with what must be. Exit code 4 when something is damaged."""
-    body = {"level": level, "percent": percent, "repair": repair}
-    job = ask.api.post(f"/v1/repositories/{segment(repository)}/verify", body)["job"]
+def verify(ask: Ask, repository: str, level: str, percent: float, no_wait: bool) -> None:
+    """Read a repository and compare what is there with what must be. Exit code 4 when points do not restore whole.
+
+    What describes points stands twice, and is put right from its second copy. What no copy of can be read is lost: the points
+    that need it are marked, and the next backup that still finds it on its source heals them.
+    """
+    job = ask.api.post(f"/v1/repositories/{segment(repository)}/verify", {"level": level, "percent": percent})["job"]
     done = asked(ask, job, f"verifying {repository}", no_wait=no_wait)
     if done is None:
         return
     result = done["result"]
 
     def human() -> None:
-        from api.cli.tables import size
+        from api.cli.tables import clean, pairs
 
-        click.echo(
-            f"{result['points']:,} points, {result['chunks']:,} chunks, {size(result['bytes'])} read: "
-            f"{result['damaged']:,} damaged, {result['repaired']:,} repaired, {result['lost']:,} lost."
-        )
-        if result["suspect"]:
-            click.echo("Points that do not restore wholly: " + ", ".join(result["suspect"]), err=True)
+        pairs((name.replace("_", " "), f"{value:,}") for name, value in sorted(result["figures"].items()))
+        for point in result["points"]:
+            click.echo(clean(f"{point['point']} does not restore whole: {point['why']}"), err=True)
+        if not result["points"]:
+            click.echo("Every point that was looked at restores.")
 
     ask.out({"job": done, "result": result}, human)
-    if result["damaged"] > result["repaired"] or result["lost"]:
+    if result["points"]:
         sys.exit(UNWELL)
 
 

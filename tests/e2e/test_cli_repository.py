@@ -208,6 +208,32 @@ def test_what_nobody_needs_is_collected_and_the_room_is_told(site: RunningSite, 
     assert "repository-unknown" in site.cli("repository", "show", "nothing", expect=10)
 
 
+def test_damage_is_found_put_right_where_there_is_a_second_copy_and_told_where_not(
+    site: RunningSite, vault: Path, folder: Path
+) -> None:
+    image = folder / "precious.img"
+    image.write_bytes(random.Random(7).randbytes(1 << 20))
+    before = set(vault.glob("packs/*/*"))
+    point = backed_up(site, "image", str(image), "--asset", "precious")["point"]
+    data, *described = sorted(set(vault.glob("packs/*/*")) - before, key=lambda pack: -pack.stat().st_size)
+    os.truncate(described[0], described[0].stat().st_size // 2)
+    mended = site.json("repository", "verify", "vault", "--level", "metadata")["result"]
+    assert mended["points"] == []
+    assert mended["figures"]["repaired"] > 0
+    with data.open("r+b") as file:
+        os.pwrite(file.fileno(), b"flipped", data.stat().st_size // 2)
+    told = site.json("repository", "verify", "vault", "--level", "full", expect=4)["result"]
+    assert [p["point"] for p in told["points"]] == [point]
+    assert eventually(lambda: site.json("point", "show", point)["suspect"])
+    refused = site.cli("point", "restore", point, "--to", str(folder / "lost.img"), expect=11)
+    assert "chunk-damaged" in refused
+    healed = backed_up(site, "image", str(image), "--asset", "precious")["point"]
+    assert site.json("repository", "verify", "vault", "--level", "full")["result"]["points"] == []
+    site.cli("point", "restore", point, "--to", str(folder / "healed.img"))
+    assert (folder / "healed.img").read_bytes() == image.read_bytes()
+    assert healed != point
+
+
 def test_another_installation_adopts_the_repository_and_the_first_one_is_refused(
     site: RunningSite, elsewhere: RunningSite, vault: Path, tree: Path, folder: Path
 ) -> None:

@@ -82,8 +82,9 @@ class Contents(Protocol):
         """Add the name of every chunk that `points` need; those that the points `marked` need may be left out. Raises
         `RepositoryError` when it cannot tell (a node that cannot be read): then nothing is collected."""
 
-    def copy(self, session: Session, pack: PackFile, wanted: bytes) -> int:
-        """Store the chunks of a pack whose byte in `wanted` is not 0 again, in a pack of `session`; how many bytes."""
+    def copy(self, session: Session, pack: PackFile, wanted: bytes, leaving: frozenset[bytes]) -> int:
+        """Store the chunks of a pack whose byte in `wanted` is not 0 again, in a pack of `session`; how many bytes. What stands
+        in packs other than `leaving` already, as often as it should, is not stored once more."""
 
     def copied(self, session: Session) -> None:
         """What `copy` stored is durable, and is found by whoever looks for it from now on."""
@@ -437,7 +438,7 @@ def _weighed(
         garbage += max(0, pack.size - alive)
         if not alive:
             dead.append(pack)
-        elif alive < pack.size * rules.live_share:
+        elif alive < sum(sizes) * rules.live_share:
             sparse.append((alive, pack))
     rewritten = []
     room = rules.copy_bytes
@@ -456,12 +457,14 @@ def _compact(
     packs: Sequence[PackFile],
     progress: Callable[[str, int, int], None],
 ) -> int:
-    """Copy what is alive in `packs`; bytes copied. A death leaves copies of chunks that are still where they were."""
+    """Copy what is alive in `packs`; bytes copied. A death leaves copies of chunks that are still where they were,
+    which the next one finds and does not make again."""
     copied = 0
+    leaving = frozenset(pack.id for pack in packs)
     for number, pack in enumerate(packs):
         progress("copy", number, len(packs))
         chunks, _ = contents.frames(pack)
-        copied += contents.copy(session, pack, bytes(names.among(chunks)))
+        copied += contents.copy(session, pack, bytes(names.among(chunks)), leaving)
         failpoint("collection-pack-copied")
     if packs:
         contents.copied(session)

@@ -127,13 +127,13 @@ class RepositoryContents:
 
     # Moving
 
-    def copy(self, session: Session, pack: PackFile, wanted: bytes) -> int:
+    def copy(self, session: Session, pack: PackFile, wanted: bytes, leaving: frozenset[bytes]) -> int:
         moving = self._moving.setdefault(session.id, _Moving())
         copied = 0
         for entry, want in zip(packs.contents_of(self.store, pack.name).entries, wanted, strict=True):
-            if not want:
-                continue
             place = entry.place
+            if not want or self._stands(entry.name, place.kind, leaving):
+                continue
             frame = packs.read_body(self.store, pack.name, place, entry.name, self.repository.keys)
             writer = self._writer(moving, session, frame)
             writer.add(frame.kind, frame.name, frame.codec, frame.raw, frame.body, frame.scope)
@@ -141,6 +141,11 @@ class RepositoryContents:
             for full in writer.take_sealed():
                 self._durable(moving, full)
         return copied
+
+    def _stands(self, name: bytes, kind: int, leaving: frozenset[bytes]) -> bool:
+        """Whether a chunk is in sealed packs other than these already: a collection that was given up copied it."""
+        packs = {place.pack for place in self.repository.index.sealed_places(name)} - leaving
+        return len(packs) >= (1 if kind == DATA else 2)
 
     def copy_once(self, session: Session, name: bytes) -> bool:
         """Store a chunk of metadata again from whichever copy is whole; whether there was one."""

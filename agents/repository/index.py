@@ -148,6 +148,12 @@ class Index:
         rest = [name for name in names if name not in found]
         return {**found, **self._find(rest, sealed=False)} if rest else found
 
+    def sealed_places(self, name: bytes) -> list[Place]:
+        """Every copy of a chunk in sealed packs."""
+        with self._reading() as txn, txn.cursor(self._chunks) as cursor:
+            found = [self._place(value) for _, value in cursor.getmulti([name], dupdata=True)]
+        return [place for pack, place in filter(None, found) if pack.state == SEALED]
+
     def places(self, name: bytes) -> list[Place]:
         """Every copy of a chunk, those in sealed packs first."""
         with self._reading() as txn, txn.cursor(self._chunks) as cursor:

@@ -94,13 +94,15 @@ class ToyContents:
             assert needed is not None, f"no record of root {point}"
             names.add(b"".join(needed))
 
-    def copy(self, session: Session, pack: PackFile, wanted: bytes) -> int:
-        kept = [name for name, want in zip(split(self.frames(pack)[0]), wanted, strict=True) if want]
+    def copy(self, session: Session, pack: PackFile, wanted: bytes, leaving: frozenset[bytes]) -> int:
+        stand = {name for other in self.packs() if other.id not in leaving for name in split(self.frames(other)[0])}
+        kept = [n for n, want in zip(split(self.frames(pack)[0]), wanted, strict=True) if want and n not in stand]
         self.copies.setdefault(session.id, bytearray()).extend(b"".join(kept))
         return 32 * len(kept)
 
     def copied(self, session: Session) -> None:
-        write_pack(self.store, session, bytes(self.copies.pop(session.id)))
+        if names := bytes(self.copies.pop(session.id)):
+            write_pack(self.store, session, names)
 
     def remove_record(self, point: str) -> None:
         self.store.delete(f"points/{point}.point")

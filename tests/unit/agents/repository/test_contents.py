@@ -198,6 +198,26 @@ def test_metadata_that_is_moved_still_stands_in_two_packs(site: Site) -> None:
             assert len({place.pack for place in site.repository.index.places(name)}) >= 2
 
 
+def test_a_collection_that_is_given_up_again_and_again_copies_nothing_twice(site: Site) -> None:
+    for changed in (900, 200, 200):
+        site.day(changed)
+    for _ in range(2):
+        site.drop(ordered(site)[0])
+    rules = Rules(live_share=0.95)
+    sizes = []
+    for _ in range(3):
+        session = site.sessions.open("collect", by="test")
+        proposal = collection.propose(site.sessions, session, site.contents, rules)
+        assert proposal is not None
+        collection.abandon(site.sessions, session, proposal)
+        session.close()
+        sizes.append(site.stored())
+    assert sizes[0] == sizes[1] == sizes[2]
+    site.collect(rules)
+    site.everything_restores()
+    assert site.stored() < sizes[0]
+
+
 def test_a_second_node_that_slept_through_a_collection_builds_on_nothing_that_went(site: Site, tmp_path: Path) -> None:
     site.day(200)
     gone = bytes(site.image)

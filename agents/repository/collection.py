@@ -21,6 +21,7 @@ what is in a repository by `Contents` alone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -433,7 +434,7 @@ def _weighed(
         if not number & 63:
             progress("weigh", number, len(packs))
         chunks, sizes = contents.frames(pack)
-        alive = sum(size for size, flag in zip(sizes, names.among(chunks), strict=True) if flag)
+        alive = sum(itertools.compress(sizes, names.among(chunks)))
         live_bytes += alive
         garbage += max(0, pack.size - alive)
         if not alive:

@@ -53,6 +53,7 @@ HANDLERS: Mapping[str, str] = {
     "point.drop": "agents.repository.handlers:ask_expiry",
     "point.agree": "agents.repository.expiring:agree",
     "point.expire": "agents.repository.expiring:expire",
+    "point.prove": "agents.repository.collecting:prove",
     "point.restore": "agents.repository.backups:restore",
     "point.diff": "agents.repository.backups:diff",
     "backup.make": "agents.repository.backups:make",

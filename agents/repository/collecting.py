@@ -1,4 +1,4 @@
-"""The commands `repository.collect` and `repository.verify`: a session of their kind around the work of others."""
+"""The commands `repository.collect`, `repository.verify` and `point.prove`: what is around the work of others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from agents.commands import Command, Context
-from agents.repository import collection
+from agents.repository import collection, proof
 from agents.repository import verify as verifying
 from agents.repository.collection import Proposal
 from agents.repository.contents import RepositoryContents
@@ -119,6 +119,25 @@ def verify(command: Command, ctx: Context) -> Mapping[str, Any]:
         "figures": report.figures,
         "points": [{"point": name, "why": why[:500]} for name, why in sorted(report.points.items())[:_SHOWN_POINTS]],
         "left_out": max(0, len(report.points) - _SHOWN_POINTS),
+    }
+
+
+def prove(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `point.prove`: a point's chain of digests, as far as files and log have it."""
+    held = held_of(command, ctx)
+    known = held.sessions.ledger().points
+    said = {name: proof.Said(state.sealed.record, state.sealed.continues) for name, state in known.items()}
+    found = proof.prove(held.store, str(command.parameters["point"]), held.repository.record_key, said)
+    shown = found.links[:_SHOWN_POINTS]
+    return {
+        "links": [{"point": link.point, "record": link.record.hex(), "by": list(link.by)} for link in shown],
+        "left_out": len(found.links) - len(shown),
+        "captured": [
+            {"source": c.source, "lineage": c.lineage, "ordinal": c.ordinal, "digest": c.digest.hex()}
+            for c in found.captured
+        ],
+        "problems": list(found.problems[:_SHOWN_PROBLEMS]),
+        "whole": found.whole,
     }
 
 

@@ -105,6 +105,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("point.drop", "POST", "/v1/points/{point}/drop", _RULE, changes=True),
     Operation("point.agree", "POST", "/v1/points/{point}/agree", _RULE, changes=True),
     Operation("point.diff", "POST", "/v1/points/{point}/diff", _ROWS, changes=True),
+    Operation("point.prove", "POST", "/v1/points/{point}/prove", _ROWS, changes=True),
     Operation("point.restore", "POST", "/v1/points/{point}/restore", _RULE, changes=True),
     Operation("job.list", "GET", "/v1/jobs", _SEE),
     Operation("job.show", "GET", "/v1/jobs/{job}", _SEE),

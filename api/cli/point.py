@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from api.cli.asking import Ask, asks, confirm, pages, repository_names
 from api.cli.connection import segment
-from api.cli.errors import CliError
+from api.cli.errors import UNWELL, CliError
 from api.cli.repository import NO_WAIT, asked
 from api.cli.times import DEADLINE, MOMENT, ago, local
 
@@ -285,6 +286,34 @@ def diff(ask: Ask, point: str, other: str, limit: int) -> None:
     ask.out(result, human)
 
 
+@click.command("prove")
+@POINT
+@asks
+def prove(ask: Ask, point: str) -> None:
+    """Follow a point's chain of digests to its first point and into the log. Exit code 4 when two do not say the same.
+
+    Each record is named by the one after it, by the log, and by what is in the repository now.
+    """
+    result = ask.wait(ask.api.post(f"/v1/points/{segment(point)}/prove")["job"], f"proving {point}")["result"]
+
+    def human() -> None:
+        from api.cli.tables import table
+
+        table(["POINT", "RECORD", "SAID BY"], [(k["point"], k["record"], ", ".join(k["by"])) for k in result["links"]])
+        if result["left_out"]:
+            click.echo(f"… and {result['left_out']:,} before them.")
+        for c in result["captured"]:
+            click.echo(f"captured: {c['source']}/{c['lineage']}:{c['ordinal']:,}, {c['digest']}")
+        for problem in result["problems"]:
+            click.echo(f"✘ {problem}", err=True)
+        end = "to its first point" if result["whole"] else "as far as anybody knows it"
+        click.echo(f"{'Not proven' if result['problems'] else 'Proven'}, {end}.")
+
+    ask.out(result, human)
+    if result["problems"]:
+        sys.exit(UNWELL)
+
+
 @click.command("restore")
 @POINT
 @click.option("--to", "target", required=True, help="Where it is put, on the agent's machine.")
@@ -316,4 +345,4 @@ def restore(
     ask.out({"job": done, "result": result}, human)
 
 
-COMMANDS = (list_all, show, star, unstar, hold, release, expire, drop, agree, diff, restore)
+COMMANDS = (list_all, show, star, unstar, hold, release, expire, drop, agree, diff, prove, restore)

@@ -76,6 +76,7 @@ HANDLERS: Mapping[str, Handler] = {
     "point.drop": points.drop,
     "point.agree": points.agree,
     "point.diff": points.diff,
+    "point.prove": points.prove,
     "point.restore": points.restore,
     "job.list": jobs.list_all,
     "job.show": jobs.show,

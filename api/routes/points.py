@@ -143,6 +143,12 @@ def diff(call: Call) -> Reply:
     return _ask(call, "point.diff", f"diff/{one.point}", one, {"with": other.point, "limit": call.body["limit"]})
 
 
+def prove(call: Call) -> Reply:
+    with call.site.views() as conn:
+        found = _there(_known(call, conn))
+    return _ask(call, "point.prove", f"prove/{found.point}", found, {})
+
+
 def restore(call: Call) -> Reply:
     with call.site.views() as conn:
         found = _there(_known(call, conn))

@@ -105,6 +105,12 @@ def test_files_come_back_as_they_were_and_what_differs_is_told(
     assert {"path": "new", "change": "added"} in told
     assert {"path": "file-1", "change": "removed"} in told
     assert {"path": "sub/text", "change": "changed"} in told
+    proven = site.json("point", "prove", second["point"])
+    assert [(k["point"], set(k["by"])) for k in proven["links"]] == [
+        (second["point"], {"file", "log"}),
+        (first["point"], {"file", "log", "next"}),
+    ]
+    assert (proven["whole"], proven["problems"]) == (True, [])
     site.cli("point", "restore", first["point"], "--to", str(folder / "back"))
     assert scan(folder / "back") == was
     site.cli("point", "restore", second["point"], "--to", str(folder / "text"), "--path", "sub/text")

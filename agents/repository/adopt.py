@@ -11,8 +11,9 @@ deleting and for writing, as it was. It may be done again at any time, and then 
 
 A record that cannot be read in either copy is left out, and said to be. A point of which chunks are missing is told, and marked
 *damaged*: it is for people to give up. Records of sessions that a tombstone says were fenced are told and dropped in one
-breath, so that the next collection removes them. What this log has seen the session of, and never took, is left as it is. Under
-a log that was behind, points that it knows and that have no record any more are dropped: the log that was lost had dropped them.
+breath, so that the next collection removes them. What this log has seen the session of, and never took, is left as it is; unless
+the log was behind, for then the seal may be among what it lost: such a record is a point. Under a log that was behind, points
+that it knows and that have no record any more are dropped: the log that was lost had dropped them.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ class Candidate:
     lacks: str = ""
 
 
-def survey(repository: Repository, ledger: Ledger) -> tuple[list[Candidate], dict[str, str]]:
+def survey(repository: Repository, ledger: Ledger, *, behind: bool) -> tuple[list[Candidate], dict[str, str]]:
     """Every point that the log does not know and should, in their order; and why other records make none. Changes nothing.
 
-    Raises `StoreError`: a store that cannot be read must not be taken for one that holds less.
+    `behind`: the log lacks what stood in the one that the repository was written under, seals among it, perhaps. Raises `StoreError`: a store that cannot be read must not be taken for one that holds less.
     """
     fenced = collection.fences(repository.store)
     found: list[Candidate] = []
@@ -73,7 +74,7 @@ def survey(repository: Repository, ledger: Ledger) -> tuple[list[Candidate], dic
             left_out[name] = error.message
             continue
         session = read.point.session
-        if session in ledger.sessions and ledger.sessions[session].opened.kind == "backup":
+        if not behind and session in ledger.sessions and ledger.sessions[session].opened.kind == "backup":
             left_out[name] = f"its session {session} is in this log and did not seal it"
         elif session in fenced and name not in fenced[session]:
             found.append(
@@ -125,7 +126,7 @@ def _adopt(repository: Repository, session: Session) -> Adopted:
     ledger = sessions.ledger()
     behind = not _is_the_log(sessions, ledger)
     before = set(ledger.points)
-    candidates, left_out = survey(repository, ledger)
+    candidates, left_out = survey(repository, ledger, behind=behind)
     problems = [_problem("point-left-out", point, why) for point, why in left_out.items()]
     told: list[str] = []
     for candidate in candidates:

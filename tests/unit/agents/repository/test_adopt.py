@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from agents.repository import adopt, marks, points
+from agents.repository import adopt, collection, marks, points
 from agents.repository import repository as repositories
+from agents.repository.contents import RepositoryContents
 from agents.repository.extents import CHUNK
 from agents.repository.ingest import Ingest
 from agents.repository.journal import Entry, JournalError, MemoryJournal, MemoryLog
@@ -136,6 +138,36 @@ def test_a_log_from_an_earlier_state_learns_what_it_missed(repository: Repositor
     assert list(restored.ledger().standing()) == [first, later]
     assert restored.ledger().points[first].starred
     restored.prove(restored.ledger())
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_log_that_was_cut_off_between_session_and_seal_learns_of_the_point(
+    repository: Repository, store: MemoryStore, ended: bool
+) -> None:
+    """What was sealed was promised. That its session, as the cut log has it, was ended without a seal proves nothing."""
+    log = MemoryLog()
+    sessions = sessions_of(log, store)
+    first = backup(repository, sessions, os.urandom(10 * BLOCK))
+    cut = len(log.entries) + 1
+    data = os.urandom(10 * BLOCK)
+    promised = backup(repository, sessions, data)
+    assert log.entries[cut - 1].event.TYPE == "session.opened"
+
+    restored = sessions_of(log.restored(cut), store)
+    if ended:  # as the node does with what a dead run left
+        (left,) = restored.leftovers()
+        restored.take_over(left.opened.session, "node_a").close("failed")
+    assert adopt.adopt(repository, restored, by="tests").points == (promised,)
+    for left in restored.leftovers():
+        restored.take_over(left.opened.session, "node_a").close("failed")
+    collector = restored.open("collect", by="tests")
+    with contextlib.closing(RepositoryContents(repository)) as contents:
+        proposal = collection.propose(restored, collector, contents)
+        if proposal is not None:
+            collection.execute(restored, collector, contents, proposal)
+    assert list(restored.ledger().standing()) == [first, promised]
+    with DiskReader(repository, repository.point(promised).disks[0]) as reader:
+        assert reader.read(0, len(data)) == data
 
 
 class Dying(MemoryJournal):

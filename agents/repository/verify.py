@@ -213,6 +213,8 @@ def _read(
     keys, store = contents.repository.keys, contents.store
     bad: dict[bytes, int] = {}
     copies: dict[bytes, int] = {}  # of metadata, how many are whole
+    ledger = session.sessions.ledger()
+    head, unfinished = ledger.head, frozenset(s.epoch for s in ledger.open_sessions())
     files = contents.packs()
     for number, pack in enumerate(files):
         progress("packs", number, len(files))
@@ -221,7 +223,9 @@ def _read(
         except RepositoryError as error:
             report.say(error)
             continue
-        for at, size in held.damaged:
+        # Whose writer is not over ends where it has come to.
+        gaps = () if not held.sealed and (pack.epoch > head or pack.epoch in unfinished) else held.damaged
+        for at, size in gaps:
             report.say(RepositoryError("pack-damaged", f"{pack.name} is damaged: {size} bytes from {at} on"))
         there.add(b"".join(e.name for e in held.entries))
         flags = needed.among(b"".join(e.name for e in held.entries))
@@ -241,7 +245,7 @@ def _read(
                 report.count("data_read", len(data))
             else:
                 copies[name] = copies.get(name, 0) + 1
-        if held.damaged or len(bad) > before:
+        if gaps or len(bad) > before:
             _note(contents, pack)
     _repair(contents, session, copies, report)
     return bad

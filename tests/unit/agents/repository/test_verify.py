@@ -10,9 +10,9 @@ import pytest
 from agents.repository import collection, marks, packs, points, tree, verify
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK
-from agents.repository.format import DATA, NAME_BYTES
+from agents.repository.format import DATA, NAME_BYTES, PACK_ID_BYTES
 from agents.repository.ingest import Ingest
-from agents.repository.pack_format import FRAME_BYTES, Entry
+from agents.repository.pack_format import FRAME_BYTES, Entry, pack_file
 from agents.repository.verify import Mode, Report
 from tests.unit.agents.repository.test_contents import BLOCK, Image, Site
 
@@ -147,6 +147,21 @@ def test_an_index_run_that_is_damaged_is_removed_and_nothing_is_missing(site: Si
     assert report.points == {}
     assert run not in {f.name for f in site.store.list("index/")}
     assert look(site, "metadata").problems == []
+
+
+def test_a_pack_that_is_being_written_is_not_damaged_and_one_that_was_left_so_is(site: Site) -> None:
+    whole = site.store.read(entries(site, data=True)[0][0])
+    writer = site.sessions.open("backup", by="test")
+    pack = bytes(range(PACK_ID_BYTES))
+    site.store.put(pack_file(pack, "node_b", writer.epoch), whole[: len(whole) // 2 + 1])
+
+    report = look(site)
+    assert (report.problems, report.points) == ([], {})
+    assert not list(site.store.list("damaged/"))
+
+    writer.close("failed")
+    assert "pack-damaged" in [p.code for p in look(site).problems]
+    assert [listed.name for listed in site.store.list("damaged/")] == [collection.damaged_name(pack)]
 
 
 def test_a_pack_that_vanished_is_missed(site: Site) -> None:

@@ -60,7 +60,9 @@ class Candidate:
 def survey(repository: Repository, ledger: Ledger, *, behind: bool) -> tuple[list[Candidate], dict[str, str]]:
     """Every point that the log does not know and should, in their order; and why other records make none. Changes nothing.
 
-    `behind`: the log lacks what stood in the one that the repository was written under, seals among it, perhaps. Raises `StoreError`: a store that cannot be read must not be taken for one that holds less.
+    `behind`: the log lacks what stood in the one that the repository was written under, seals among it, perhaps.
+
+    Raises `StoreError`: a store that cannot be read must not be taken for one that holds less.
     """
     fenced = collection.fences(repository.store)
     found: list[Candidate] = []

@@ -33,6 +33,7 @@ from blake3 import blake3
 
 from agents.errors import AgentError
 from agents.failpoints import failpoint
+from agents.repository.errors import RepositoryError
 from agents.repository.ledger import CollectionState, Ledger
 from agents.repository.marking import Names
 from agents.repository.sessions import Records, Session, Sessions, bear_witness
@@ -85,7 +86,8 @@ class Contents(Protocol):
 
     def copy(self, session: Session, pack: PackFile, wanted: bytes, leaving: frozenset[bytes]) -> int:
         """Store the chunks of a pack whose byte in `wanted` is not 0 again, in a pack of `session`; how many bytes. What stands
-        in packs other than `leaving` already, as often as it should, is not stored once more."""
+        whole in packs other than `leaving` already, as often as it should, is not stored once more. Raises
+        `RepositoryError` when one of them is damaged: then the pack stays."""
 
     def copied(self, session: Session) -> None:
         """What `copy` stored is durable, and is found by whoever looks for it from now on."""
@@ -257,6 +259,15 @@ def damaged_name(pack: bytes) -> str:
     return f"damaged/{pack.hex()}.json"
 
 
+def note_damage(store: Store, pack: PackFile) -> None:
+    """Nobody builds on this pack any more, and nothing is moved out of it."""
+    try:
+        store.create(damaged_name(pack.id), [json.dumps({"format": 1, "pack": pack.name}).encode()])
+    except StoreError as error:
+        if error.code != EXISTS:
+            raise
+
+
 def _damaged(store: Store) -> Iterable[bytes]:
     for listed in store.list("damaged/"):
         with contextlib.suppress(ValueError):
@@ -313,7 +324,7 @@ def propose(
         unfinished = frozenset(s.epoch for s in ledger.open_sessions())
         doomed, rewritten, figures = _weighed(contents, names, marked, unfinished, rules, progress)
         figures |= {"roots": len(roots), "chunks_alive": alive}
-        figures["copied_bytes"] = _compact(session, contents, names, rewritten, progress)
+        figures["copied_bytes"], rewritten = _compact(session, contents, names, rewritten, progress)
     finally:
         names.close()
     plan = Plan(
@@ -428,6 +439,7 @@ def _weighed(
     """Packs in which nothing is alive, packs to rewrite, and figures. Packs of sessions that are not over are left alone, and so
     is whatever was begun after marks were made."""
     dead, sparse = [], []
+    damaged = set(_damaged(contents.store))
     live_bytes = garbage = 0
     packs = [p for p in contents.packs() if p.epoch <= marked and p.epoch not in unfinished]
     for number, pack in enumerate(packs):
@@ -439,7 +451,7 @@ def _weighed(
         garbage += max(0, pack.size - alive)
         if not alive:
             dead.append(pack)
-        elif alive < sum(sizes) * rules.live_share:
+        elif alive < sum(sizes) * rules.live_share and pack.id not in damaged:
             sparse.append((alive, pack))
     rewritten = []
     room = rules.copy_bytes
@@ -457,20 +469,30 @@ def _compact(
     names: Names,
     packs: Sequence[PackFile],
     progress: Callable[[str, int, int], None],
-) -> int:
-    """Copy what is alive in `packs`; bytes copied. A death leaves copies of chunks that are still where they were,
-    which the next one finds and does not make again."""
+) -> tuple[int, list[PackFile]]:
+    """Copy what is alive in `packs`; bytes copied, and the packs that may go for it. One with damage is noted and stays: what is
+    damaged for good must not keep everything else from being collected, nor be copied around again and again.
+
+    A death leaves copies of chunks that are still where they were, which the next one finds and does not make again."""
     copied = 0
-    leaving = frozenset(pack.id for pack in packs)
+    # What stands in a pack with damage may be what is damaged there: it counts as nowhere.
+    leaving = frozenset(pack.id for pack in packs).union(_damaged(contents.store))
+    moved = []
     for number, pack in enumerate(packs):
         progress("copy", number, len(packs))
         chunks, _ = contents.frames(pack)
-        copied += contents.copy(session, pack, bytes(names.among(chunks)), leaving)
+        try:
+            copied += contents.copy(session, pack, bytes(names.among(chunks)), leaving)
+        except RepositoryError as error:
+            _log.warning("%s stays: %s", pack.name, error)
+            note_damage(contents.store, pack)
+            continue
+        moved.append(pack)
         failpoint("collection-pack-copied")
     if packs:
         contents.copied(session)
         failpoint("collection-copied")
-    return copied
+    return copied, moved
 
 
 def _voids(ledger: Ledger, records: Records) -> list[str]:

@@ -21,7 +21,7 @@ from agents.repository import delta, directories, marks, pack_format, packs, poi
 from agents.repository.collection import PackFile
 from agents.repository.content import DATA, DELTA, DIRECTORY, NAME_SIZE, NODE
 from agents.repository.errors import RepositoryError
-from agents.repository.format import DATA_PACK, META_PACK, SCOPE_BYTES
+from agents.repository.format import DATA_PACK, META_PACK, SCOPE_BYTES, Place
 from agents.repository.index import SEALED, Pack
 from agents.repository.marking import Names
 from agents.repository.pack_format import FRAME_BYTES
@@ -143,9 +143,18 @@ class RepositoryContents:
         return copied
 
     def _stands(self, name: bytes, kind: int, leaving: frozenset[bytes]) -> bool:
-        """Whether a chunk is in sealed packs other than these already: a collection that was given up copied it."""
-        packs = {place.pack for place in self.repository.index.sealed_places(name)} - leaving
-        return len(packs) >= (1 if kind == DATA else 2)
+        """Whether a chunk is whole in sealed packs other than these already: a collection that was given up copied it."""
+        others = {p.pack: p for p in self.repository.index.sealed_places(name) if p.pack not in leaving}
+        wanted = 1 if kind == DATA else 2
+        # What is left out here is deleted, so a copy elsewhere has to be seen, and not only known of.
+        return len(others) >= wanted and sum(self._reads(name, place) for place in others.values()) >= wanted
+
+    def _reads(self, name: bytes, place: Place) -> bool:
+        file = self.repository.index.pack_name(place.pack)
+        try:
+            return file is not None and bool(packs.read_frame(self.store, file, place, name, self.repository.keys))
+        except RepositoryError:
+            return False
 
     def copy_once(self, session: Session, name: bytes) -> bool:
         """Store a chunk of metadata again from whichever copy is whole; whether there was one."""

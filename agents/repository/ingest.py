@@ -44,6 +44,7 @@ BATCH_BYTES: Final = (
 )  # read, and worked on, at once: small enough to stay in a processor's cache from step to step
 _PUT_BYTES: Final = 32 << 20  # of single chunks under way
 _REFERENCES: Final = 16 << 10  # names, or extents, in an event: together below 900 KB
+_RUN_ENTRIES: Final = 1 << 18  # of an index run: 15 MB of them, and a few times that while it is written
 _COLLECTED: Final = 4096  # extents or names handed to a delta run at once
 _SPOOLED: Final = 4 << 20  # of a delta run in memory, until its tree is made
 _WINDOW: Final = 4096  # blocks of the previous point in memory
@@ -178,7 +179,7 @@ class Ingest:
         self._lock = threading.Lock()
         self._pending: set[bytes] = set()  # names that are being stored, or are in packs that are not sealed yet
         self._packs: list[runs.Covered] = []
-        self._entries: list[bytes] = []  # of each of these packs, for the index run
+        self._entries: list[bytes] = []  # of each of these packs, for the next index run
         self._error: BaseException | None = None
         self._local = threading.local()
         self.threads = threads or max(2, os.cpu_count() or 2)
@@ -254,6 +255,9 @@ class Ingest:
                 self._packs.append(runs.Covered(pack.pack, pack.name))
                 self._entries.append(run_entries(pack.entries))
                 self._pending.difference_update([one.name for one in pack.entries])
+            enough = sum(map(len, self._entries)) >= _RUN_ENTRIES * runs.ENTRY_SIZE
+        if enough:
+            self._write_run()
 
     # Disks
 

@@ -418,8 +418,8 @@ class Repository:
     def refresh(self, *, deep: bool = False) -> None:
         """See packs and runs that came or went. `deep`: also walk packs without a footer, whose writers died, or still write."""
         with self._refreshing:
+            known = self.index.packs()  # first: a pack that comes in while the listing is made is not gone
             there = self._listed_packs()
-            known = self.index.packs()
             if gone := known.keys() - there.keys():
                 self.index.forget(gone)
             fresh = {pack for pack in there if pack not in known or known[pack].state != SEALED}

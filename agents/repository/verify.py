@@ -18,7 +18,6 @@ like others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -26,7 +25,7 @@ from typing import Final, Literal
 from agents.failpoints import failpoint
 from agents.repository import directories, marks, packs, points, runs, tree
 from agents.repository import repository as repositories
-from agents.repository.collection import PackFile, damaged_name
+from agents.repository.collection import note_damage
 from agents.repository.content import DATA, NAME_SIZE
 from agents.repository.contents import Marker, RepositoryContents
 from agents.repository.errors import RepositoryError
@@ -36,7 +35,6 @@ from agents.repository.marking import Names
 from agents.repository.pack_format import Entry
 from agents.repository.points import Point
 from agents.repository.sessions import Session
-from agents.repository.stores import EXISTS, StoreError
 from streams.events import PointMarked, Problem, RepositoryChecked
 
 Mode = Literal["metadata", "sampled", "full"]
@@ -246,7 +244,7 @@ def _read(
             else:
                 copies[name] = copies.get(name, 0) + 1
         if gaps or len(bad) > before:
-            _note(contents, pack)
+            note_damage(store, pack)
     _repair(contents, session, copies, report)
     return bad
 
@@ -258,15 +256,6 @@ def _chosen(entry: Entry, mode: Mode, share: float, seed: int) -> bool:
         return False
     drawn = int.from_bytes(entry.name[8:12], "big") ^ (seed * 2654435761 & 0xFFFFFFFF)
     return drawn < share * (1 << 32)
-
-
-def _note(contents: RepositoryContents, pack: PackFile) -> None:
-    """Nobody builds on this pack any more."""
-    try:
-        contents.store.create(damaged_name(pack.id), [json.dumps({"format": 1, "pack": pack.name}).encode()])
-    except StoreError as error:
-        if error.code != EXISTS:
-            raise
 
 
 def _repair(contents: RepositoryContents, session: Session, copies: Mapping[bytes, int], report: Report) -> None:

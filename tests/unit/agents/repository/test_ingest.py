@@ -409,6 +409,42 @@ def test_runs_stay_few_by_themselves(repository: Repository, store: MemoryStore)
     assert _points(repository) == images
 
 
+def test_a_large_backup_writes_runs_as_it_goes(
+    repository: Repository, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, a_pack = 300, (1 << 20) // BLOCK + 10
+    monkeypatch.setattr("agents.repository.ingest._RUN_ENTRIES", limit)
+    data = random.Random(5).randbytes(1500 * BLOCK)
+    sealed, _ = backup(repository, data)
+    made = [runs.read(store, repository.identity, listed.name) for listed in store.list(runs.PREFIX)]
+    assert len(made) > 2
+    assert max(run.size for run in made) < limit + 3 * a_pack
+    covered = [pack.name for run in made for pack in run.packs]
+    assert sorted(covered) == sorted(listed.name for listed in store.list("packs/"))
+    again = repositories.open(store, unlock, tmp_path / "elsewhere", "node_b")
+    assert read_back(again, sealed.point.point) == data
+    again.close()
+
+
+def test_a_pack_that_comes_in_while_packs_are_listed_is_not_forgotten(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=10 * BLOCK)
+        disk.write(0, os.urandom(10 * BLOCK))
+        listed = repository._listed_packs
+
+        def overtaken() -> dict[bytes, tuple[str, int]]:
+            found = listed()
+            ingest.seal(draft(disk.finish()))
+            return found
+
+        monkeypatch.setattr(repository, "_listed_packs", overtaken)
+        repository.refresh()
+    monkeypatch.undo()
+    assert repository.index.packs().keys() == repository._listed_packs().keys() != set()
+
+
 def test_runs_are_merged_when_they_are_many(repository: Repository, store: MemoryStore, tmp_path: Path) -> None:
     images = [os.urandom(5 * BLOCK) for _ in range(5)]
     ids = [backup(repository, image)[0].point.point for image in images]

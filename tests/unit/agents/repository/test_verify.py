@@ -164,6 +164,28 @@ def test_a_pack_that_is_being_written_is_not_damaged_and_one_that_was_left_so_is
     assert [listed.name for listed in site.store.list("damaged/")] == [collection.damaged_name(pack)]
 
 
+def test_damage_in_a_pack_does_not_keep_the_rest_from_being_collected(site: Site) -> None:
+    first, second, _ = site.kept
+    for point in (first, second):
+        site.drop(point)
+    file, entry = entries(site, data=True)[0]
+    flip(site, file, entry)
+    before = site.stored()
+
+    done = site.collect(collection.Rules(live_share=1.0))
+
+    assert done is not None
+    assert done["packs_deleted"] > 0
+    assert file in [listed.name for listed in site.store.list("packs/")]
+    assert [listed.name for listed in site.store.list("damaged/")] == [collection.damaged_name(entry.place.pack)]
+    after = site.stored()
+    assert after < before
+    again = site.collect(collection.Rules(live_share=0.999, copy_bytes=1 << 30))
+    assert again is None or again["copied_bytes"] < after  # what stays is not copied anew each time
+    assert file in [listed.name for listed in site.store.list("packs/")]
+    assert look(site).figures["lost"] == 1
+
+
 def test_a_pack_that_vanished_is_missed(site: Site) -> None:
     file, _ = entries(site, data=True)[0]
     site.store.delete(file)

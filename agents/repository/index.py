@@ -2,8 +2,8 @@
 
     chunks   name (32) -> place (24 bytes as in `agents.repository.runs`), several where a chunk is stored more than once
     packs    number u32 (big-endian) -> 16 pack, u8 state, store name
-    meta     "format", "repository", "next" (number of the next pack), "forgotten" (packs since the last sweep), "run/<name>" of
-             runs that are in here
+    meta     "format", "repository", "next" (number of the next pack), "gone/" and the number of a pack that was forgotten, until
+             its places are swept, "run/<name>" of runs that are in here
 
 A pack has its number for good and numbers are never given again, so a pack is forgotten by removing its number: places in it
 are then as good as absent, and are swept away later. Only packs that are durable get in. A pack without a footer (its writer
@@ -48,6 +48,7 @@ _BROKEN: Final = (
     lmdb.IncompatibleError,
 )
 _number = struct.Struct(">I")
+_GONE: Final = b"gone/"
 
 
 class Pack(NamedTuple):
@@ -234,8 +235,11 @@ class Index:
     def _name_packs(self, txn: lmdb.Transaction[bytes], packs: Sequence[Pack], numbers: Sequence[int | None]) -> None:
         states = {value[:16]: value[16] for _, value in txn.cursor(self._packs_db)}
         for pack, number in zip(packs, numbers, strict=True):
-            if number is None or states.get(pack.pack, TORN + 1) <= pack.state:
-                continue  # another process was first, at worst
+            if number is None:
+                continue
+            if states.get(pack.pack, TORN + 1) <= pack.state:  # another process was first
+                txn.put(_GONE + _number.pack(number), b"", db=self.meta)
+                continue
             if pack.pack in states:
                 self._forget(txn, {pack.pack})
             value = pack.pack + bytes([pack.state]) + pack.name.encode()
@@ -259,8 +263,7 @@ class Index:
         numbers = [key for key, value in txn.cursor(self._packs_db) if value[:16] in packs]
         for key in numbers:
             txn.delete(key, db=self._packs_db)
-        count = int(txn.get(b"forgotten", b"0", db=self.meta)) + len(numbers)
-        txn.put(b"forgotten", str(count).encode(), db=self.meta)
+            txn.put(_GONE + key, b"", db=self.meta)
 
     def note_run(self, name: str) -> None:
         """What this run says is in here."""
@@ -275,31 +278,45 @@ class Index:
     def forgotten(self) -> int:
         """How many packs have been forgotten whose places may be here still."""
         with self._env.begin() as txn:
-            return int(txn.get(b"forgotten", b"0", db=self.meta))
+            return len(self._gone(txn))
 
     def sweep(self) -> int:
-        """Remove the places of forgotten packs; how many there were."""
+        """Remove the places of forgotten packs; how many there were. Of those alone: a number that no pack has may be one of a
+        pack that somebody is taking in."""
         removed = 0
         start = b""
-        with self._env.begin(write=True) as txn:
-            txn.put(b"forgotten", b"0", db=self.meta)
-        while True:
-            with self._reading():
-                live = set(self._by_number)
+        with self._env.begin() as txn:
+            gone = self._gone(txn)
+        numbers = {_number.unpack(key)[0] for key in gone}
+        while numbers:
             with self._env.begin(write=True) as txn, txn.cursor(self._chunks) as cursor:
                 more = cursor.set_range(start) if start else cursor.first()
                 seen = 0
                 while more and seen < _BATCH:
                     seen += 1
-                    if unplace(cursor.value())[0] in live:
+                    if unplace(cursor.value())[0] not in numbers:
                         more = cursor.next()
                         continue
                     cursor.delete()  # the cursor is on the next one then
                     removed += 1
                     more = bool(cursor.key())
                 if not more:
-                    return removed
+                    for key in gone:
+                        txn.delete(_GONE + key, db=self.meta)
+                    break
                 start = cursor.key()
+        return removed
+
+    def _gone(self, txn: lmdb.Transaction[bytes]) -> list[bytes]:
+        """Numbers of packs that were forgotten, as their keys were."""
+        with txn.cursor(self.meta) as cursor:
+            found: list[bytes] = []
+            if cursor.set_range(_GONE):
+                for key in cursor.iternext(values=False):
+                    if not key.startswith(_GONE):
+                        break
+                    found.append(bytes(key[len(_GONE) :]))
+            return found
 
     def sync(self) -> None:
         """All of it is on disk on return."""

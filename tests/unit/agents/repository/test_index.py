@@ -130,6 +130,24 @@ def test_a_chunk_with_two_copies_survives_the_loss_of_one_pack(index: Index) -> 
     assert index.sweep() == 0
 
 
+def test_a_sweep_leaves_what_is_being_taken_in(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places come before their pack, in several transactions: between two of them no pack has their number."""
+    index.add([_sealed(1)], _entry(9, 0))
+    index.forget([PACKS[1].pack])
+    swept: list[int] = []
+
+    def meanwhile(name: str) -> None:
+        if name == "index-places-added" and not swept:
+            swept.append(index.sweep())
+
+    monkeypatch.setattr("agents.repository.index.failpoint", meanwhile)
+    monkeypatch.setattr("agents.repository.index._BATCH", 2)
+    index.add([_sealed(0)], b"".join(_entry(i, 0) for i in range(6)))
+    assert swept == [1]
+    assert len(index.find([_name(i) for i in range(6)])) == 6
+    assert index.forgotten() == 0
+
+
 def test_a_run_is_taken_in_but_for_packs_that_are_gone(index: Index) -> None:
     run = Run(UUID(int=1), tuple(PACKS[:2]), b"".join(_entry(i, i % 2) for i in range(10)))
     name = runs.write(MemoryStore(), REPOSITORY, run)

@@ -94,7 +94,9 @@ def verify(command: Command, ctx: Context) -> Mapping[str, Any]:
     """Handler of `repository.verify`. What stands twice is put right; what is lost is marked on the points that need it."""
     p = command.parameters
     held = held_of(command, ctx)
-    standing = held.sessions.ledger().standing()
+    ledger = held.sessions.ledger()
+    held.sessions.prove(ledger)  # it repairs and marks
+    standing = ledger.standing()
     session = held.sessions.open("verify", by=command.requester, pins=standing, job=command.id)
 
     def progress(stage: str, done: int, total: int) -> None:

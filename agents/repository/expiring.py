@@ -32,6 +32,7 @@ def set_retention(command: Command, ctx: Context) -> Mapping[str, Any]:
     held, keep = held_of(command, ctx), str(command.parameters["keep"])
     rules = rules_of(keep)
     was = held.defined
+    held.sessions.prove(held.sessions.ledger())
     if was.options.get("keep", "") != keep:
         decided = {**{name: was.options[name] for name in policies.KNOWN if name in was.options}, "keep": keep}
         policies.decide(held.store, decided, held.repository.record_key)

@@ -288,7 +288,9 @@ def say_mark(
     held: Held, point: str, mark: str, by: str, name: str = "", note: str = "", until_us: int | None = None
 ) -> Mapping[str, Any]:
     """Into the repository, then into the log. Raises `AgentError` (`point-unknown`, `point-dropped`)."""
-    state = held.sessions.ledger().points.get(point)
+    ledger = held.sessions.ledger()
+    held.sessions.prove(ledger)  # before the mark's file, which another log's adopter would find
+    state = ledger.points.get(point)
     if state is None or state.dropped is not None:
         code = "point-unknown" if state is None else "point-dropped"
         raise AgentError(code, f"repository {held.name} has no point {point}", "`holdfast point list` shows them")

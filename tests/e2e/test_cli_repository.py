@@ -264,4 +264,5 @@ def test_another_installation_adopts_the_repository_and_the_first_one_is_refused
     assert backed["continues"] == web
     refused = site.cli("backup", "files", str(tree), "--to", "vault", expect=11)
     assert "journal-behind" in refused, "it is another log's now"
-    assert "journal-behind" in site.cli("repository", "collect", "vault", expect=11)
+    for words in (("repository", "collect", "vault"), ("repository", "verify", "vault"), ("point", "star", web)):
+        assert "journal-behind" in site.cli(*words, expect=11)

@@ -17,7 +17,7 @@ from agents.repository.ingest import Ingest
 from agents.repository.journal import Entry, JournalError, MemoryJournal, MemoryLog
 from agents.repository.reader import DiskReader
 from agents.repository.repository import Repository
-from agents.repository.sessions import Sessions
+from agents.repository.sessions import Sessions, witnesses
 from agents.repository.stores.memory import MemoryStore
 from streams.events import Event, PointDropped, PointMarked
 from streams.ids import now_us
@@ -78,6 +78,23 @@ def mark(repository: Repository, sessions: Sessions, point: str, what: str, name
 def drop(sessions: Sessions, repository: Repository, point: str) -> None:
     sessions.say(PointDropped(repository="main", point=point, reason="old", dropped_us=now_us(), by="x"), witness=True)
     points.drop(repository.store, point)
+
+
+def test_a_log_that_is_behind_cannot_bear_witness_and_so_become_the_repositorys(
+    repository: Repository, store: MemoryStore, tmp_path: Path
+) -> None:
+    old = sessions_of(MemoryLog(), store)
+    point = backup(repository, old, os.urandom(3 * BLOCK))
+    elsewhere = repositories.open(store, None, tmp_path / "another site", "node_b")
+    adopt.adopt(elsewhere, sessions_of(MemoryLog(), store), by="tests")
+    there = witnesses(store)
+    with pytest.raises(JournalError, match="journal-behind"):
+        mark(repository, old, point, "star")
+    assert witnesses(store) == there
+    assert not old.ledger().points[point].starred
+    with pytest.raises(JournalError, match="journal-behind"):
+        old.open("backup", by="tests")
+    elsewhere.close()
 
 
 def test_an_empty_log_comes_to_know_points_stars_and_holds(

@@ -27,6 +27,7 @@ from agents.commands import Command, Context, Interrupted
 from agents.errors import AgentError
 from agents.repository import directories, files, points, tree, unpacking
 from agents.repository.collection import absent_for
+from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, ZERO
 from agents.repository.handlers import held_of, size_of
 from agents.repository.ingest import FileSource, Ingest, Sealed
@@ -127,7 +128,8 @@ def ingest_of(held: Held, session: Session, asset: str, ctx: Context) -> Ingest:
 def take_image(ingest: Ingest, held: Held, path: Path, asset: str, previous: PointState | None, ctx: Context) -> Sealed:
     """A raw file or a block device. Nothing says what changed, so all that is no hole is read and compared."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # not to wait for who writes to a pipe: it would be an agent's thread for ever, taken up again after every restart
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise AgentError(
             "path-unreadable", f"{path}: {error.strerror}", "give the agent's user the right to read it"
@@ -300,7 +302,7 @@ def _target(text: str, held: Held, ctx: Context) -> Path:
         raise AgentError(
             "path-missing", f"there is no {real.parent} on this machine", "make it, or name another target"
         )
-    for own in _own_places(held, ctx):
+    for own in [*_own_places(held, ctx), *ctx.services.node.folders()]:
         if real.resolve().is_relative_to(own) or own.is_relative_to(real.resolve()):
             raise AgentError("path-own", f"{real} is Holdfast's own", "name a path elsewhere")
     return real
@@ -318,7 +320,19 @@ def restore(command: Command, ctx: Context) -> Mapping[str, Any]:
     with closing(session):
         point = held.repository.point(name)
         put = _restore_disk if point.kind == "disks" else _restore_files
-        written = put(held, point, target, command, ctx)
+        try:
+            written = put(held, point, target, command, ctx)
+        except RepositoryError as error:
+            if error.hint:
+                raise
+            hint = f"{target} is not whole; `holdfast repository verify {held.name} --level full` tells what else is damaged"
+            raise RepositoryError(error.code, error.message, f"{hint}, other points may be whole") from error
+        except OSError as error:  # what the repository meets is a `StoreError`: this is the target's
+            raise AgentError(
+                "path-unwritable",
+                f"{error.filename or target}: {error.strerror or error}",
+                "give it room, the right to write there, or another target, and restore again",
+            ) from error
         session.close("done", points=[name], figures={"written_bytes": written})
     return {
         "target": str(target),
@@ -421,15 +435,17 @@ def _differences(held: Held, old: Point, new: Point, limit: int, check: Callable
         for run in tree.diff(held.repository, was.root if was else tree.EMPTY, disk.root):
             check()
             for extent in run.extents():
-                length = min(extent.blocks * disk.block_size, disk.size - extent.first * disk.block_size)
                 at = extent.first * disk.block_size
+                length = min(extent.blocks * disk.block_size, disk.size - at)
+                if length <= 0:  # the disk was larger: what is behind its end now is no difference in it
+                    continue
                 if first and len(first) <= limit and sum(first[-1]) == at:
                     first[-1][1] += length
                 else:
                     ranges += 1
                     if len(first) < limit:
                         first.append([at, length])
-                size += max(0, length)
+                size += length
         if size:
             disks.append({"disk": disk.name, "bytes": size, "ranges": ranges, "first": first})
             left_out += max(0, ranges - len(first))

@@ -37,6 +37,7 @@ from streams.events import PointMarked, RepositoryDefined
 from streams.ids import now_us, slug
 
 _SHOWN_PROBLEMS: Final = 20
+_OF_CREATION: Final = ("keys", "check", repositories.SECOND)
 
 
 def add(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -53,6 +54,8 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     store = node.store(name, kind, location, options, _secret(ctx, secrets, "store"))
     with contextlib.ExitStack() as undo:
         undo.callback(store.close)
+        if not command.resumed:
+            _is_free(store, location)
         protected = watch.protected_from(store, encrypted=bool(p["encrypted"]))
         if p.get("dry_run"):
             return {"protected_from": protected}
@@ -92,6 +95,22 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     node.hold(name, store, repository, sessions)
     _forget(ctx, secrets, "passphrase")
     return {"id": str(definition.identity), "protected_from": protected}
+
+
+def _is_free(store: Store, location: str) -> None:
+    """Raises `AgentError`: a repository is nobody else's place. What a creation that died has left is in nobody's way."""
+    for listed in store.list():
+        folder = listed.name.partition("/")[0]
+        if folder == repositories.FIRST:
+            raise AgentError(
+                repositories.TAKEN,
+                f"there is a repository in {location} already",
+                "take it over with `holdfast repository adopt`, or choose another place",
+            )
+        if folder not in _OF_CREATION:
+            raise AgentError(
+                "store-not-empty", f"{location} is not empty: {listed.name!r} is in it", "choose or make an empty one"
+            )
 
 
 def adopt(command: Command, ctx: Context) -> Mapping[str, Any]:

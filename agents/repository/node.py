@@ -17,6 +17,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from agents.errors import AgentError
@@ -152,6 +153,11 @@ class Node:
         """The name that a repository has here already; empty when it has none."""
         found = (e.repository for e in self._definitions().values() if (e.identity, e.node) == (identity, self.name))
         return next(found, "")
+
+    def folders(self) -> list[Path]:
+        """Where this node's repositories are, as far as that is on mounted file systems."""
+        found = self._definitions().values()
+        return [Path(e.location).resolve() for e in found if (e.store, e.node) == ("local", self.name)]
 
     def _definitions(self) -> dict[str, RepositoryDefined]:
         kafka = self._settings.kafka

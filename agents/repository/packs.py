@@ -7,6 +7,7 @@ garbage at worst; `contents_of` finds what is whole in it all the same. Failpoin
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -202,7 +203,7 @@ class PackWriter:
         return [future.result() for future in done]
 
     def close(self) -> None:
-        """End. What was not flushed is garbage. May be called twice."""
+        """End. Packs without a footer are deleted, others that were not flushed are garbage. May be called twice."""
         self._break(ValueError("this writer of packs is closed"))
         self._pool.shutdown(wait=True)
         with self._changed:
@@ -210,6 +211,10 @@ class PackWriter:
             self._draining, self._current = [], None
         for opened in left:
             opened.appender.abandon()
+            # Without a footer nobody reads it nor builds on it. On a place that is full, what was in vain is what there is
+            # to free: a collection has to write before it can delete.
+            with contextlib.suppress(StoreError):
+                self._store.delete(opened.file)
 
     def _opened(self) -> _Open:
         self._raise_if_broken()

@@ -62,6 +62,10 @@ def vault(site: RunningSite, folder: Path) -> Path:
     missing = site.cli("repository", "add", "vault", str(place), "--secrets-stdin", stdin=PASSPHRASE, expect=11)
     assert "store-missing" in missing, "a place that is not there may be a file system that is not mounted"
     place.mkdir()
+    (place / "lost").touch()
+    occupied = site.cli("repository", "add", "vault", str(place), "--dry-run", expect=11)
+    assert "store-not-empty" in occupied, "a repository is nobody else's place"
+    (place / "lost").unlink()
     tried = site.cli("repository", "add", "vault", str(place), "--dry-run")
     assert "can be a repository" in tried
     assert site.json("repository", "list")["repositories"] == []
@@ -139,6 +143,15 @@ def test_an_image_is_stored_by_what_differs_and_comes_back(site: RunningSite, va
     site.cli("point", "restore", second["point"], "--to", str(folder / "restored.img"))
     assert (folder / "restored.img").read_bytes() == image.read_bytes()
     assert (folder / "restored.img").stat().st_blocks < (16 << 20) // 512, "holes stay holes"
+    os.truncate(image, 10 << 20)
+    shorter = backed_up(site, "image", str(image), "--asset", "disk")
+    assert site.json("point", "diff", second["point"], shorter["point"])["disks"] == [], (
+        "what was cut off was zero or is gone"
+    )
+    unfit = site.cli("point", "restore", second["point"], "--to", str(folder / ("x" * 250)), expect=11)
+    assert "path-unwritable" in unfit, "what the target cannot take is no defect of the agent"
+    os.mkfifo(folder / "pipe")
+    assert "path-unfit" in site.cli("backup", "image", str(folder / "pipe"), "--to", "vault", expect=11)
 
 
 def test_points_are_marked_and_expire_by_what_was_shown(site: RunningSite, vault: Path, tree: Path) -> None:

@@ -127,6 +127,17 @@ def test_many_threads_add_to_one_writer(keys: Keys) -> None:
         assert read_frame(store, sealed[place.pack].name, place, name, keys) == data
 
 
+def test_what_was_in_vain_takes_no_room(keys: Keys) -> None:
+    store = MemoryStore()
+    (sealed,), _ = written(store, keys, 3)
+    naming = keys.naming()
+    writer = PackWriter(store, keys, "n", 1, DATA_PACK, naming.scope)
+    writer.add(DATA, naming.name_of(DATA, b"one"), 0, 3, b"one")
+    assert len(list(store.list("packs/"))) == 2
+    writer.close()
+    assert [listed.name for listed in store.list("packs/")] == [sealed.name], "a place that is full gets its room back"
+
+
 def test_flushing_nothing_makes_nothing(keys: Keys) -> None:
     store = MemoryStore()
     assert written(store, keys, 0)[0] == []

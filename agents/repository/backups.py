@@ -140,13 +140,10 @@ def take_image(ingest: Ingest, held: Held, path: Path, asset: str, previous: Poi
             raise AgentError("path-unfit", f"{path} is neither a file nor a block device", "`holdfast backup files`")
         size = os.lseek(descriptor, 0, os.SEEK_END)
         before = _disk_before(held, previous)
-        disk = ingest.disk(
-            DISK,
-            size=size,
-            name=path.name,
-            block_size=0 if before else int(held.defined.options.get("block_size", "0")),
-            continues=before,
-        )
+        block_size = before.block_size if before else int(held.defined.options.get("block_size", "0"))
+        if previous is not None and is_damaged(previous):
+            before = None
+        disk = ingest.disk(DISK, size=size, name=path.name, block_size=block_size, continues=before)
         meter = Meter(ctx, f"reading {path}", size)
         extents = _checked(
             _extents(descriptor, size, disk.block_size, disk.blocks), ingest, meter, disk.block_size, ctx
@@ -155,6 +152,13 @@ def take_image(ingest: Ingest, held: Held, path: Path, asset: str, previous: Poi
         return ingest.seal(draft(asset, str(path), "disks", previous, disks=(disk.finish(),)))
     finally:
         os.close(descriptor)
+
+
+def is_damaged(point: PointState) -> bool:
+    """Verify found that it does not restore whole. What continues it must take nothing from it: content that is damaged there
+    may be whole on disk still, and what describes it may not be readable."""
+    said = {name: mark.number for name, mark in point.marks.items()}
+    return said.get("damaged", 0) > said.get("verified", 0)
 
 
 def _disk_before(held: Held, previous: PointState | None) -> Disk | None:
@@ -227,8 +231,9 @@ def _checked(
 
 
 def take_files(ingest: Ingest, held: Held, path: Path, asset: str, previous: PointState | None, ctx: Context) -> Sealed:
-    """A directory. What has not changed since the asset's last point is not read."""
-    before = held.repository.point(previous.sealed.point).trees if previous is not None else ()
+    """A directory. What has not changed since the asset's last point is not read, unless that is damaged."""
+    whole = previous is not None and not is_damaged(previous)
+    before = held.repository.point(previous.sealed.point).trees if previous is not None and whole else ()
     meter = Meter(ctx, f"reading {path}")
     left_out = _inodes(_own_places(held, ctx))
 

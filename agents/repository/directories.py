@@ -427,8 +427,9 @@ def walk(source: ChunkSource, root: bytes, seen: Seen) -> Iterator[tuple[int, by
     """
     folders = [root]
     while folders:
-        for name, items in walk_rope(source, folders.pop(), ENTRIES, seen):
-            yield DIRECTORY, name
+        for names, items in walk_rope(source, folders.pop(), ENTRIES, seen):
+            if names:
+                yield DIRECTORY, names
             far, data = [], []
             for entry in map(decode, items):
                 if entry.flags & FAR_ATTRIBUTES:
@@ -452,8 +453,9 @@ def walk_content(source: ChunkSource, form: int, where: bytes, seen: Seen) -> It
         if data:
             yield DATA, data
         return
-    for name, items in walk_rope(source, where, CONTENT, seen):
-        yield DIRECTORY, name
+    for names, items in walk_rope(source, where, CONTENT, seen):
+        if names:
+            yield DIRECTORY, names
         data = b"".join(p.name for p in map(_unpack_piece, items) if p.tag == CHUNK)
         if data:
             yield DATA, data

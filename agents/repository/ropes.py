@@ -162,21 +162,23 @@ def _items(
 def walk(
     source: ChunkSource, root: bytes, what: int, seen: Callable[[bytes], bool]
 ) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Each node's name, before it is read, and the items in it if it is of level 0. One for which `seen` is true is
-    left out."""
+    """Names of nodes, joined, before they are read (whoever cannot read one knows of it), and the items in each node of
+    level 0. One for which `seen` is true is left out."""
     if seen(root):
         return
+    yield root, []
     level, items = opened(source.get(root, DIRECTORY), what)
-    yield from _walked(source, root, level, items, what, seen)
+    yield from _walked(source, level, items, what, seen)
 
 
 def _walked(
-    source: ChunkSource, name: bytes, level: int, items: list[bytes], what: int, seen: Callable[[bytes], bool]
+    source: ChunkSource, level: int, items: list[bytes], what: int, seen: Callable[[bytes], bool]
 ) -> Iterator[tuple[bytes, list[bytes]]]:
-    yield name, [] if level else items
     if not level:
+        yield b"", items
         return
     below = list(dict.fromkeys(item[:NAME_SIZE] for item in items if not seen(item[:NAME_SIZE])))
-    for child, data in source.get_many(below, DIRECTORY):
+    yield b"".join(below), []
+    for _, data in source.get_many(below, DIRECTORY):
         _, its = opened(data, what, level - 1)
-        yield from _walked(source, child, level - 1, its, what, seen)
+        yield from _walked(source, level - 1, its, what, seen)

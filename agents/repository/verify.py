@@ -228,7 +228,7 @@ def _read(
         there.add(b"".join(e.name for e in held.entries))
         flags = needed.among(b"".join(e.name for e in held.entries))
         wanted = [e for e, flag in zip(held.entries, flags, strict=True) if flag and _chosen(e, mode, share, seed)]
-        before = len(bad)
+        before = report.figures["damaged"]
 
         def damaged(name: bytes, place: Place, error: RepositoryError) -> None:
             bad[name] = place.kind
@@ -243,7 +243,7 @@ def _read(
                 report.count("data_read", len(data))
             else:
                 copies[name] = copies.get(name, 0) + 1
-        if gaps or len(bad) > before:
+        if gaps or report.figures["damaged"] > before:
             note_damage(store, pack)
     _repair(contents, session, copies, report)
     return bad

@@ -1,0 +1,139 @@
+"""Backing up an asset whose newest point was found damaged: what is whole on disk is whole in the next point."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agents.repository import backups, collection, packs, unpacking, verify
+from agents.repository import repository as repositories
+from agents.repository.contents import RepositoryContents
+from agents.repository.format import DATA
+from agents.repository.ingest import Ingest
+from agents.repository.journal import MemoryJournal, MemoryLog
+from agents.repository.node import Held
+from agents.repository.pack_format import FRAME_BYTES
+from agents.repository.points import Point
+from agents.repository.reader import DiskReader
+from agents.repository.sessions import Sessions
+from agents.repository.stores.memory import MemoryStore
+from agents.repository.stores.recorded import RecordedStore
+from streams.events import RepositoryDefined
+
+BLOCK = 4096
+
+
+class Site:
+    """A node's repository, and what its commands are given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = MemoryStore()
+        definition = repositories.create(self.store, wrap=None, block_size=BLOCK, pack_bytes=1 << 20)
+        recorded = RecordedStore(self.store, folder / "main.own")
+        repository = repositories.open(recorded, None, folder / "cache", "node_a")
+        sessions = Sessions(MemoryJournal(MemoryLog(), "main"), recorded, "node_a")
+        self.held = Held("main", recorded, repository, sessions)
+        sessions.say(
+            RepositoryDefined(
+                repository="main",
+                identity=str(definition.identity),
+                state="added",
+                store="memory",
+                location="",
+                node="node_a",
+                encrypted=False,
+                options={},
+                defined_us=1,
+                by="tests",
+            )
+        )
+        settings = SimpleNamespace(data_dir=folder / "data")
+        self.ctx: Any = SimpleNamespace(
+            check=lambda: None,
+            progress=lambda *_: None,
+            warn=lambda *_: None,
+            services=SimpleNamespace(settings=settings),
+        )
+
+    def backup(self, path: Path, kind: str) -> Point:
+        ledger = self.held.sessions.ledger()
+        previous = backups.newest(ledger.standing(), "asset", kind)
+        pins = [previous.sealed.point] if previous else []
+        session = self.held.sessions.open("backup", by="tests", asset="asset", pins=pins)
+        take = backups.take_files if kind == "files" else backups.take_image
+        with Ingest(self.held.repository, session, absent=collection.absent_for(session), slug="main") as ingest:
+            sealed = take(ingest, self.held, path, "asset", previous, self.ctx)
+        session.close(points=[sealed.point.point])
+        return sealed.point
+
+    def damage(self, data: bool) -> None:
+        """Flip a bit in every chunk of data, or in every other one."""
+        for listed in list(self.store.list("packs/")):
+            body = bytearray(self.store.read(listed.name))
+            for entry in packs.contents_of(self.store, listed.name).entries:
+                if (entry.place.kind == DATA) == data:
+                    body[entry.place.offset + FRAME_BYTES] ^= 1
+            self.store.put(listed.name, bytes(body))
+
+    def verify(self) -> list[str]:
+        """The points that it found damaged."""
+        standing = self.held.sessions.ledger().standing()
+        session = self.held.sessions.open("verify", by="tests", pins=list(standing))
+        contents = RepositoryContents(self.held.repository)
+        wanted = {name: state.sealed.record for name, state in standing.items()}
+        report = verify.verify(contents, session, wanted, mode="full")
+        verify.conclude(contents, session, report)
+        contents.close()
+        session.close()
+        return sorted(report.points)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.held.close()
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_files_that_have_not_changed_are_read_again(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bool
+) -> None:
+    monkeypatch.setattr("agents.repository.files._YOUNG_NS", -1)  # times prove something at once
+    folder = tmp_path / "files"
+    folder.mkdir()
+    content = os.urandom(100_000)
+    (folder / "file").write_bytes(content)
+    first = site.backup(folder, "files")
+    assert site.backup(folder, "files").trees[0].counts["unchanged"] == 1
+    site.damage(data)
+    assert first.point in site.verify()
+
+    healed = site.backup(folder, "files")
+
+    assert healed.point not in site.verify()
+    unpacking.unpack(site.held.repository, healed.trees[0].root, tmp_path / "back")
+    assert (tmp_path / "back" / "file").read_bytes() == content
+    assert site.backup(folder, "files").trees[0].counts["unchanged"] == 1
+
+
+@pytest.mark.parametrize("data", [True, False])
+def test_an_image_is_taken_whole(site: Site, tmp_path: Path, data: bool) -> None:
+    image = tmp_path / "image"
+    content = os.urandom(70 * BLOCK + 100)
+    image.write_bytes(content)
+    first = site.backup(image, "disks")
+    site.damage(data)
+    assert site.verify() == [first.point]
+
+    healed = site.backup(image, "disks")
+
+    assert healed.disks[0].block_size == first.disks[0].block_size
+    assert healed.point not in site.verify()
+    with DiskReader(site.held.repository, healed.disks[0]) as reader:
+        assert reader.read(0, len(content)) == content

@@ -110,15 +110,14 @@ def test_a_point_that_two_gave_up_goes_once_when_the_agent_dies(agent: AgentProc
     result_of(
         agent, send(settings, "repository.add", "repository/vault", **added(settings, tmp_path / "vault", "vault"))
     )
-    backup = {"kind": "files", "repository": "vault", "path": str(tmp_path / "tree"), "asset": "tree"}
+    backup: dict[str, Any] = {"kind": "files", "repository": "vault", "path": str(tmp_path / "tree"), "asset": "tree"}
     one, other = (result_of(agent, send(settings, "backup.make", "asset/tree", **backup))["point"] for _ in range(2))
-    asked = {"repository": "vault", "point": one, "note": "wrong"}
+    asked: dict[str, Any] = {"repository": "vault", "point": one, "note": "wrong"}
     result_of(agent, send(settings, "point.drop", "repository/vault", requester="ada", **asked))
     agent.stop()
-    agree = {"repository": "vault", "point": one, "right_since_us": 0}
-    agent.start(
-        "session-said:2"
-    )  # the first is of `expiry-agreed`: killed when the drop is in the log and has no witness
+    agree: dict[str, Any] = {"repository": "vault", "point": one, "right_since_us": 0}
+    # The first is of `expiry-agreed`: killed when the drop is in the log and has no witness.
+    agent.start("session-said:2")
     command = send(settings, "point.agree", "repository/vault", requester="grace", **agree)
     assert agent.wait() == -9, agent.tail()
     agent.start()

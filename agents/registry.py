@@ -40,7 +40,9 @@ def replayer(kind: str) -> Replayer:
     """What makes scratch copies of such sources. Raises as `source`, and `AgentError` (`kind-unsupported`)."""
     make = getattr(_module(kind), "replayer", None)
     if make is None:
-        raise AgentError("kind-unsupported", f"scratch copies of {kind} sources are not built", "MariaDB's are")
+        raise AgentError(
+            "kind-unsupported", f"scratch copies of {kind} sources are not built", "MariaDB's and MySQL's are"
+        )
     return cast("Replayer", make())
 
 
@@ -48,7 +50,9 @@ def tables(kind: str) -> Tables:
     """What brings single tables of such sources back. Raises as `replayer`."""
     make = getattr(_module(kind), "tables", None)
     if make is None:
-        raise AgentError("kind-unsupported", f"single tables of {kind} sources cannot be brought back", "MariaDB's can")
+        raise AgentError(
+            "kind-unsupported", f"single tables of {kind} sources cannot be brought back", "MariaDB's and MySQL's can"
+        )
     return cast("Tables", make())
 
 

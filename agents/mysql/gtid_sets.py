@@ -97,6 +97,33 @@ def encode(gtids: GtidSet) -> bytes:
     return b"".join(out)
 
 
+def decode(raw: bytes) -> GtidSet:
+    """What `encode` wrote. Raises `AgentError` (`position-invalid`)."""
+    out: GtidSet = {}
+    try:
+        (head,) = struct.unpack_from("<Q", raw)
+        tagged = bool(head >> 56)
+        count, at = (head >> 8) & 0xFFFFFFFFFFFF if tagged else head, 8
+        for _ in range(count):
+            uuid, tag = raw[at : at + 16].hex(), ""
+            at += 16
+            if tagged:
+                size = raw[at] >> 1
+                tag, at = raw[at + 1 : at + 1 + size].decode("ascii"), at + 1 + size
+            (intervals,) = struct.unpack_from("<Q", raw, at)
+            at += 8
+            for _ in range(intervals):
+                first, end = struct.unpack_from("<QQ", raw, at)
+                at += 16
+                if not 0 < first < end:
+                    raise ValueError
+                source = "-".join((uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:]))
+                _add_interval(out.setdefault((source, tag), []), first, end - 1)
+    except (struct.error, IndexError, ValueError) as error:
+        raise _invalid(raw[:64].hex()) from error
+    return out
+
+
 def gtid(text: str) -> Gtid:
     """One GTID, as `streams.formats.binlog.events.parse_gtid` writes it."""
     source, _, number = text.rpartition(":")

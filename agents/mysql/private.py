@@ -1,4 +1,5 @@
-"""A private MariaDB server with data of its own: made from nothing, filled, kept, started again.
+"""A private server with data of its own: made from nothing, filled, kept, started again. MariaDB's; what MySQL does otherwise is
+in `private_mysql`.
 
 Beside `agents.schema.scratch` (definitions only, thrown away) this is a whole server: system tables, an account with a
 password, a port on loopback. It dies with the process that started it (`agents.child`); its data stay.
@@ -23,7 +24,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -102,6 +103,9 @@ class PrivateServer:
         words = os.open(self.folder / "password", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(words, "w") as out:
             out.write(secrets.token_urlsafe(18) + "\n")
+        self._initialise(data)
+
+    def _initialise(self, data: Path) -> None:
         share = self._share()
         script = [b"CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket=NULL, @current_hostname='localhost';\n"]
         for names in _BOOTSTRAP:
@@ -111,13 +115,17 @@ class PrivateServer:
         script.append(b"\nDELETE FROM mysql.global_priv WHERE User NOT IN ('mariadb.sys');\n")
         arguments = [*self._base(), f"--datadir={data}", f"--tmpdir={self.folder}", "--bootstrap", "--debug-no-sync",
                      "--skip-log-bin", "--innodb-log-file-size=4M", "--innodb-flush-log-at-trx-commit=0"]  # fmt: skip
+        self._run_once(arguments, b"".join(script))
+
+    def _run_once(self, arguments: list[str], script: bytes = b"") -> None:
+        """The program, to its end. Raises `AgentError` (`private-failed`)."""
         with (self.folder / "server.log").open("ab") as out:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "agents.child", str(os.getpid()), "--exec", self._program, *arguments],
-                input=b"".join(script),
+                input=script,
                 stdout=out,
                 stderr=out,
-                timeout=300,
+                timeout=600,
                 check=False,
             )
         if done.returncode:
@@ -129,7 +137,10 @@ class PrivateServer:
 
     def start_filling(self) -> None:
         """Start as a replica of the captured log; nothing of it need survive a power cut. Raises as `start`."""
-        self._start((*FAST, *replica_options()))
+        self._start(self._filling())
+
+    def _filling(self) -> tuple[str, ...]:
+        return (*FAST, *replica_options())
 
     def _start(self, more: tuple[str, ...]) -> None:
         assert not self.alive, "it runs"
@@ -254,13 +265,14 @@ class PrivateServer:
         """What gives the account its password: passwords do not stand among arguments."""
         path = self.folder / "init.sql"
         path.unlink(missing_ok=True)
-        lines = []
-        for host in ("localhost", "127.0.0.1"):
-            lines.append(f"CREATE OR REPLACE USER '{ACCOUNT}'@'{host}' IDENTIFIED BY '{self.password}';\n")
-            lines.append(f"GRANT ALL ON *.* TO '{ACCOUNT}'@'{host}' WITH GRANT OPTION;\n")
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            out.writelines(lines)
+            out.writelines(f"{line};\n" for line in self._accounts())
         return path
+
+    def _accounts(self) -> Iterator[str]:
+        for host in ("localhost", "127.0.0.1"):
+            yield f"CREATE OR REPLACE USER '{ACCOUNT}'@'{host}' IDENTIFIED BY '{self.password}'"
+            yield f"GRANT ALL ON *.* TO '{ACCOUNT}'@'{host}' WITH GRANT OPTION"
 
     def _await(self) -> None:
         assert self._process is not None

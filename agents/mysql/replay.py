@@ -1,4 +1,4 @@
-"""A private server brought to a step: a baseline loaded, then the captured log replayed by the server's own replication.
+"""A private MariaDB brought to a step: a baseline loaded, then the captured log replayed by the server's own replication.
 
 The log is served as by a primary (`agents.replay`), and the server is told to stop exactly where the last step ends
 (`START SLAVE UNTIL master_gtid_pos`). What is not replayed: account statements (a copy has accounts of its own), rows of
@@ -138,7 +138,7 @@ def give_owners(conn: pymysql.Connection[Any]) -> list[str]:
                     wanted.add((user, host))
         made = []
         for user, host in sorted(wanted):
-            cursor.execute("SELECT 1 FROM mysql.global_priv WHERE User = %s AND Host = %s", (user, host))
+            cursor.execute("SELECT 1 FROM mysql.user WHERE User = %s AND Host = %s", (user, host))
             if cursor.fetchone() is None and host:
                 cursor.execute("CREATE USER IF NOT EXISTS %s@%s ACCOUNT LOCK", (user, host))
                 cursor.execute("GRANT ALL ON *.* TO %s@%s", (user, host))

@@ -6,7 +6,8 @@
     RENAME t TO kept, shadow TO t      atomic: the source has the old table or the new one, never neither
     foreign keys, triggers             taken off the kept table, put on the new one; done again by whoever finds it half done
 
-Knows the two servers, not plans, events or copies. MariaDB 10.6 and later: RENAME of several tables is crash-safe there.
+Knows the two servers, not plans, events or copies. MariaDB 10.6 and later, MySQL 8 and later: RENAME of several tables is
+crash-safe there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,11 +31,11 @@ from agents.baseline.manifest import CreateObject, TableFile
 from agents.baseline.rows import HashedFile, RowsWriter
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
+from agents.mysql import whereabouts
 from agents.mysql.apply import FENCE_WAIT_S, LOCK_NAME
 from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions
 from agents.mysql.dialects import dialect
-from agents.mysql.positions import parse, show
 from agents.protocol import SourceSettings
 from agents.scratch.engine import TableState
 from streams.events import Problem, TableDefinition
@@ -44,11 +45,25 @@ NEEDED: Final = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP", "TRIGGER")
 _COMMIT_BYTES: Final = 32 << 20
 _MODULUS: Final = 1 << 256
 _FOREIGN_KEY = re.compile(r"^\s+CONSTRAINT `(?:[^`]|``)*` FOREIGN KEY .*?,?$")
+_CHECK = re.compile(r"^(\s+)CONSTRAINT `((?:[^`]|``)*)` (?=CHECK \()")
 _SESSION: Final = (
     "SET SESSION time_zone = '+00:00', sql_mode = '', autocommit = 1, foreign_key_checks = 0, unique_checks = 1,"
-    " check_constraint_checks = 0, lock_wait_timeout = 30, innodb_lock_wait_timeout = 30, max_statement_time = 0,"
-    " wait_timeout = 3600, sql_quote_show_create = 1"
+    " lock_wait_timeout = 30, innodb_lock_wait_timeout = 30, wait_timeout = 3600, sql_quote_show_create = 1, {more}"
 )
+_MORE: Final = {
+    "MariaDB": "check_constraint_checks = 0, max_statement_time = 0",
+    # Statistics would be a day old otherwise, and the counter of a table with them.
+    "MySQL": "max_execution_time = 0, sql_require_primary_key = 0, information_schema_stats_expiry = 0",
+}
+# What an account may do to have a table of its own put in, by family: purpose → privileges of which any is enough.
+_ADMIN: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
+    "MariaDB": {"fence": ("READ_ONLY ADMIN", "READ ONLY ADMIN", "SUPER"), "definers": ("SET USER", "SUPER")},
+    "MySQL": {
+        "fence": ("CONNECTION_ADMIN", "SUPER"),
+        "switch": ("SYSTEM_VARIABLES_ADMIN", "SUPER"),
+        "definers": ("SET_ANY_DEFINER", "SET_USER_ID", "SUPER"),
+    },
+}
 _OWN: Final = (
     "CREATE DATABASE IF NOT EXISTS `holdfast`",
     "CREATE TABLE IF NOT EXISTS `holdfast`.`table_rollback` (plan varchar(36) CHARACTER SET ascii NOT NULL PRIMARY KEY,"
@@ -136,7 +151,7 @@ def content(conn: pymysql.Connection[Any], table: TableFile, progress: Progress)
 
 
 def _rows(conn: pymysql.Connection[Any], table: TableFile) -> Iterator[bytes]:
-    _run(conn, _SESSION)
+    _settle(conn)
     _run(conn, "SET character_set_results = NULL")
     yield from raw_rows(conn, f"SELECT {', '.join(table.expressions)} FROM {quoted(table.schema, table.table)}")
     _run(conn, "SET NAMES utf8mb4")
@@ -154,7 +169,8 @@ class NativeTableTarget:
         self._settings = settings
         self._conn = connect(settings, "rollback", read_timeout=3600.0, write_timeout=600.0)
         with self._explained():
-            _run(self._conn, _SESSION)
+            self._dialect = dialect(self._conn)
+            _settle(self._conn)
 
     def close(self) -> None:
         with contextlib.suppress(pymysql.err.MySQLError, OSError):
@@ -177,18 +193,21 @@ class NativeTableTarget:
                 "SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s AND %s LIKE TABLE_SCHEMA",
                 account, schema,
             )}  # fmt: skip
-            role = _ask(self._conn, "SELECT CURRENT_ROLE()")[0][0] is not None
+            role = _ask(self._conn, f"SELECT {self._dialect.current_role}")[0][0] is not None
             trusted = int(_ask(self._conn, "SELECT @@log_bin_trust_function_creators")[0][0])
         out = []
         needed = [*NEEDED, *(["REFERENCES"] if then.foreign_keys else [])]
         missing = [p for p in needed if p not in here]
         if missing and not role:
             out.append(_grant(", ".join(missing), f"{quoted(schema)}.*", account))
-        if not {"READ_ONLY ADMIN", "READ ONLY ADMIN", "SUPER"} & everywhere and not role:
-            out.append(_grant("READ_ONLY ADMIN", "*.*", account))
         foreign = [d for d in then.definers if d != f"{user}@{host}"]
-        if foreign and not {"SET USER", "SUPER"} & everywhere and not role:
-            out.append(_grant("SET USER", "*.*", account))
+        for purpose, any_of in _ADMIN[self._dialect.family].items():
+            if (purpose != "definers" or foreign) and not everywhere.intersection(any_of) and not role:
+                out.append(_grant(any_of[0], "*.*", account))
+        if self._dialect.family == "MySQL":
+            if "SYSTEM_USER" not in everywhere and not role and self._system_users(foreign):
+                out.append(_grant("SYSTEM_USER", "*.*", account))
+            out += self._named_checks(schema, then)
         if then.triggers and not trusted and "SUPER" not in everywhere and not role:
             out.append(
                 Problem(
@@ -198,6 +217,29 @@ class NativeTableTarget:
                 )
             )
         return out
+
+    def _system_users(self, accounts: Sequence[str]) -> bool:
+        """Whether one of them is a system user, in whose name only another may create anything."""
+        with self._explained():
+            found = _ask(
+                self._conn,
+                "SELECT GRANTEE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'SYSTEM_USER'",
+            )
+        grantees = {str(r[0]) for r in found}
+        return any("'{}'@'{}'".format(*a.rsplit("@", 1)) in grantees for a in accounts)
+
+    def _named_checks(self, schema: str, then: TableState) -> list[Problem]:
+        """MySQL's CHECKs have names that are unique in a schema. Those that the server made follow the table's name; others
+        are the kept table's."""
+        d = then.definition
+        found = [m[2] for line in d.ddl.splitlines() if (m := _CHECK.match(line))]
+        made = [f"{d.table}_chk_{i}" for i in range(1, len(found) + 1)]
+        if found == made or not self._exists(schema, d.table):
+            return []
+        return [Problem(
+            "named-checks", f"CHECK constraints of {schema}.{d.table} have names of their own ({', '.join(found)}), which no two"
+            " tables of a schema can have", "rename the table of now first (RENAME TABLE …), or drop it, then plan again",
+        )]  # fmt: skip
 
     def hold(self, *, at_once: bool = True) -> None:
         """So that no other rollback runs beside this one. Not `at_once`: end a session that a death left behind."""
@@ -226,7 +268,8 @@ class NativeTableTarget:
             self.forget(d.schema, shadow)
             # The table is created under the settings that its text was written for, and nothing is made nicer.
             _run(self._conn, "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES'")
-            _run(self._conn, shadow_ddl(d, shadow, keys=now is None))
+            checks = now is None or self._dialect.family == "MariaDB"
+            _run(self._conn, shadow_ddl(d, shadow, keys=now is None, checks=checks))
             failpoint("table.created")
             held, rows = 0, 0
             self._conn.begin()
@@ -240,7 +283,7 @@ class NativeTableTarget:
                 rows = min(table.rows, rows + 1)
                 progress(rows)
             self._conn.commit()
-            _run(self._conn, _SESSION)
+            _settle(self._conn)
             _run(self._conn, "SET NAMES utf8mb4")
             counters = [s.auto_increment for s in (then, now) if s is not None and s.auto_increment is not None]
             if then.auto_increment is not None and counters:
@@ -355,7 +398,7 @@ class NativeTableTarget:
                 if trigger.name not in there:
                     for statement in create_statements(trigger):
                         _raw(self._conn, statement)
-            _run(self._conn, _SESSION)
+            _settle(self._conn)
             _run(self._conn, "SET NAMES utf8mb4")
 
     def forget(self, schema: str, shadow: str) -> None:
@@ -366,8 +409,8 @@ class NativeTableTarget:
                 _run(self._conn, f"DROP TABLE {quoted(schema, shadow)}")
 
     def position(self) -> str:
-        with self._explained():
-            return show(parse(str(_ask(self._conn, "SELECT @@global.gtid_binlog_pos")[0][0] or "")))
+        with self._explained(), self._conn.cursor(Cursor) as cursor:
+            return whereabouts.position(cursor, self._dialect)
 
     def _exists(self, schema: str, table: str) -> bool:
         return bool(_ask(
@@ -382,8 +425,14 @@ class NativeTableTarget:
             raise error_of(error, self._settings) from error
 
 
-def shadow_ddl(d: TableDefinition, shadow: str, *, keys: bool) -> str:
-    """What creates the table under another name; without its foreign keys unless `keys`."""
+def _settle(conn: pymysql.Connection[Any]) -> None:
+    """Session settings that nothing here depends on the server's defaults for."""
+    _run(conn, _SESSION.format(more=_MORE[dialect(conn).family]))
+
+
+def shadow_ddl(d: TableDefinition, shadow: str, *, keys: bool, checks: bool = True) -> str:
+    """What creates the table under another name; without its foreign keys unless `keys`, without names of CHECKs unless
+    `checks`."""
     head = f"CREATE TABLE {quoted(d.table)} ("
     if not d.ddl.startswith(head):
         raise AgentError(
@@ -395,6 +444,8 @@ def shadow_ddl(d: TableDefinition, shadow: str, *, keys: bool) -> str:
         # The last line before the closing one ends without a comma.
         at = max(i for i, line in enumerate(lines) if line.startswith(")")) - 1
         lines[at] = lines[at].rstrip(",")
+    if not checks:
+        lines = [_CHECK.sub(r"\1", line) for line in lines]
     return f"CREATE TABLE {quoted(d.schema, shadow)} (" + "\n".join(lines)
 
 
@@ -440,8 +491,8 @@ def _ask(conn: pymysql.Connection[Any], sql: str, *args: Any) -> list[tuple[Any,
         return list(cursor.fetchall())
 
 
-class MariaDBTables:
-    """`agents.scratch.engine.Tables` for MariaDB."""
+class NativeTables:
+    """`agents.scratch.engine.Tables` for both families."""
 
     look = staticmethod(look)
     table_file = staticmethod(table_file)

@@ -8,7 +8,7 @@ from agents.mysql import apply, bound
 from agents.mysql.preflight import Must, Requirements, Values, Warn, common_warnings
 from agents.mysql.replay import MariaDBReplayer
 from agents.mysql.source import BinlogSource
-from agents.mysql.table import MariaDBTables
+from agents.mysql.table import NativeTables
 from agents.protocol import Source, SourceSettings
 from agents.rollback.target import Target
 
@@ -30,9 +30,9 @@ def replayer() -> MariaDBReplayer:
     return MariaDBReplayer()
 
 
-def tables() -> MariaDBTables:
+def tables() -> NativeTables:
     """See `agents.scratch.engine.Tables`."""
-    return MariaDBTables()
+    return NativeTables()
 
 
 def _capability(values: Values) -> dict[str, bool]:

@@ -78,6 +78,38 @@ def one_phase(payload: bytes, *, checksum: bool) -> bytes:
     ])  # fmt: skip
 
 
+def is_xa(payload: bytes, *, checksum: bool) -> bool:
+    """Whether a step of MySQL's begins an XA transaction: a GTID, then `XA START`."""
+    at = int.from_bytes(payload[9:13], "little")
+    if payload[at + 4 : at + 5] != bytes([ev.QUERY]):
+        return False
+    size = int.from_bytes(payload[at + 9 : at + 13], "little")
+    body = payload[at + ev.HEADER_SIZE : at + size - (ev.CHECKSUM_SIZE if checksum else 0)]
+    return ev.parse_query(body, ev.QUERY).sql.startswith(b"XA START")
+
+
+def plain_mysql(payload: bytes, *, checksum: bool) -> bytes:
+    """An XA transaction's step of MySQL's, in one phase or two, as that of a plain transaction with the GTID under which it was
+    committed: so a copy that ends in between holds nothing prepared."""
+    events = list(ev.iter_events(payload, checksum))
+    numbered = [e for e in events if e.type in (ev.MYSQL_GTID, ev.MYSQL_GTID_TAGGED)]
+    if not numbered or len(events) < 2 or events[1].type != ev.QUERY:
+        raise damaged("an XA transaction's step")
+    common = {"server_id": numbered[-1].server_id, "checksum": checksum, "artificial": False}
+    text = len(ev.parse_query(events[1].body, ev.QUERY).sql)
+    begin = made(ev.QUERY, bytes(events[1].body)[:-text] + b"BEGIN", **common)  # type: ignore[arg-type]
+    kept = [
+        payload[e.offset : e.offset + e.length]
+        for e in events
+        if e not in numbered and e.type != ev.XA_PREPARE and not _ends_xa(e)
+    ]
+    last = numbered[-1]
+    return b"".join([
+        payload[last.offset : last.offset + last.length], begin, *kept,
+        made(ev.XID, bytes(8), **common),  # type: ignore[arg-type]
+    ])  # fmt: skip
+
+
 def _ends_xa(event: ev.Event) -> bool:
     return event.type in (ev.QUERY, ev.QUERY_COMPRESSED) and ev.parse_query(event.body, event.type).sql.startswith(
         b"XA "

@@ -183,9 +183,9 @@ class Feed:
             if not covered and not step.accounts and step.payload is not None:
                 yield step
 
-    def ordinal_at(self, position: GtidSet) -> int:
-        """About how far a replica at `position` is: a step that it has applied (0: none yet that is known)."""
-        reached = 0
+    def ordinal_at(self, at: str) -> int:
+        """About how far a replica at native position `at` is: a step that it has applied (0: none yet that is known)."""
+        position, reached = parse(at), 0
         with self._lock:
             while self._samples:
                 ordinal, domain, sequence = self._samples[0]

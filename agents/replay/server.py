@@ -13,12 +13,15 @@ import secrets
 import socket
 import threading
 import time
+import uuid
 from typing import Final
 
 from agents.errors import AgentError
-from agents.mysql.positions import parse
+from agents.mysql import gtid_sets
+from agents.mysql.dialects import family_of
 from agents.replay import wire
 from agents.replay.feed import Feed, Served
+from agents.replay.feed_mysql import MySQLFeed
 from agents.replay.session import Session
 from streams.errors import StreamError
 
@@ -37,7 +40,7 @@ class LogServer:
         self.password = secrets.token_urlsafe(24)
         self.failure: Exception | None = None
         self._served = served
-        self._feed: Feed | None = None
+        self._feed: Feed | MySQLFeed | None = None
         self._closing = threading.Event()
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -50,7 +53,12 @@ class LogServer:
     def applied(self, position: str) -> int:
         """About which step a replica at native `position` has applied."""
         feed = self._feed
-        return 0 if feed is None else feed.ordinal_at(parse(position))
+        return 0 if feed is None else feed.ordinal_at(position)
+
+    def reached(self, position: str) -> bool:
+        """MySQL: whether a replica at native `position` has applied all that there is to serve."""
+        feed = self._feed
+        return isinstance(feed, MySQLFeed) and feed.reached(position)
 
     @property
     def sent(self) -> int:
@@ -97,16 +105,15 @@ class LogServer:
             _Conversation(self, connection, number).run()
         except (OSError, EOFError) as error:
             _log.debug("connection %d ended: %s", number, error)
-        except StreamError as error:
+        except (StreamError, AgentError) as error:
             _log.warning("connection %d: %s", number, error)
         finally:
             with self._lock:
                 self._connections.discard(connection)
             connection.close()
 
-    def stream(self, connection: socket.socket, session: Session, sequence: int) -> None:
+    def stream(self, connection: socket.socket, feed: Feed | MySQLFeed) -> None:
         """The dump itself. Made in one thread and sent in another, so that neither waits for the other for long."""
-        feed = Feed(self._served, session.connect_state or "", sequence=sequence)
         self._feed = feed
         ready: queue.Queue[list[bytes] | Exception | None] = queue.Queue(_AHEAD)
         given_up = threading.Event()
@@ -163,8 +170,12 @@ class _Conversation:
         self._number = number
         self._packets = wire.Packets()
         served = server.served
-        # Replicas take off this prefix, by which old clients were kept from refusing a version they did not know.
-        self._session = Session(served.server_id, f"5.5.5-{served.version}")
+        mysql = family_of(served.version) == "MySQL"
+        # MariaDB's replicas take off this prefix, by which old clients were kept from refusing a version they did not know.
+        version = served.version if mysql else f"5.5.5-{served.version}"
+        self._session = Session(served.server_id, version, str(uuid.uuid4()))
+        # What each family's clients can still do.
+        self._plugin = wire.CACHING if mysql else wire.NATIVE
 
     def run(self) -> None:
         if not self._login():
@@ -189,7 +200,14 @@ class _Conversation:
                         )
                         self._connection.sendall(said)
                         return
-                    self._server.stream(self._connection, self._session, sequence + 1)
+                    feed = Feed(self._server.served, self._session.connect_state, sequence=sequence + 1)
+                    self._server.stream(self._connection, feed)
+                    return
+                case wire.DumpGtid():
+                    executed = gtid_sets.decode(command.executed)
+                    self._server.stream(
+                        self._connection, MySQLFeed(self._server.served, executed, sequence=sequence + 1)
+                    )
                     return
                 case wire.Other(wire.COM_PING):
                     self._connection.sendall(wire.ok(sequence + 1))
@@ -201,16 +219,20 @@ class _Conversation:
     def _login(self) -> bool:
         # No zero bytes: the scramble is sent as a text.
         scramble = bytes(1 + b % 127 for b in secrets.token_bytes(wire.SCRAMBLE))
-        self._connection.sendall(wire.packet(wire.greeting(self._session.version, self._number, scramble), 0))
+        greeting = wire.greeting(self._session.version, self._number, scramble, self._plugin)
+        self._connection.sendall(wire.packet(greeting, 0))
         sequence, content = self._receive()
         login = wire.parse_login(content)
         response = login.response
-        if login.plugin not in (b"", wire.NATIVE):
-            self._connection.sendall(wire.packet(wire.switch(scramble), sequence + 1))
+        if login.plugin not in (b"", self._plugin):
+            self._connection.sendall(wire.packet(wire.switch(scramble, self._plugin), sequence + 1))
             sequence, response = self._receive()
-        if login.user != USER or not wire.password_matches(self._server.password, scramble, response):
+        if login.user != USER or not wire.password_matches(self._server.password, scramble, response, self._plugin):
             self._connection.sendall(wire.error(_DENIED, "access denied", sequence + 1, "28000"))
             return False
+        if self._plugin == wire.CACHING:
+            sequence += 1
+            self._connection.sendall(wire.fast_login(sequence))
         self._connection.sendall(wire.ok(sequence + 1))
         return True
 

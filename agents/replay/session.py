@@ -1,4 +1,4 @@
-"""What a MariaDB replica asks before it asks for the log, and what it is answered. Pure: text in, packets out.
+"""What a replica asks before it asks for the log, and what it is answered. Pure: text in, packets out.
 
 A replica sets what it wants as user variables (`SET @slave_connect_state='0-1-100'`) and asks after a few of ours. What it
 asks that is not known here gets the error that an older primary would give, which replicas expect and pass over.
@@ -20,10 +20,12 @@ CHECKSUM = "CRC32"
 
 @dataclass(slots=True)
 class Session:
-    """One connection's state. `server_id` and `version` are those of the source whose log is served."""
+    """One connection's state. `server_id` and `version` are those of the source whose log is served; `server_uuid` is one that
+    no server has."""
 
     server_id: int
     version: str
+    server_uuid: str = ""
     variables: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
@@ -46,6 +48,11 @@ class Session:
             "SELECT VERSION()": self.version,
             "SELECT @@GLOBAL.COLLATION_SERVER": "utf8mb4_general_ci",
             "SELECT @@GLOBAL.TIME_ZONE": "SYSTEM",
+            # MySQL's
+            "SELECT @SOURCE_BINLOG_CHECKSUM": CHECKSUM,
+            "SELECT @@GLOBAL.SERVER_ID": str(self.server_id),
+            "SELECT @@GLOBAL.SERVER_UUID": self.server_uuid,
+            "SELECT @@GLOBAL.GTID_MODE": "ON",
         }
         if text in answers:
             return wire.rows((text.removeprefix("SELECT ").lower(),), [(answers[text],)], sequence)

@@ -35,8 +35,10 @@ CAPABILITIES: Final = (
     | LENENC_AUTH
 )  # fmt: skip
 NATIVE: Final = b"mysql_native_password"
+CACHING: Final = b"caching_sha2_password"
 
 COM_QUIT, COM_QUERY, COM_PING, COM_BINLOG_DUMP, COM_REGISTER = 0x01, 0x03, 0x0E, 0x12, 0x15
+COM_BINLOG_DUMP_GTID = 0x1E
 _AUTOCOMMIT: Final = 0x0002
 _UTF8: Final = 33
 _VARCHAR: Final = 0xFD
@@ -77,13 +79,22 @@ class Dump:
 
 
 @dataclass(frozen=True, slots=True)
+class DumpGtid:
+    """COM_BINLOG_DUMP_GTID: MySQL's log is asked for, beyond the GTID set `executed` (`agents.mysql.gtid_sets.decode`)."""
+
+    flags: int
+    server_id: int
+    executed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Other:
     """A command that needs no record of its own: `code` is its first byte."""
 
     code: int
 
 
-Command = Question | Register | Dump | Other
+Command = Question | Register | Dump | DumpGtid | Other
 
 
 def packet(content: bytes, sequence: int) -> bytes:
@@ -117,14 +128,14 @@ class Packets:
             yield sequence, content
 
 
-def greeting(version: str, connection: int, scramble: bytes) -> bytes:
+def greeting(version: str, connection: int, scramble: bytes, plugin: bytes = NATIVE) -> bytes:
     """The first packet's content: protocol 10. `scramble`: 20 bytes, none of them zero."""
     return b"".join((
         b"\x0a", version.encode("ascii", "replace"), b"\0",
         _u32.pack(connection), scramble[:8], b"\0",
         _u16.pack(CAPABILITIES & 0xFFFF), bytes([_UTF8]), _u16.pack(_AUTOCOMMIT), _u16.pack(CAPABILITIES >> 16),
         bytes([SCRAMBLE + 1]), bytes(10), scramble[8:], b"\0",
-        NATIVE, b"\0",
+        plugin, b"\0",
     ))  # fmt: skip
 
 
@@ -153,13 +164,23 @@ def parse_login(content: bytes) -> Login:
     return Login(capabilities, user, response, plugin)
 
 
-def switch(scramble: bytes) -> bytes:
-    """A request to answer with mysql_native_password."""
-    return b"\xfe" + NATIVE + b"\0" + scramble + b"\0"
+def switch(scramble: bytes, plugin: bytes = NATIVE) -> bytes:
+    """A request to answer as `plugin` does."""
+    return b"\xfe" + plugin + b"\0" + scramble + b"\0"
 
 
-def password_matches(password: str, scramble: bytes, response: bytes) -> bool:
-    """SHA1(p) xor SHA1(scramble + SHA1(SHA1(p))), compared in constant time."""
+def fast_login(sequence: int) -> bytes:
+    """What caching_sha2_password is told before OK when its answer was right, so that it need not send the password."""
+    return packet(b"\x01\x03", sequence)
+
+
+def password_matches(password: str, scramble: bytes, response: bytes, plugin: bytes = NATIVE) -> bool:
+    """mysql_native_password: SHA1(p) xor SHA1(scramble + SHA1(SHA1(p))); caching_sha2_password: SHA256(p) xor
+    SHA256(SHA256(SHA256(p)) + scramble). Compared in constant time."""
+    if plugin == CACHING:
+        first = hashlib.sha256(password.encode()).digest()
+        mask = hashlib.sha256(hashlib.sha256(first).digest() + scramble).digest()
+        return hmac.compare_digest(bytes(a ^ b for a, b in zip(first, mask, strict=True)), response)
     once = hashlib.sha1(password.encode()).digest()
     twice = hashlib.sha1(once).digest()
     mask = hashlib.sha1(scramble + twice).digest()
@@ -177,6 +198,13 @@ def parse_command(content: bytes) -> Command:
         case 0x12:
             position, flags, server_id = Struct("<IHI").unpack_from(body)
             return Dump(position, flags, server_id, body[10:].decode("utf-8", "replace"))
+        case 0x1E:
+            flags, server_id, named = Struct("<HII").unpack_from(body)
+            at = 10 + named + 8
+            (size,) = _u32.unpack_from(body, at)
+            if len(body) < at + 4 + size:
+                raise IndexError
+            return DumpGtid(flags, server_id, body[at + 4 : at + 4 + size])
         case _:
             return Other(code)
 

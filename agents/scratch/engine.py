@@ -1,6 +1,7 @@
 """The seam between scratch copies and a kind of database: a private server, and how the log gets into it.
 
-A platform that has scratch copies offers a `Replayer` (`agents.registry.replayer`). MariaDB has one; a kind without says so.
+A platform that has scratch copies offers a `Replayer` (`agents.registry.replayer`). MariaDB and MySQL have one; a kind without
+says so.
 """
 
 from __future__ import annotations

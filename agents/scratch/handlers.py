@@ -212,7 +212,7 @@ def _program(services: Services, source: str, replayer: Replayer, manifest: Mani
         raise AgentError(
             "server-missing",
             f"a scratch copy of {source} needs a server program of its series here ({manifest.server_version})",
-            "install it (it need not run), or name it: HOLDFAST_MARIADBD=/usr/sbin/mariadbd",
+            "install it (it need not run), or name it: HOLDFAST_MARIADBD=/usr/sbin/mariadbd, HOLDFAST_MYSQLD=/usr/sbin/mysqld",
         )
     return program
 

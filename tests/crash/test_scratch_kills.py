@@ -13,7 +13,7 @@ import pymysql
 import pytest
 
 from agents.scratch import folder as folders
-from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from streams.capture_log import CaptureLog
 from streams.events import ScratchChanged
 from streams.secrets import SecretStore
@@ -30,6 +30,7 @@ from tests.stack.agent import (
 )
 from tests.stack.capturing import await_captured
 from tests.stack.contents import everything
+from tests.stack.servers import program_of
 
 pytestmark = pytest.mark.crash
 
@@ -49,7 +50,7 @@ class Scene:
     """A protected source, its agent, and what was in it after which step."""
 
     site: Settings
-    server: MariaDB
+    server: DatabaseServer
     agent: AgentProcess
     lineage: str
     states: dict[int, dict[str, Any]]
@@ -116,20 +117,28 @@ class Scene:
         return sorted(e.name for e in there.iterdir()) if there.is_dir() else []
 
 
-@pytest.fixture
-def scene(fresh_site: Settings, make_mariadb: Callable[..., MariaDB]) -> Iterator[Scene]:
-    server = make_mariadb()
+@pytest.fixture(params=["mariadb-10.11"])
+def scene(
+    request: pytest.FixtureRequest, fresh_site: Settings, make_database: Callable[..., DatabaseServer], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Scene]:  # fmt: skip
+    server = make_database(request.param)
     server.execute(
         "CREATE DATABASE shop",
         "USE shop",
         "CREATE TABLE shop.item (id INT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(30), price DECIMAL(9,2))",
-        "INSERT INTO shop.item (name, price) SELECT CONCAT('item ', seq), seq FROM seq_1_to_500",
+        "INSERT INTO shop.item (name, price) VALUES " + ", ".join(f"('item {i}', {i})" for i in range(1, 501)),
     )
     grant_capture(server)
+    admin = "READ_ONLY ADMIN, SET USER, BINLOG REPLAY, BINLOG ADMIN"
+    if server.kind == "mysql":
+        admin = "CONNECTION_ADMIN, SYSTEM_VARIABLES_ADMIN, SET_ANY_DEFINER, SYSTEM_USER, BINLOG_ADMIN"
+        monkeypatch.setenv("HOLDFAST_MYSQLD", program_of(server, tmp_path))
     server.execute(
-        f"GRANT {ROLLBACK} ON *.* TO roll@'127.0.0.1' IDENTIFIED BY 'rollback secret'",
+        "CREATE USER roll@'127.0.0.1' IDENTIFIED BY 'rollback secret'",
+        f"GRANT {ROLLBACK} ON *.* TO roll@'127.0.0.1'",
         "SET GLOBAL log_bin_trust_function_creators = 1",
-        "GRANT READ_ONLY ADMIN, SET USER, BINLOG REPLAY, BINLOG ADMIN ON *.* TO roll@'127.0.0.1'",
+        f"GRANT {admin} ON *.* TO roll@'127.0.0.1'",
     )
     agent = AgentProcess(fresh_site)
     agent.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import tempfile
@@ -206,6 +207,17 @@ def start_database(
         pytest.skip(f"no {name} here: {error}")
     server.start()
     return server
+
+
+def program_of(server: DatabaseServer, directory: Path) -> str:
+    """The server's program as one file, with what it needs to run where it was unpacked; an installed one is that file."""
+    argv = [a for a in server.installation.server if a != "--no-defaults"]
+    at = next(i for i, a in enumerate(argv) if a.endswith(("mysqld", "mariadbd"))) + 1
+    program = directory / "bin" / Path(argv[at - 1]).name
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(argv[:at])} "$@" {shlex.join(argv[at:])}\n')
+    program.chmod(0o755)
+    return str(program)
 
 
 def make_site(data_dir: Path, kafka: KafkaSettings, postgres: PostgresSettings, name: str = "test") -> Settings:

@@ -36,6 +36,7 @@ class FileStep:
     position_after: str = ""
     offset: int = 0
     passed: tuple[str, ...] = ()
+    file: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class BinlogLog:
                     self._passed.append(place)
                     continue
                 number, passed = len(self.recorded) + 1, tuple(self._passed)
-                self.recorded.append(FileStep(number, fde.raw, payload, place, passed=passed))
+                self.recorded.append(FileStep(number, fde.raw, payload, place, passed=passed, file=file))
                 self._passed.clear()
             self._offset += done
 

@@ -573,6 +573,8 @@ def split_steps(fde: FormatDescription, buffer: Buffer) -> Iterator[memoryview]:
             if sql == b"BEGIN" or sql.startswith(b"XA START"):
                 open_end = True
                 continue
+            if sql.startswith(b"XA END"):
+                continue  # XA_PREPARE comes
             closed = not open_end or _ENDING.match(sql) is not None or classify(sql) == "xa"
         if closed and start is not None:
             yield view[start : event.offset + event.length]

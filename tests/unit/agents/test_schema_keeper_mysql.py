@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from agents.schema.scratch import find_server, series
 from deploy.demo.server import DatabaseServer
 from streams.formats.binlog.events import parse_format_description
 from streams.formats.binlog.step import split_steps
+from tests.stack.servers import program_of
 from tests.unit.agents.test_schema_keeper import Log, feed, live
 
 COMMON = r"""
@@ -88,14 +88,9 @@ def test_every_version_is_the_schema_the_source_had(
 ) -> None:
     source = make_database(name)
     preamble, steps, versions = steps_of(source, [s for s in (COMMON + MORE[name]).splitlines() if s])
-    # The program with what it needs to run where it was unpacked; where one is installed it is that one.
-    program = tmp_path / "mysqld"
-    server = [a for a in source.installation.server if a != "--no-defaults"]
-    at = next(i for i, a in enumerate(server) if a.endswith("mysqld")) + 1
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(server[:at])} "$@" {shlex.join(server[at:])}\n')
-    program.chmod(0o755)
+    program = program_of(source, tmp_path)
     assert series(source.execute("SELECT VERSION()")[0][0]) == "MySQL " + source.version.rpartition(".")[0]
-    log = Log(source, tmp_path, server=lambda wanted: find_server(wanted, str(program)))
+    log = Log(source, tmp_path, server=lambda wanted: find_server(wanted, program))
     log.start([])
     with contextlib.closing(log.keeper()) as keeper:
         recorded = feed(keeper, preamble, steps)

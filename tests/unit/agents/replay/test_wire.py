@@ -37,12 +37,22 @@ def test_a_password_matches_only_itself() -> None:
     assert wire.password_matches("secret", scramble, response)
     assert not wire.password_matches("Secret", scramble, response)
     assert not wire.password_matches("secret", scramble, b"")
+    first = hashlib.sha256(b"secret").digest()
+    mask = hashlib.sha256(hashlib.sha256(hashlib.sha256(b"secret").digest()).digest() + scramble).digest()
+    response = bytes(a ^ b for a, b in zip(first, mask, strict=True))
+    assert wire.password_matches("secret", scramble, response, wire.CACHING)
+    assert not wire.password_matches("Secret", scramble, response, wire.CACHING)
+    assert not wire.password_matches("secret", scramble, response)
 
 
 def test_commands_are_read() -> None:
     assert wire.parse_command(b"\x03SELECT 1") == wire.Question("SELECT 1")
     assert wire.parse_command(b"\x15" + struct.pack("<I", 7) + b"\0\0\0") == wire.Register(7)
     assert wire.parse_command(b"\x12" + struct.pack("<IHI", 4, 2, 7) + b"f.1") == wire.Dump(4, 2, 7, "f.1")
+    dump = b"\x1e" + struct.pack("<HII", 4, 7, 3) + b"f.1" + struct.pack("<QI", 4, 8) + bytes(8)
+    assert wire.parse_command(dump) == wire.DumpGtid(4, 7, bytes(8))
+    with pytest.raises(FormatError):
+        wire.parse_command(dump[:-1])
     assert wire.parse_command(b"\x0e") == wire.Other(wire.COM_PING)
 
 

@@ -52,6 +52,9 @@ EVENT_BYTES: Final = 384 << 10
 # With fewer rows than this, making a guard table lighter costs more than it saves.
 PLAIN_GUARD_ROWS: Final = 2_000
 
+# What a fence takes, of a dialect's privileges.
+FENCING: Final = frozenset({"fence", "switch"})
+
 _DUPLICATE: Final = 1062
 _NOT_FOUND: Final = 1032
 _LOCKED: Final = frozenset({1205, 1213, 3572})
@@ -151,7 +154,7 @@ class NativeTarget:
         with self._explained():
             lacking = self._lacking(self._control, _account(ask(self._control, "SELECT CURRENT_USER()")[0][0]))
         can = {NATIVE_APPLY} if not {"replay", "log"} & set(lacking) else set()
-        return frozenset(can if "fence" in lacking else {*can, FENCE})
+        return frozenset(can if FENCING & set(lacking) else {*can, FENCE})
 
     def _missing_privileges(self, control: pymysql.Connection[Any], account: str, plan: Plan) -> list[Problem]:
         lacking = self._lacking(control, account).values()

@@ -1,6 +1,6 @@
-"""A MariaDB server whose account may not replay native events (managed services): the same rollback by ordinary statements.
+"""A server whose account may not replay native events (managed services): the same rollback by ordinary statements.
 
-What differs from `apply`, and why (tried on MariaDB 10.11 with an account that has neither BINLOG rights nor SUPER):
+What differs from `apply`, and why (tried on MariaDB 10.11 and MySQL 9.7 with accounts that have neither BINLOG rights nor SUPER):
 
 - nothing can be kept out of the log by `sql_log_bin`, so guards are *temporary* tables, which the server logs not at all
   when it logs rows; they are gone with the session
@@ -24,8 +24,9 @@ import pymysql
 
 from agents.errors import AgentError
 from agents.mysql import guard
-from agents.mysql.apply import NativeTarget, ask, denied, grant, run
+from agents.mysql.apply import FENCING, NativeTarget, ask, denied, grant, run
 from agents.mysql.definitions import quoted
+from agents.mysql.dialects import dialect
 from agents.mysql.guard import Role
 from agents.mysql.literals import Literals, equals, literals_of
 from agents.protocol import SourceSettings
@@ -35,13 +36,7 @@ from agents.rollback.target import Progress, Stopped
 from streams.events import Problem
 from streams.formats.errors import FormatError
 
-# Not strict: what the server would not store as given it warns of, and warnings are counted.
-_SESSION: Final = (
-    "SET SESSION sql_mode = 'ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO', foreign_key_checks = 0, sql_safe_updates = 0,"
-    " check_constraint_checks = 1"
-)
 STATEMENT_BYTES: Final = 1 << 20
-_LOG_FORMAT: Final = (("binlog_format", "ROW"), ("binlog_row_image", "FULL"))
 
 
 class BoundTarget(NativeTarget):
@@ -54,7 +49,7 @@ class BoundTarget(NativeTarget):
         self._checked: tuple[TablePlan, ...] = ()
 
     def _prepare_work(self, connection: pymysql.Connection[Any]) -> None:
-        run(connection, _SESSION)
+        run(connection, dialect(connection).bound_session)
 
     def _before_commit(self, work: pymysql.Connection[Any]) -> None:
         """The session's clock was never changed."""
@@ -68,7 +63,7 @@ class BoundTarget(NativeTarget):
     # -- before ---------------------------------------------------------------------------------------------------
 
     def _missing_privileges(self, control: pymysql.Connection[Any], account: str, plan: Plan) -> list[Problem]:
-        if not request_of(plan.event).whole_source or "fence" not in self._lacking(control, account):
+        if not request_of(plan.event).whole_source or not FENCING & set(self._lacking(control, account)):
             return []
         return [no_fence(account)]
 
@@ -88,8 +83,9 @@ class BoundTarget(NativeTarget):
         out = []
         if not log_bin:
             out.append(Problem("log-off", "the target keeps no binary log", "start it with log_bin"))
-        for name, wanted in _LOG_FORMAT:
-            ((value,),) = ask(control, f"SELECT @@session.{name}")
+        for expression, wanted in self._dialect.bound_settings.items():
+            ((value,),) = ask(control, f"SELECT {expression}")
+            name = expression.rpartition(".")[2]
             if str(value).upper() != wanted:
                 out.append(Problem(
                     "setting", f"{name} is {value}: what the rollback does could not be read in the log",
@@ -112,6 +108,12 @@ class BoundTarget(NativeTarget):
 
     def check(self, plan: Plan) -> list[Problem]:
         self._checked = plan.tables
+        with self._explained():
+            if not self._dialect.bound_session:
+                return [Problem(
+                    "method-unsupported", "rollbacks by bound statements are not made on this version of MySQL",
+                    "from 8.0 on they are; grant what native events need",
+                )]  # fmt: skip
         return super().check(plan)
 
     # -- the guard ------------------------------------------------------------------------------------------------
@@ -163,7 +165,8 @@ class BoundTarget(NativeTarget):
 
     def _change(self, work: pymysql.Connection[Any], number: int, t: TablePlan) -> Iterator[int]:
         definition, changes = t.definition, t.changes
-        run(work, f"SET SESSION check_constraint_checks = {0 if changes.table.unchecked else 1}")
+        if self._dialect.family == "MariaDB":
+            run(work, f"SET SESSION check_constraint_checks = {0 if changes.table.unchecked else 1}")
         if not changes.table.keyed:
             yield from self._one_by_one(work, number, t)
             return

@@ -79,6 +79,10 @@ class Dialect:
     """An expression that is NULL when no role is in force; empty: there are none."""
     privileges: Mapping[str, tuple[str, ...]]
     """What a rollback does → privileges of which any is enough."""
+    bound_session: str
+    """For the session that changes rows by bound statements; empty: no such rollbacks."""
+    bound_settings: Mapping[str, str]
+    """What the log must be written like then: expression → value."""
     row_lock_privilege: str
     """What an account needs, besides SELECT, to lock the rows it reads."""
     super_read_only: bool
@@ -93,6 +97,9 @@ _SESSION = (
 _SNAPSHOT_SESSION = (
     "SET SESSION sql_mode = '', time_zone = '+00:00', net_write_timeout = 3600, wait_timeout = 86400,"
     " sql_quote_show_create = 1, sql_select_limit = DEFAULT"
+)
+_BOUND_SESSION = (
+    "SET SESSION sql_mode = 'ALLOW_INVALID_DATES,NO_AUTO_VALUE_ON_ZERO', foreign_key_checks = 0, sql_safe_updates = 0"
 )
 _READ_WRITE = (
     "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE",
@@ -135,6 +142,9 @@ _MARIADB = Dialect(
         "log": ("BINLOG ADMIN", "SUPER"),
         "fence": ("READ_ONLY ADMIN", "READ ONLY ADMIN", "SUPER"),
     },
+    # Not strict: what the server would not store as given it warns of, and warnings are counted.
+    bound_session=_BOUND_SESSION + ", check_constraint_checks = 1",
+    bound_settings={"@@session.binlog_format": "ROW", "@@session.binlog_row_image": "FULL"},
     row_lock_privilege="",
     super_read_only=False,
 )
@@ -159,6 +169,7 @@ _MYSQL_5_5 = dataclasses.replace(
     checksums=False,
     replica_session=(),
     generated="'NEVER', NULL",
+    bound_session="",
     snapshot_session=_SNAPSHOT_SESSION + ", tx_isolation = 'REPEATABLE-READ'",
     snapshot_position=False,
     float_as_double="{} * 1e0",
@@ -218,10 +229,17 @@ _MYSQL_8 = dataclasses.replace(
     ),
     current_role="NULLIF(CURRENT_ROLE(), 'NONE')",
     row_lock_privilege="LOCK TABLES",
+    bound_session=_BOUND_SESSION,
+    bound_settings={
+        "@@session.binlog_format": "ROW",
+        "@@session.binlog_row_image": "FULL",
+        "@@session.binlog_row_value_options": "",
+    },
     privileges={
         "replay": ("BINLOG_ADMIN", "REPLICATION_APPLIER", "SUPER"),
         "log": ("SYSTEM_VARIABLES_ADMIN", "SUPER"),
         "fence": ("CONNECTION_ADMIN", "SUPER"),
+        "switch": ("SYSTEM_VARIABLES_ADMIN", "SUPER"),  # of `read_only`, behind which `fence` lets us write
     },
 )
 _MYSQL_8_2 = dataclasses.replace(_MYSQL_8, since=(8, 2), log_status="SHOW BINARY LOG STATUS")

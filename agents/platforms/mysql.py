@@ -5,25 +5,30 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from agents.errors import AgentError
-from agents.mysql import apply
+from agents.mysql import apply, bound
 from agents.mysql.preflight import Must, Requirements, Values, Warn, common_warnings
+from agents.mysql.replay_mysql import MySQLReplayer
 from agents.mysql.source import BinlogSource
+from agents.mysql.table import NativeTables
 from agents.protocol import Source, SourceSettings
 from agents.rollback.target import Target
 
-__all__ = ["source", "target"]
+__all__ = ["replayer", "source", "tables", "target"]
+
+
+def replayer() -> MySQLReplayer:
+    """See `agents.scratch.engine.Replayer`."""
+    return MySQLReplayer()
+
+
+def tables() -> NativeTables:
+    """See `agents.scratch.engine.Tables`."""
+    return NativeTables()
 
 
 def target(settings: SourceSettings, method: str = "native") -> Target:
     """The same server as the target of a rollback; see `agents.registry.target`."""
-    if method != "native":
-        raise AgentError(
-            "method-unsupported",
-            "rollbacks of MySQL by bound statements are not built",
-            "grant what native events need",
-        )
-    return apply.target(settings)
+    return bound.target(settings) if method == "bound" else apply.target(settings)
 
 
 def source(settings: SourceSettings) -> Source:

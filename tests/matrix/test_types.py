@@ -38,12 +38,15 @@ def server_of(database: DatabaseServer) -> zoo.Server:
 
 @pytest.mark.parametrize(
     ("database", "method"),
-    [*((server, "native") for server in DATABASES), ("mariadb-11.4", "bound")],
+    [*((server, "native") for server in DATABASES), ("mariadb-11.4", "bound"), ("mysql-9", "bound")],
     indirect=["database"],
 )
 def test_every_value_goes_back_and_forth(database: DatabaseServer, method: str) -> None:
-    """All values in, all out again, all in again; then a random walk with writes in between."""
+    """All values in, all out again, all in again; then a random walk with writes in between. By bound statements without
+    MySQL's JSON, which such a plan refuses."""
     tables = zoo.zoo(server_of(database))
+    if method == "bound":
+        tables = tuple(t for t in tables if not t.name.startswith("json") or database.kind == "mariadb")
     rng = random.Random(7)
     with contextlib.closing(RollbackBench(database, zoo.statements(tables), method)) as bench:
         load = zoo.Load(database.connect(), rng, tables)

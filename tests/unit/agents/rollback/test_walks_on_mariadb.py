@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from tests.stand_ins import walk_load
 from tests.stand_ins.rollback_bench import RollbackBench
 
@@ -18,6 +20,16 @@ SEEDS = [int(s) for s in os.environ.get("HOLDFAST_WALK_SEEDS", "1,2,3").split(",
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("method", ["native", "bound"])
 def test_every_state_that_was_is_reached_again(mariadb: MariaDB, method: str, seed: int) -> None:
+    _walk(mariadb, walk_load.STATEMENTS, method, seed)
+
+
+def test_by_bound_statements_on_mysql(databases: Callable[[str], DatabaseServer]) -> None:
+    """Without JSON, which MySQL logs in a form of its own, and a plan for bound statements refuses."""
+    statements = tuple(s.replace(" j json", " j text") for s in walk_load.statements("mysql-9"))
+    _walk(databases("mysql-9"), statements, "bound", SEEDS[0])
+
+
+def _walk(server: DatabaseServer, statements: Sequence[str], method: str, seed: int) -> None:
     """N back, M forward, writes in between: after each, every table is as it was recorded at that step.
 
     By bound statements no session may keep triggers from running, so the walk has none; nor is there a fence.
@@ -25,8 +37,8 @@ def test_every_state_that_was_is_reached_again(mariadb: MariaDB, method: str, se
     rng = random.Random(seed)
     native = method == "native"
     options: dict[str, Any] = {"whole_source": native, "method": method}
-    bench = RollbackBench(mariadb, [s for s in walk_load.STATEMENTS if native or s not in walk_load.TRIGGERS], method)
-    load = walk_load.Load(mariadb.connect(), rng)
+    bench = RollbackBench(server, [s for s in statements if native or s not in walk_load.TRIGGERS], method)
+    load = walk_load.Load(server.connect(), rng)
     recorded = {0: walk_load.digests(bench.admin)}
 
     def write(transactions: int) -> None:

@@ -53,7 +53,7 @@ _SESSION: Final = (
 _MORE: Final = {
     "MariaDB": "check_constraint_checks = 0, max_statement_time = 0",
     # Statistics would be a day old otherwise, and the counter of a table with them.
-    "MySQL": "max_execution_time = 0, sql_require_primary_key = 0, information_schema_stats_expiry = 0",
+    "MySQL": "max_execution_time = 0, information_schema_stats_expiry = 0",
 }
 # What an account may do to have a table of its own put in, by family: purpose → privileges of which any is enough.
 _ADMIN: Final[Mapping[str, Mapping[str, tuple[str, ...]]]] = {
@@ -208,6 +208,13 @@ class NativeTableTarget:
             if "SYSTEM_USER" not in everywhere and not role and self._system_users(foreign):
                 out.append(_grant("SYSTEM_USER", "*.*", account))
             out += self._named_checks(schema, then)
+            with self._explained():
+                ((closed,),) = _ask(self._conn, "SELECT @@global.super_read_only")
+            if closed:
+                out.append(Problem(
+                    "setting", "super_read_only is ON: nothing could be put into the source",
+                    "SET GLOBAL super_read_only = OFF (read_only stays as it is)",
+                ))  # fmt: skip
         if then.triggers and not trusted and "SUPER" not in everywhere and not role:
             out.append(
                 Problem(
@@ -427,7 +434,12 @@ class NativeTableTarget:
 
 def _settle(conn: pymysql.Connection[Any]) -> None:
     """Session settings that nothing here depends on the server's defaults for."""
-    _run(conn, _SESSION.format(more=_MORE[dialect(conn).family]))
+    family = dialect(conn).family
+    _run(conn, _SESSION.format(more=_MORE[family]))
+    if family == "MySQL":
+        # A table may be without a key. Who may not say so lacks a right that `lacks` tells of.
+        with contextlib.suppress(pymysql.err.OperationalError):
+            _run(conn, "SET SESSION sql_require_primary_key = 0")
 
 
 def shadow_ddl(d: TableDefinition, shadow: str, *, keys: bool, checks: bool = True) -> str:

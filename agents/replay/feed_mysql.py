@@ -75,15 +75,15 @@ def _plainly(fragments: Iterable[StepFragment]) -> Iterator[StepFragment]:
         payload = fragment.payload
         if fragment.accounts or payload is None:
             continue
-        described = ev.parse_format_description(fragment.preamble)
         if fragment.number == 0:
-            held = [fragment] if made.is_xa(payload, checksum=described.has_checksum) else []
+            held = [fragment] if made.is_xa(payload) else []
         elif held:
             held.append(fragment)
         if not held:
             yield fragment
         elif fragment.last:
             whole = b"".join(f.payload or b"" for f in held)
+            described = ev.parse_format_description(fragment.preamble)
             yield replace(held[0], payload=made.plain_mysql(whole, checksum=described.has_checksum), last=True)
 
 

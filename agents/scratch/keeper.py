@@ -40,6 +40,7 @@ class _Kept:
     server: Server
     due: float | None  # monotonic
     failures: int = 0
+    ready: bool = False  # it was started, and let us in
     next_look: float = 0.0
     dropping: bool = False
 
@@ -76,7 +77,7 @@ class Keeper:
             kept = self._kept.get(copy.name) or self._take(copy, folder, 0.0)
             self._changed.notify_all()
             deadline = time.monotonic() + timeout
-            while not kept.server.alive or kept.next_look == 0.0:
+            while not self._answers(kept):
                 if self._kept.get(copy.name) is not kept or time.monotonic() > deadline or self._closing:
                     raise AgentError("private-failed", f"scratch copy {copy.name} does not start: {kept.server.said()}")
                 self._changed.wait(_TURN_S)
@@ -87,16 +88,30 @@ class Keeper:
             kept = self._kept.get(name)
             return kept.copy if kept is not None else None
 
-    def at(self, source: str, lineage: str, ordinal: int) -> str | None:
-        """The name of a copy of all of `source` that stands right after that step and will stay for a while."""
+    def at(self, source: str, lineage: str, ordinal: int, timeout: float = 60.0) -> str | None:
+        """The name of a copy of all of `source` that stands right after that step and will stay for a while. One that is being
+        started is waited for."""
         with self._changed:
-            soon = time.monotonic() + 600
-            for kept in self._kept.values():
-                copy = kept.copy
-                here = (copy.source, copy.lineage, copy.ordinal, copy.tables) == (source, lineage, ordinal, ())
-                if here and kept.server.alive and not kept.dropping and (kept.due is None or kept.due > soon):
-                    return copy.name
-            return None
+            deadline = time.monotonic() + timeout
+            while True:
+                soon = time.monotonic() + 600
+                there = [
+                    kept
+                    for kept in self._kept.values()
+                    if (kept.copy.source, kept.copy.lineage, kept.copy.ordinal) == (source, lineage, ordinal)
+                    and not kept.copy.tables and not kept.dropping and (kept.due is None or kept.due > soon)
+                ]  # fmt: skip
+                for kept in there:
+                    if self._answers(kept):
+                        return kept.copy.name
+                if not there or self._closing or time.monotonic() > deadline:
+                    return None
+                self._changed.wait(_TURN_S)
+
+    @staticmethod
+    def _answers(kept: _Kept) -> bool:
+        """A process that runs may be one that does not let anybody in yet."""
+        return kept.ready and kept.server.alive
 
     def connect(self, name: str) -> Any:
         """A connection to a copy that runs. Raises `AgentError` (`scratch-unknown`, `scratch-away`)."""
@@ -104,7 +119,7 @@ class Keeper:
             kept = self._kept.get(name)
         if kept is None:
             raise AgentError("scratch-unknown", f"there is no scratch copy {name}", "`holdfast scratch list`")
-        if not kept.server.alive:
+        if not self._answers(kept):
             raise AgentError("scratch-away", f"scratch copy {name} is being started", "try again in a moment")
         return kept.server.connect(read_timeout=600.0)
 
@@ -197,13 +212,14 @@ class Keeper:
                 self._end(kept, (Problem("scratch-expired", "its time was over"),))
 
     def _start(self, kept: _Kept) -> None:
+        kept.ready = False
         try:
             kept.server.kill()
             moved = not _free(kept.copy.port)
             if moved:
                 kept.server.port = free_port()
             kept.server.start()
-            kept.failures = 0
+            kept.failures, kept.ready = 0, True
             kept.next_look = time.monotonic()
             if moved:
                 # Somebody else has taken its port while it was down. Only this run knows another.

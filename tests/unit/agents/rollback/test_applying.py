@@ -43,13 +43,15 @@ NAMES = ("t", "other", "bare", "parent", "child")
 SERVERS = ("mariadb-10.11", "mysql-9", "mysql-5.5")
 # As all others on each server, and on MariaDB by bound statements, too.
 both_methods = pytest.mark.parametrize("bench", [*SERVERS, "bound"], indirect=True)
+# And by them on MySQL, where the server has a say.
+everywhere = pytest.mark.parametrize("bench", [*SERVERS, "bound", "bound-mysql"], indirect=True)
 
 
 @pytest.fixture(params=SERVERS)
 def bench(request: pytest.FixtureRequest, databases: Callable[[str], DatabaseServer]) -> Iterator[RollbackBench]:
     """On each server; a test of what one of them alone does is marked with `only`."""
-    bound = request.param == "bound"
-    server = databases("mariadb-10.11" if bound else request.param)
+    bound = request.param.startswith("bound")
+    server = databases({"bound": "mariadb-10.11", "bound-mysql": "mysql-9"}.get(request.param, request.param))
     with contextlib.closing(server.connect()) as admin:
         create_account(admin, "app", "app-pw", ("grant all on app.* to {account}",))
     with closing(RollbackBench(server, TABLES, "bound" if bound else "native")) as made:
@@ -102,7 +104,7 @@ def stopped(bench: RollbackBench, plan: Plan, run: Callable[[], object] | None =
 # -- conflicts ------------------------------------------------------------------------------------------------------
 
 
-@both_methods
+@everywhere
 def test_a_row_that_changed_behind_us_is_shown_with_both_images(bench: RollbackBench) -> None:
     plan = bench.back(3)
     unlogged(bench, "update t set v = 'other' where id = 1")
@@ -138,7 +140,7 @@ def test_a_row_where_one_is_to_come_back_is_a_conflict(bench: RollbackBench) -> 
     assert "v='x'" in message
 
 
-@both_methods
+@everywhere
 def test_a_unique_value_that_was_taken_is_a_conflict(bench: RollbackBench) -> None:
     plan = bench.back(2)
     unlogged(bench, "insert into t values (77, 'x', 0, 'e2')")
@@ -157,7 +159,7 @@ def test_only_some_of_many_conflicts_are_shown_and_the_rest_counted(bench: Rollb
     assert said[-1] == ("conflict", "and 95 more rows of app.other")
 
 
-@both_methods
+@everywhere
 def test_a_missing_row_of_a_table_without_a_key_is_a_conflict(bench: RollbackBench) -> None:
     bench.sql("insert into bare values (1), (1), (2)")
     plan = bench.back(1)
@@ -165,7 +167,7 @@ def test_a_missing_row_of_a_table_without_a_key_is_a_conflict(bench: RollbackBen
     assert [code for code, _ in stopped(bench, plan)] == ["conflict"]
 
 
-@both_methods
+@everywhere
 def test_a_child_that_came_by_behind_us_is_found(bench: RollbackBench) -> None:
     bench.sql("insert into parent values (1, 1)")
     plan = bench.back(1)
@@ -331,7 +333,7 @@ def _impatient() -> tuple[dialects.Dialect, ...]:
     return tuple(dataclasses.replace(d, rollback_session=shorter(d.rollback_session)) for d in dialects.DIALECTS)
 
 
-@both_methods
+@everywhere
 def test_a_deadlock_leaves_nothing_half_done(bench: RollbackBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server ends it by rolling our transaction back as a whole: what comes next must not commit by itself."""
     bench.sql("insert into bare values (1), (2), (3)")
@@ -456,7 +458,7 @@ def settle(bench: RollbackBench, plan: Plan) -> str:
     return said.state
 
 
-@both_methods
+@everywhere
 def test_a_commit_whose_answer_is_lost_is_decided_by_the_marker(bench: RollbackBench) -> None:
     plan = bench.back(3)
     with MariaDBProxy(bench.server.port) as proxy:

@@ -160,6 +160,7 @@ class MySQLReplayer:
             ordinal,
             version=manifest.server_version,
             server_id=manifest.server_id or 1,
+            mysql=True,
         )
         replay(server, served, progress=progress, check=check)
         with contextlib.closing(server.connect()) as conn:

@@ -55,6 +55,7 @@ class Served:
     first: int = 1
     version: str = ""
     server_id: int = 1
+    mysql: bool = False  # it is MySQL's log, for MySQL's replicas
     gather: bool = False
 
     def position(self) -> str:

@@ -18,7 +18,6 @@ from typing import Final
 
 from agents.errors import AgentError
 from agents.mysql import gtid_sets
-from agents.mysql.dialects import family_of
 from agents.replay import wire
 from agents.replay.feed import Feed, Served
 from agents.replay.feed_mysql import MySQLFeed
@@ -170,7 +169,7 @@ class _Conversation:
         self._number = number
         self._packets = wire.Packets()
         served = server.served
-        mysql = family_of(served.version) == "MySQL"
+        mysql = served.mysql
         # MariaDB's replicas take off this prefix, by which old clients were kept from refusing a version they did not know.
         version = served.version if mysql else f"5.5.5-{served.version}"
         self._session = Session(served.server_id, version, str(uuid.uuid4()))

@@ -112,7 +112,7 @@ def test_a_copy_is_the_source_at_every_step_that_was_remembered(
         replayer.load(server, folder, lambda rows: None, lambda: None)
         # As far as a step in the middle, then further, in one server, which was ended in order and started again in between.
         for ordinal in (0, at[1] - 7, at[1], at[-1]):
-            served = Served(log, log.lineage, manifest.position, ordinal, version=source.version)  # type: ignore[arg-type]
+            served = Served(log, log.lineage, manifest.position, ordinal, version=source.version, mysql=True)  # type: ignore[arg-type]
             replay(server, served)
             if ordinal in states:
                 assert holds(server) == states[ordinal], f"step {ordinal}"

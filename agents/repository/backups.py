@@ -93,8 +93,8 @@ def make(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 def _done(ledger: Ledger, job: str) -> PointState | None:
     """The point that an earlier run of a command sealed."""
-    mine = {name for name, session in ledger.sessions.items() if session.opened.job == job}
-    return next((state for state in ledger.points.values() if state.sealed.session in mine), None)
+    mine = {name for name, session in list(ledger.sessions.items()) if session.opened.job == job}
+    return next((state for state in list(ledger.points.values()) if state.sealed.session in mine), None)
 
 
 def newest(standing: Mapping[str, PointState], asset: str, kind: str) -> PointState | None:

@@ -510,10 +510,10 @@ def _voids(ledger: Ledger, records: Records) -> list[str]:
 
 def _fenced(ledger: Ledger, store: Store) -> dict[str, tuple[str, ...]]:
     out = {session: tuple(sorted(points)) for session, points in fences(store).items()}
-    for session in ledger.sessions.values():
+    for session in list(ledger.sessions.values()):
         if session.how == "fenced" and session.opened.kind == "backup":
             out.setdefault(session.opened.session, ())
-    for name, point in ledger.points.items():
+    for name, point in list(ledger.points.items()):
         if point.sealed.session in out:
             out[point.sealed.session] = tuple(sorted({*out[point.sealed.session], name}))
     return out

@@ -115,7 +115,8 @@ class CollectionState:
 
 
 class Ledger:
-    """The state after `head`. `apply` takes entries in their order; everything else is reading."""
+    """The state after `head`. `apply` takes entries in their order; everything else is reading, which goes through copies: other
+    threads may read while one applies."""
 
     def __init__(self) -> None:
         self.head = 0
@@ -146,27 +147,29 @@ class Ledger:
 
     def standing(self) -> dict[str, PointState]:
         """Points that are sealed and not dropped."""
-        return {name: p for name, p in self.points.items() if p.dropped is None}
+        return {name: p for name, p in list(self.points.items()) if p.dropped is None}
 
     def roots(self) -> set[str]:
         """Points whose content must stay: those that stand, and those that open sessions pin."""
-        pinned = {pin for s in self._open.values() for pin in s.opened.pins}
-        return {name for name, p in self.points.items() if p.dropped is None or name in pinned}
+        pinned = {pin for s in self.open_sessions() for pin in s.opened.pins}
+        return {name for name, p in list(self.points.items()) if p.dropped is None or name in pinned}
 
     def active(self) -> CollectionState | None:
         """The collection that is proposed or executing."""
-        return next((c for c in self.collections.values() if c.active), None)
+        return next((c for c in list(self.collections.values()) if c.active), None)
 
     def in_the_way(self, collection: CollectionState) -> list[SessionState]:
         """Sessions that a proposal has to wait for: opened before it, still open, not its own."""
         return [
-            s for s in self._open.values() if s.epoch < collection.proposed and s.opened.session != collection.session
+            s for s in self.open_sessions() if s.epoch < collection.proposed and s.opened.session != collection.session
         ]
 
     def binding(self, epoch: int) -> list[CollectionState]:
         """Collections whose candidates a session with this epoch has to treat as absent, for as long as it is open: those that
         were proposed before it and had not ended when it was opened."""
-        return [c for c in self.collections.values() if c.proposed < epoch and (c.ended is None or c.ended > epoch)]
+        return [
+            c for c in list(self.collections.values()) if c.proposed < epoch and (c.ended is None or c.ended > epoch)
+        ]
 
     # -- folding
 

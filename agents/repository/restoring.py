@@ -483,13 +483,14 @@ class _Progress:
         if head is not None and {**what, "fresh": head.get("fresh")} == head:
             self.fresh = bool(head["fresh"])
             self.windows, size = _lines(path)
-            self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             # Behind the last whole line, what a death cut off.
             os.ftruncate(self._fd, size)
             os.lseek(self._fd, 0, os.SEEK_END)
             return
         new = path.with_name(path.name + ".new")
-        self._fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # The folder may be one in which others may put links.
+        self._fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.write(self._fd, _line(json.dumps({**what, "fresh": fresh}, sort_keys=True)))
         os.fsync(self._fd)
         os.rename(new, path)

@@ -96,9 +96,10 @@ def unpack(
     try:
         target.mkdir(mode=0o700)
     except FileExistsError:
-        if not target.is_dir() or any(target.iterdir()):
+        if target.is_symlink() or not target.is_dir() or any(target.iterdir()):
             raise _taken(target) from None
-    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # No link, whoever put one there meanwhile: everything else goes by this descriptor.
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with ThreadPoolExecutor(threads, "unpack") as pool:
         work.run(pool, descriptor, entry)
     return work.unpacked

@@ -10,6 +10,7 @@ import pytest
 from agents.repository import collection, sessions
 from agents.repository.collection import CollectionError, Rules
 from agents.repository.journal import Entry, JournalError, MemoryJournal, MemoryLog
+from agents.repository.ledger import Ledger
 from agents.repository.sessions import Session, SessionError, Sessions, Ticker
 from agents.repository.stores.memory import MemoryStore
 from streams.events import PointDropped, PointMarked
@@ -526,3 +527,19 @@ def test_witnesses_are_few_and_of_the_newest_generation(ground: Ground) -> None:
     assert 1 <= len(sessions.witnesses(ground.store)) <= 4
     sessions.bear_witness(ground.store, 1, ground.log.entries[0].id, generation=7)
     assert [(w.generation, w.ordinal) for w in sessions.witnesses(ground.store)] == [(7, 1)]
+
+
+def test_a_ledger_is_read_while_another_thread_moves_it_on() -> None:
+    ledger = Ledger()
+
+    class Meanwhile:
+        """A point, in the moment of whose reading another one is sealed."""
+
+        @property
+        def dropped(self) -> None:
+            ledger.points[f"{len(ledger.points)}"] = self  # type: ignore[assignment]
+
+    for number in range(2):
+        ledger.points[f"{number}"] = Meanwhile()  # type: ignore[assignment]
+    assert list(ledger.standing()) == ["0", "1"]
+    assert ledger.roots() >= {"0", "1"}

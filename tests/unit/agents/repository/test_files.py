@@ -324,6 +324,24 @@ def test_folders_go_deep_and_those_that_go_too_deep_are_listed(tmp_path: Path) -
     assert (tmp_path / "b" / "/".join(["d"] * 500) / "file").read_bytes() == b"deep"
 
 
+def test_a_link_that_takes_the_targets_place_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ChunkStore()
+    zoo(tmp_path / "a")
+    root = taken(tmp_path / "a", store).root
+    (tmp_path / "elsewhere").mkdir()
+    mkdir = Path.mkdir
+
+    def exchanged(path: Path, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        path.rmdir()
+        path.symlink_to("elsewhere")
+
+    monkeypatch.setattr(Path, "mkdir", exchanged)
+    with pytest.raises(OSError):
+        unpacking.unpack(store, root, tmp_path / "b")
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_one_file_or_folder_of_a_tree_comes_back_alone(tmp_path: Path) -> None:
     store = ChunkStore()
     zoo(tmp_path / "a")

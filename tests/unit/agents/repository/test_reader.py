@@ -360,6 +360,16 @@ def test_two_do_not_restore_to_one_target(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == image
 
 
+def test_a_progress_file_is_written_through_no_link(tmp_path: Path) -> None:
+    store = ChunkStore()
+    disk, _ = imaged(store, 10, 8)
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "x.holdfast-restore.new").symlink_to("precious")
+    with pytest.raises(OSError, match="symbolic link"):
+        restoring.restore_file(store, disk, tmp_path / "x", point="p")
+    assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
 def test_a_target_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     disk = Disk("d", "d", BLOCK, BLOCK, tree.EMPTY)

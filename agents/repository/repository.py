@@ -56,7 +56,7 @@ _LARGEST: Final = 64 << 10
 _KEPT_PROBLEMS: Final = 100
 _MERGE_AT: Final = 16  # this many runs of like size become one
 _SWEEP_AT: Final = 256  # forgotten packs whose places may stay in the index
-_LARGEST_RUN: Final = 1 << 20  # entries; larger ones are left alone
+_LARGEST_RUN: Final = 1 << 18  # entries: merging so many takes 75 MB; larger runs are left alone
 
 
 @dataclass(frozen=True, slots=True)

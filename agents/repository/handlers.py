@@ -263,7 +263,10 @@ def size_of(sealed: Any) -> int:
 
 
 def held_of(command: Command, ctx: Context) -> Held:
-    return ctx.services.node.get(str(command.parameters["repository"]))
+    """The repository a command is about, which is where it was. Raises `AgentError`, `StoreError`."""
+    held: Held = ctx.services.node.get(str(command.parameters["repository"]))
+    held.repository.in_place()
+    return held
 
 
 # --- marks ------------------------------------------------------------------------------------------------------------

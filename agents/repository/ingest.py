@@ -163,6 +163,7 @@ class Ingest:
         """`scope`: chunks are shared within it alone. `absent`: packs that a collection may delete: what is in them alone is
         stored again. `threads`: how many work (default: one a processor, at least two). `slug`: what the log calls the
         repository. `say`: is given batches of references of `asset` as they come."""
+        repository.in_place()
         # The session is open by now, so no collection deletes anything more that this listing has; what was deleted before,
         # by whichever node, must not be built on.
         repository.refresh()
@@ -346,6 +347,7 @@ class Ingest:
         self._write_run()
         failpoint("ingest-run-durable")
         self.session.check()
+        self.repository.in_place()  # writing may have made folders anew in an empty one
         point = replace(
             draft,
             point=self.point,

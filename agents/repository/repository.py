@@ -429,6 +429,25 @@ class Repository:
             for pack in sorted(fresh):
                 self._take_pack(pack, *there[pack], deep=deep)
 
+    def in_place(self) -> None:
+        """Look whether the repository is where it was: an unmounted file system leaves an empty folder that would take a backup.
+
+        Raises `RepositoryError` (`repository-missing`, `repository-exchanged`), `StoreError`.
+        """
+        try:
+            found = define(self.store).identity
+        except RepositoryError as error:
+            if error.code != NONE_HERE:
+                raise
+            hint = "mount its file system again; nothing was sealed"
+            raise RepositoryError(NONE_HERE, "the repository is not in its place any more", hint) from error
+        if found != self.identity:
+            raise RepositoryError(
+                "repository-exchanged",
+                f"another repository ({found}) is in the place of this one ({self.identity})",
+                "bring back the right one, and start the agent again; nothing was sealed",
+            )
+
     def _listed_packs(self) -> dict[bytes, tuple[str, int]]:
         """Name and size of every pack in the store, by id."""
         found: dict[bytes, tuple[str, int]] = {}

@@ -110,6 +110,19 @@ def test_a_disk_comes_back_as_it_was(repository: Repository) -> None:
     assert sealed.point.disks[0].counts["data"] + sealed.point.disks[0].counts["zero"] == 701
 
 
+def test_an_empty_folder_in_the_place_of_the_repository_takes_no_backup(
+    repository: Repository, store: MemoryStore
+) -> None:
+    with Ingest(repository, LoneSession()) as ingest:
+        for listed in list(store.list()):
+            store.delete(listed.name)  # as an unmounted file system looks
+        with pytest.raises(RepositoryError, match="not in its place"):
+            ingest.seal(draft())
+    with pytest.raises(RepositoryError, match="not in its place"):
+        Ingest(repository, LoneSession())
+    assert not list(store.list("points"))
+
+
 def test_equal_blocks_are_stored_once_whatever_thread_meets_them(repository: Repository) -> None:
     data = (b"x" * BLOCK + b"y" * BLOCK) * 3000
     sealed, ingest = backup(repository, data)

@@ -151,7 +151,9 @@ def test_an_image_is_stored_by_what_differs_and_comes_back(site: RunningSite, va
     unfit = site.cli("point", "restore", second["point"], "--to", str(folder / ("x" * 250)), expect=11)
     assert "path-unwritable" in unfit, "what the target cannot take is no defect of the agent"
     os.mkfifo(folder / "pipe")
-    assert "path-unfit" in site.cli("backup", "image", str(folder / "pipe"), "--to", "vault", expect=11)
+    assert "path-unfit" in site.cli(
+        "backup", "image", str(folder / "pipe"), "--to", "vault", "--asset", "pipe", expect=11
+    )
 
 
 def test_points_are_marked_and_expire_by_what_was_shown(site: RunningSite, vault: Path, tree: Path) -> None:

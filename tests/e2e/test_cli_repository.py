@@ -121,7 +121,7 @@ def test_files_come_back_as_they_were_and_what_differs_is_told(
     assert (folder / "text").read_text() == "two\n"
     refused = site.cli("point", "restore", first["point"], "--to", str(folder / "back"), expect=11)
     assert "path-taken" in refused
-    own = site.cli("backup", "files", str(site.settings.data_dir), "--to", "vault", expect=11)
+    own = site.cli("backup", "files", str(site.settings.data_dir), "--to", "vault", "--asset", "own", expect=11)
     assert "path-own" in own, "the site's secrets are not read"
     assert "path-own" in site.cli("point", "restore", first["point"], "--to", str(vault / "x"), expect=11)
 
@@ -277,7 +277,7 @@ def test_another_installation_adopts_the_repository_and_the_first_one_is_refused
     assert scan(folder / "elsewhere") == scan(tree)
     backed = elsewhere.json("backup", "files", str(tree), "--to", "old", "--asset", "web")["point"]
     assert backed["continues"] == web
-    refused = site.cli("backup", "files", str(tree), "--to", "vault", expect=11)
+    refused = site.cli("backup", "files", str(tree), "--to", "vault", "--asset", "web", expect=11)
     assert "journal-behind" in refused, "it is another log's now"
     for words in (("repository", "collect", "vault"), ("repository", "verify", "vault"), ("point", "star", web)):
         assert "journal-behind" in site.cli(*words, expect=11)

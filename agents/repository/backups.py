@@ -34,6 +34,7 @@ from agents.repository.ingest import FileSource, Ingest, Sealed
 from agents.repository.ledger import Ledger, PointState
 from agents.repository.node import Held, closing
 from agents.repository.points import Disk, Point, Tree
+from agents.repository.reader import UNREADABLE
 from agents.repository.restoring import Stopped, restore_file
 from agents.repository.sessions import Session
 from streams.events import Problem
@@ -42,6 +43,7 @@ from streams.ids import now_us
 DISK: Final = "0"
 _PIECE_BYTES: Final = 64 << 20  # of an image, between two looks at whether to go on
 _SHOWN_TROUBLES: Final = 20
+_SHOWN_LOST: Final = 200
 _CHANGES: Final = {"added": "added", "removed": "removed"}
 
 
@@ -264,7 +266,11 @@ def take_files(ingest: Ingest, held: Held, path: Path, asset: str, previous: Poi
 
 def _troubles(found: list[files.Trouble]) -> tuple[Problem, ...]:
     said = [
-        Problem(f"file-{t.code}", f"{os.fsdecode(t.path)!r}: {t.why}", "it is marked in the point")
+        Problem(
+            f"file-{t.code}",
+            f"{os.fsdecode(t.path)!r}: {t.why}",
+            "another point may have it" if t.code == "lost" else "it is marked in the point",
+        )
         for t in found[:_SHOWN_TROUBLES]
     ]
     if len(found) > len(said):
@@ -326,8 +332,14 @@ def restore(command: Command, ctx: Context) -> Mapping[str, Any]:
         point = held.repository.point(name)
         put = _restore_disk if point.kind == "disks" else _restore_files
         try:
-            written = put(held, point, target, command, ctx)
+            written, lost = put(held, point, target, command, ctx)
         except RepositoryError as error:
+            if error.code in UNREADABLE and not p.get("skip_lost"):
+                hint = (
+                    f"{target} is not whole; `--skip-lost` restores everything but data that cannot be read, and lists that;"
+                    f" `holdfast repository verify {held.name} --level full` tells what else is damaged"
+                )
+                raise RepositoryError(error.code, error.message, hint) from error
             if error.hint:
                 raise
             hint = f"{target} is not whole; `holdfast repository verify {held.name} --level full` tells what else is damaged"
@@ -344,7 +356,15 @@ def restore(command: Command, ctx: Context) -> Mapping[str, Any]:
         "asset": point.asset,
         "created": _rfc3339(point.created_us),
         "bytes": written,
+        "lost": lost[:_SHOWN_LOST],
+        "lost_bytes": sum(each["length"] for each in lost),
+        "left_out": max(0, len(lost) - _SHOWN_LOST),
     }
+
+
+def _lost(path: str, offset: int, length: int) -> dict[str, Any]:
+    """A range of a file, or of a disk (no path), that is zeros now. The path is for people, as in `point.diff`."""
+    return {"path": path, "offset": offset, "length": length}
 
 
 def _rfc3339(us: int) -> str:
@@ -353,7 +373,9 @@ def _rfc3339(us: int) -> str:
     return rfc3339(us)
 
 
-def _restore_disk(held: Held, point: Point, target: Path, command: Command, ctx: Context) -> int:
+def _restore_disk(
+    held: Held, point: Point, target: Path, command: Command, ctx: Context
+) -> tuple[int, list[dict[str, Any]]]:
     wanted = str(command.parameters.get("disk", ""))
     disk = _one_disk(point, wanted)
     meter = Meter(ctx, f"writing {target}", disk.size)
@@ -364,12 +386,13 @@ def _restore_disk(held: Held, point: Point, target: Path, command: Command, ctx:
             target,
             point=point.point,
             overwrite=bool(command.parameters.get("overwrite")),
+            skip_lost=bool(command.parameters.get("skip_lost")),
             progress=meter.add,
             stop=ctx.services.stop.is_set,
         )
     except Stopped:
         raise Interrupted from None
-    return done.written
+    return done.written, [_lost("", offset, length) for offset, length in done.lost]
 
 
 def _one_disk(point: Point, wanted: str) -> Disk:
@@ -380,7 +403,9 @@ def _one_disk(point: Point, wanted: str) -> Disk:
     return disk_of(point, wanted)
 
 
-def _restore_files(held: Held, point: Point, target: Path, command: Command, ctx: Context) -> int:
+def _restore_files(
+    held: Held, point: Point, target: Path, command: Command, ctx: Context
+) -> tuple[int, list[dict[str, Any]]]:
     if os.path.lexists(target) and not (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
         raise AgentError(
             "path-taken",
@@ -398,10 +423,12 @@ def _restore_files(held: Held, point: Point, target: Path, command: Command, ctx
     scratch = target.with_name(f".{target.name}.{command.id[-8:]}")
     if command.resumed and scratch.is_dir():  # of the run that died: what it had is not known to be whole
         shutil.rmtree(scratch)
-    done = unpacking.unpack(held.repository, kept.root, scratch, path=inside, progress=progress)
+    skip_lost = bool(command.parameters.get("skip_lost"))
+    done = unpacking.unpack(held.repository, kept.root, scratch, path=inside, skip_lost=skip_lost, progress=progress)
     scratch.rename(target)
     ctx.warn(*_troubles(done.troubles))
-    return done.size
+    shown = [(os.fsdecode(path).encode("utf-8", "replace").decode(), at, size) for path, at, size in sorted(done.lost)]
+    return done.size, [_lost(*each) for each in shown]
 
 
 # --- what differs -----------------------------------------------------------------------------------------------------

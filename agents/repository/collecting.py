@@ -55,16 +55,15 @@ def carry_out(
     """Finish what somebody began to delete, then a collection from proposal to end; what was freed, and what is waited for if
     that took longer than `PATIENCE_S`: then it was given up."""
     with contextlib.closing(RepositoryContents(held.repository)) as contents:
-        begun = None if dry_run else collection.finish(held.sessions, session, contents)
+        if dry_run:
+            plan, figures = collection.forecast(held.sessions, session, contents, progress)
+            return _said(plan.bytes, len(plan.packs), figures, [])
+        begun = collection.finish(held.sessions, session, contents)
         freed = begun.get("freed_bytes", 0) if begun else 0
         packs = begun.get("packs_deleted", 0) if begun else 0
-        rules = collection.Rules(live_share=0.0) if dry_run else None  # a dry run moves nothing
-        proposal = collection.propose(held.sessions, session, contents, rules, progress)
+        proposal = collection.propose(held.sessions, session, contents, None, progress)
         if proposal is None:
             return _said(freed, packs, {}, [])
-        if dry_run:
-            collection.abandon(held.sessions, session, proposal)
-            return _said(proposal.plan.bytes, len(proposal.plan.packs), proposal.figures, [])
         if waiting := _wait(held, proposal, waits):
             collection.abandon(held.sessions, session, proposal)
             return _said(freed, packs, proposal.figures, waiting)

@@ -309,10 +309,43 @@ def propose(
     `session` is an open one of kind collect. `progress` is told a stage, done, total. Raises `JournalError` (`journal-behind`,
     …), `SessionError`, `StoreError`, and `RepositoryError` when roots cannot be read: nothing is proposed then.
     """
-    rules = rules or Rules()
+    plan, roots, unfinished, figures = _planned(sessions, session, contents, rules or Rules(), progress, dry_run=False)
+    if not plan.packs and not plan.points and not plan.voids:
+        return None
+    entry = _say(sessions, session, "proposed", plan, figures)
+    failpoint("collection-proposed")
+    state = sessions.ledger().collections.get(plan.collection)
+    if state is None or state.proposed != entry:
+        session.check()
+        raise CollectionError(OVER, "the log did not take the proposal: another collection is under way")
+    return Proposal(plan, entry, sessions.clock(), roots, unfinished, figures)
+
+
+def forecast(
+    sessions: Sessions,
+    session: Session,
+    contents: Contents,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> tuple[Plan, dict[str, int]]:
+    """What could go now if nothing is moved, and figures: read only, for a store may be full. Raises as `propose`."""
+    plan, _, _, figures = _planned(sessions, session, contents, Rules(live_share=0.0), progress, dry_run=True)
+    return plan, figures
+
+
+def _planned(
+    sessions: Sessions,
+    session: Session,
+    contents: Contents,
+    rules: Rules,
+    progress: Callable[[str, int, int], None],
+    *,
+    dry_run: bool,
+) -> tuple[Plan, frozenset[str], frozenset[int], dict[str, int]]:
+    """A plan, the roots it goes by, the epochs of sessions open when marks were made, and figures."""
     ledger = sessions.fresh_ledger()
     sessions.prove(ledger, contents.records)
-    _clear_lists(ledger, sessions.store)
+    if not dry_run:
+        _clear_lists(ledger, sessions.store)
     marked = ledger.head
     roots = frozenset(ledger.roots())
     names = Names(rules.folder, rules.memory_bytes)
@@ -324,7 +357,10 @@ def propose(
         unfinished = frozenset(s.epoch for s in ledger.open_sessions())
         doomed, rewritten, figures = _weighed(contents, names, marked, unfinished, rules, progress)
         figures |= {"roots": len(roots), "chunks_alive": alive}
-        figures["copied_bytes"], rewritten = _compact(session, contents, names, rewritten, progress)
+        if dry_run:
+            figures["copied_bytes"], rewritten = 0, []
+        else:
+            figures["copied_bytes"], rewritten = _compact(session, contents, names, rewritten, progress)
     finally:
         names.close()
     plan = Plan(
@@ -336,15 +372,7 @@ def propose(
         tuple(sorted(_voids(ledger, contents.records))),
         tuple(sorted(_fenced(ledger, sessions.store).items())),
     )
-    if not plan.packs and not plan.points and not plan.voids:
-        return None
-    entry = _say(sessions, session, "proposed", plan, figures)
-    failpoint("collection-proposed")
-    state = sessions.ledger().collections.get(plan.collection)
-    if state is None or state.proposed != entry:
-        session.check()
-        raise CollectionError(OVER, "the log did not take the proposal: another collection is under way")
-    return Proposal(plan, entry, sessions.clock(), roots, unfinished, figures)
+    return plan, roots, unfinished, figures
 
 
 def waits_for(sessions: Sessions, proposal: Proposal, rules: Rules | None = None) -> list[str]:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from agents.repository import tree
 from agents.repository.content import DATA, NODE, ChunkSource
-from agents.repository.errors import RepositoryError
+from agents.repository.errors import CHUNK_MISSING, DAMAGED, PACK_DAMAGED, RepositoryError
 from agents.repository.extents import CHUNK, LOST, ZERO
 from agents.repository.nodes import checked, entry_of
 from agents.repository.points import Disk, Point
 
 LOST_BLOCK: Final = "block-lost"
+UNREADABLE: Final = frozenset({DAMAGED, CHUNK_MISSING, PACK_DAMAGED})  # what a restore may leave out, if told so
 WRONG_SIZE: Final = "block-damaged"
 
 _NODES: Final = 4096  # nodes kept: 8 MiB, what 64 GiB of a disk are found with
@@ -34,6 +35,34 @@ def lost(first: int, block_size: int) -> RepositoryError:
         f"the {block_size} bytes from {first * block_size} on are lost: no copy of them could be read when they were verified",
         "restore the rest with `--skip-lost`, or take these bytes from another point",
     )
+
+
+def readable(
+    source: ChunkSource, names: list[bytes], unreadable: Callable[[bytes], None] | None
+) -> Iterator[tuple[bytes, bytes]]:
+    """Each of `names` with its data, as `get_many`; what no copy of can be read is told to `unreadable` instead of raised, if
+    there is one."""
+    if unreadable is None:
+        yield from source.get_many(names, DATA)
+        return
+    left = dict.fromkeys(names)
+    try:
+        for name, data in source.get_many(names, DATA):
+            left.pop(name, None)
+            yield name, data
+        return
+    except RepositoryError as error:
+        if error.code not in UNREADABLE:
+            raise
+    for name in left:  # one by one: it says nothing of the others that this one cannot be read
+        try:
+            data = source.get(name, DATA)
+        except RepositoryError as error:
+            if error.code not in UNREADABLE:
+                raise
+            unreadable(name)
+        else:
+            yield name, data
 
 
 def disk_of(point: Point, disk: str) -> Disk:

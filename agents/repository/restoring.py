@@ -38,7 +38,7 @@ from agents.repository.content import DATA, NAME_SIZE, ChunkSource, Ordering
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, LOST, Run
 from agents.repository.points import Disk
-from agents.repository.reader import Fitting, lost
+from agents.repository.reader import UNREADABLE, Fitting, lost, readable
 from agents.repository.stores import Buffer
 
 WINDOW: Final = 1 << 14  # blocks
@@ -72,7 +72,7 @@ class Target(Protocol):
 @dataclass(frozen=True, slots=True)
 class Restored:
     """What a restore did. Bytes: of the disk's ranges asked for, written as data, found restored already; `lost`:
-    ranges of bytes that were left as zeros since they are lost."""
+    ranges of bytes that were left as zeros since they are lost, or no copy of them can be read; ascending."""
 
     wanted: int
     written: int
@@ -103,7 +103,8 @@ def restore_disk(
     `zeros`: the target is not known to be zero, so zeros are written too. `done(window)` says that a window is
     restored already; `finished(window)` is called when one is, and durable; `progress(bytes)` as it goes on, from
     several threads. Raises `RepositoryError`: `block-lost` (before anything of its window is written, unless
-    `skip_lost`), `chunk-damaged`, `chunk-missing`, `tree-damaged`; `StoreError`, `OSError`, `Stopped`.
+    `skip_lost`), `chunk-damaged`, `chunk-missing` (unless `skip_lost`, where it is data), `tree-damaged`; `StoreError`,
+    `OSError`, `Stopped`. A window that lacks something is not `finished`: whoever goes on finds again what it lacks.
     """
     fitting = Fitting(disk.size, disk.block_size)
     wanted = [(0, disk.size)] if ranges is None else [(o, min(n, disk.size - o)) for o, n in ranges if o < disk.size]
@@ -116,13 +117,15 @@ def restore_disk(
                 if done(number):
                     kept += sum(length for _, length in parts)
                     continue
+                lost_before = len(work.lost)
                 for offset, length in parts:
                     work.restore(pool, disk.root, offset, length)
+                noted = finished if len(work.lost) == lost_before else _unnoted
                 failpoint("restore-window-written")
                 # The disk writes while the next window is read.
                 if flushed:
                     flushed.result()
-                flushed = flusher.submit(_flushed, target, finished, number)
+                flushed = flusher.submit(_flushed, target, noted, number)
             if flushed:
                 flushed.result()
                 flushed = None
@@ -130,7 +133,22 @@ def restore_disk(
             if flushed:
                 wait([flushed])
     target.flush()
-    return Restored(sum(length for _, length in wanted), work.written, kept, tuple(work.lost))
+    return Restored(sum(length for _, length in wanted), work.written, kept, _joined(work.lost))
+
+
+def _unnoted(window: int) -> None:
+    """Of a window that is not whole."""
+
+
+def _joined(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Ranges (offset, length), none touching another, ascending."""
+    out: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if out and sum(out[-1]) == offset:
+            out[-1] = (out[-1][0], out[-1][1] + length)
+        else:
+            out.append((offset, length))
+    return tuple(out)
 
 
 def _flushed(target: Target, finished: Callable[[int], None], number: int) -> None:
@@ -229,7 +247,11 @@ class _Work:
             self._progress(length)
         ordered = list(places)
         if isinstance(self._source, Ordering):
-            ordered = self._source.read_order(ordered, DATA)
+            try:
+                ordered = self._source.read_order(ordered, DATA)
+            except RepositoryError as error:
+                if not self._skip_lost or error.code not in UNREADABLE:
+                    raise  # otherwise in the disk's order: slower, and whole but for what is not there
         step = max(1, _SLICE_BYTES // size)
         slices = iter([ordered[i : i + step] for i in range(0, len(ordered), step)])
         running: set[Future[None]] = set()
@@ -261,8 +283,16 @@ class _Work:
         if gathering is None:
             gathering = self._own.gathering = _Gathering(self._target)
         written = 0
+
+        def unreadable(name: bytes) -> None:
+            for block in places[name]:
+                start, stop = max(block * size, offset), min((block + 1) * size, end)
+                self._target.zero(start, stop - start)  # an earlier run may have read it, or it is another's target
+                with self._lock:
+                    self.lost.append((start, stop - start))
+
         try:
-            for name, data in self._source.get_many(names, DATA):
+            for name, data in readable(self._source, names, unreadable if self._skip_lost else None):
                 for block in places[name]:
                     start = block * size
                     part: Buffer = self._fitting.fitted(block, data)

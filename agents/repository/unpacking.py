@@ -33,7 +33,7 @@ from agents.repository.content import DATA, ChunkSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, LOST
 from agents.repository.files import Trouble
-from agents.repository.reader import LOST_BLOCK
+from agents.repository.reader import LOST_BLOCK, readable
 from agents.repository.ropes import damaged
 
 TARGET: Final = "restore-target"
@@ -44,13 +44,15 @@ _BATCH: Final = 256  # pieces
 
 @dataclass(slots=True)
 class Unpacked:
-    """What was brought back. `troubles`: what is not as it was, with the reason."""
+    """What was brought back. `troubles`: what is not as it was, with the reason; `lost`: ranges (path, offset, length) of
+    files that are zeros now since no copy of them can be read."""
 
     files: int = 0
     folders: int = 0
     others: int = 0
     size: int = 0
     troubles: list[Trouble] = field(default_factory=list)
+    lost: list[tuple[bytes, int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -77,8 +79,8 @@ def unpack(
     """Restore the directory at `path` of a snapshot as `target`, or the file at it as the file `target`.
 
     The target must not be there, or be an empty directory. Raises `RepositoryError`: `restore-target`, `path-missing`,
-    `block-lost` unless `skip_lost` (then it is zeros, and listed), `directory-damaged`, and what `source` raises;
-    `OSError`.
+    `block-lost` and, of data, `chunk-damaged` and `chunk-missing` unless `skip_lost` (then it is zeros, and listed);
+    `directory-damaged`, and what else `source` raises; `OSError`.
     """
     entry = d.find(source, root, path)
     work = _Unpacking(source, owners_by_name, skip_lost, progress)
@@ -250,11 +252,11 @@ class _Unpacking:
                 batch.setdefault(piece.name, []).append((at, piece.length))
                 held += piece.length
                 if held >= _BATCH_BYTES or len(batch) >= _BATCH:
-                    self._write(descriptor, batch)
+                    self._write(descriptor, path, batch)
                     batch, held = {}, 0
             at += piece.length
         if batch:
-            self._write(descriptor, batch)
+            self._write(descriptor, path, batch)
 
     def _lost(self, path: bytes, at: int, length: int) -> None:
         if not self._skip_lost:
@@ -264,9 +266,15 @@ class _Unpacking:
                 "restore the rest with `--skip-lost`, or take the file from another point",
             )
         self._trouble(path, "lost", f"{length} bytes from {at} on are lost, and zeros now")
+        with self._lock:
+            self.unpacked.lost.append((path, at, length))
 
-    def _write(self, descriptor: int, batch: dict[bytes, list[tuple[int, int]]]) -> None:
-        for name, data in self._source.get_many(list(batch), DATA):
+    def _write(self, descriptor: int, path: bytes, batch: dict[bytes, list[tuple[int, int]]]) -> None:
+        def unreadable(name: bytes) -> None:
+            for at, length in batch[name]:
+                self._lost(path, at, length)
+
+        for name, data in readable(self._source, list(batch), unreadable if self._skip_lost else None):
             for at, length in batch[name]:
                 if len(data) != length:
                     raise damaged(f"a piece of content has {len(data)} bytes where {length} belong")

@@ -13,11 +13,12 @@ Everything is read pack by pack, in the order in which it lies. What is found da
 A pack with a damaged chunk is noted in the repository (`damaged/<pack>.json`), and no session builds on it any more
 (`agents.repository.collection.absent_for`): what the next backup still finds on its disk is stored again, and heals every
 point that needs it, for chunks are found by their names. A death on the way leaves repairs done so far: copies
-like others.
+like others. A store that takes no writes is verified too: what could not be noted, mended or marked is said.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -35,6 +36,7 @@ from agents.repository.marking import Names
 from agents.repository.pack_format import Entry
 from agents.repository.points import Point
 from agents.repository.sessions import Session
+from agents.repository.stores import DENIED, FULL, READ_ONLY, StoreError
 from streams.events import PointMarked, Problem, RepositoryChecked
 
 Mode = Literal["metadata", "sampled", "full"]
@@ -47,7 +49,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `figures`: points, records_mended, chunks, data_read, damaged, repaired, lost, missing. `points`: those
+    """What was found. `figures`: points, records_mended, chunks, data_read, damaged, repaired, lost, missing, unwritten (notes,
+    marks and repairs that the store did not take; only if there are any). `points`: those
     that do not restore whole, each with what is wrong; `whole`: those that were looked at and do."""
 
     mode: str
@@ -55,9 +58,23 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     points: dict[str, str] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
+    _unwritten: set[str] = field(default_factory=set)
 
     def count(self, what: str, by: int = 1) -> None:
         self.figures[what] = self.figures.get(what, 0) + by
+
+    @contextlib.contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Goes on when the store takes no writes (it is full, say): what was found is worth as much without. Said once each."""
+        try:
+            yield
+        except StoreError as error:
+            if error.code not in (FULL, READ_ONLY, DENIED):
+                raise
+            self.count("unwritten")
+            if what not in self._unwritten:
+                self._unwritten.add(what)
+                self.problems.append(Problem(error.code, f"{what} could not be written: {error.message}", error.hint))
 
     def say(self, error: Exception, code: str = "chunk-damaged") -> None:
         if len(self.problems) < _SAID:
@@ -110,9 +127,13 @@ def conclude(contents: RepositoryContents, session: Session, report: Report) -> 
     sessions = session.sessions
     for name, why in sorted(report.points.items()):
         if not _standing(contents, name).damaged:
-            _mark_point(contents, session, marks.Mark(name, "damaged", session.by, sessions.clock(), note=why[:2000]))
+            with report.writing("the mark that a point is damaged"):
+                _mark_point(
+                    contents, session, marks.Mark(name, "damaged", session.by, sessions.clock(), note=why[:2000])
+                )
     for name in report.whole if report.mode == "full" else ():
-        _mark_point(contents, session, marks.Mark(name, "verified", session.by, sessions.clock(), note=report.mode))
+        with report.writing("the mark that a point was verified"):
+            _mark_point(contents, session, marks.Mark(name, "verified", session.by, sessions.clock(), note=report.mode))
     sessions.say(
         RepositoryChecked(
             repository=sessions.repository,
@@ -166,9 +187,10 @@ def _records(
         progress("records", number, len(wanted))
         try:
             # The log says that it exists: a first copy that is gone is made from the second.
-            if points.mend(contents.store, name, key):
-                report.count("records_mended")
-                failpoint("verify-record-mended")
+            with report.writing("a second copy of a point's record"):
+                if points.mend(contents.store, name, key):
+                    report.count("records_mended")
+                    failpoint("verify-record-mended")
             read = points.read(contents.store, name, key)
         except RepositoryError as error:
             report.points[name] = error.message
@@ -244,8 +266,10 @@ def _read(
             else:
                 copies[name] = copies.get(name, 0) + 1
         if gaps or report.figures["damaged"] > before:
-            note_damage(store, pack)
-    _repair(contents, session, copies, report)
+            with report.writing("the note that a pack is damaged, so that no backup builds on it,"):
+                note_damage(store, pack)
+    with report.writing("a second copy of metadata"):
+        _repair(contents, session, copies, report)
     return bad
 
 
@@ -261,11 +285,13 @@ def _chosen(entry: Entry, mode: Mode, share: float, seed: int) -> bool:
 def _repair(contents: RepositoryContents, session: Session, copies: Mapping[bytes, int], report: Report) -> None:
     """Metadata that stands whole in one pack only is written once more."""
     once = [name for name, count in copies.items() if count == 1]
+    repaired = 0
     for name in once:
         if contents.copy_once(session, name):
-            report.count("repaired")
+            repaired += 1
             failpoint("verify-chunk-repaired")
     contents.copied(session)
+    report.count("repaired", repaired)  # durable now
 
 
 def _lost(contents: RepositoryContents, bad: Mapping[bytes, int], report: Report) -> set[bytes]:

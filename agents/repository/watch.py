@@ -33,6 +33,7 @@ FOREIGN: Final = "repository-file-foreign"
 BEGUN: Final = "repository-watch-begun"
 
 _EDGE: Final = 4096  # bytes of each end that are looked at: heads, footers' trailers, whole small files
+_IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "rootfs", "memory"})
 _SAID: Final = 20  # names in one problem; how many there are in all is said too
 _OURS: Final = re.compile(
     r"repository2?\.json|(packs|index|points2?|marks|keys|witness|tombstones|archive|policies)/[a-z0-9._/-]+"
@@ -246,7 +247,9 @@ def protected_from(store: Store, *, encrypted: bool = True, other_sites: Iterabl
 def sentences(traits: Traits, encrypted: bool, other_sites: tuple[str, ...]) -> list[str]:
     """The same from what the self-test found."""
     said = [
-        "crashes and power cuts: yes, everything a point needs is durable before the point is",
+        "crashes and power cuts: no, this file system is in memory and goes with the machine that has it"
+        if traits.medium in _IN_MEMORY
+        else "crashes and power cuts: yes, everything a point needs is durable before the point is",
         "silent damage: found by verify and by every restore; repaired only where there is a second copy",
     ]
     locked = f"yes for {traits.locked_days} days after being written (object lock)" if traits.locked_days else ""

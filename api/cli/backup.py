@@ -42,6 +42,11 @@ def image(ask: Ask, file: str, **given: Any) -> None:
 
 
 def _backup(ask: Ask, kind: str, *, repository: str, path: str, asset: str | None, no_wait: bool) -> None:
+    if not path.startswith("/"):
+        raise click.BadParameter(
+            f"{path!r} must be an absolute path, on the agent's machine",
+            param_hint="PATH" if kind == "files" else "FILE",
+        )
     body = {"kind": kind, "repository": repository, "path": path, **({"asset": asset} if asset else {})}
     accepted = ask.api.post("/v1/backups", body)
     done = asked(ask, accepted["job"], f"backing up {path}", no_wait=no_wait)

@@ -320,16 +320,27 @@ def prove(ask: Ask, point: str) -> None:
 @click.option("--disk", default="", help="Only this one, of a point with several.")
 @click.option("--path", "inside", default="", help="Only this file or directory, of a point of files.")
 @click.option("--overwrite", is_flag=True, help="Of an image: write into the file or device that is there.")
+@click.option("--skip-lost", is_flag=True, help="Leave data that cannot be read as zeros, and say where. Exit code 4.")
 @click.option("--yes", is_flag=True, help="Do not ask before something is overwritten.")
 @NO_WAIT
 @asks
 def restore(
-    ask: Ask, point: str, target: str, disk: str, inside: str, overwrite: bool, yes: bool, no_wait: bool
+    ask: Ask,
+    point: str,
+    target: str,
+    disk: str,
+    inside: str,
+    overwrite: bool,
+    skip_lost: bool,
+    yes: bool,
+    no_wait: bool,
 ) -> None:
     """Put what a point holds where nothing is yet: a directory for files, a file for an image. Every byte is verified."""
+    if not target.startswith("/"):
+        raise click.BadParameter(f"{target!r} must be an absolute path, on the agent's machine", param_hint="--to")
     if overwrite:
         confirm(ask, target, f"{target} will be overwritten with point {point}", yes)
-    body = {"target": target, "disk": disk, "path": inside, "overwrite": overwrite}
+    body = {"target": target, "disk": disk, "path": inside, "overwrite": overwrite, "skip_lost": skip_lost}
     job = ask.api.post(f"/v1/points/{segment(point)}/restore", body)["job"]
     done = asked(ask, job, f"restoring {point}", no_wait=no_wait)
     if done is None:
@@ -337,12 +348,20 @@ def restore(
     result = done["result"]
 
     def human() -> None:
-        from api.cli.tables import size
+        from api.cli.tables import clean, size
 
-        click.echo(f"{result['target']} is what {result['asset']} was {local(result['created'])}: ")
+        but = f", but for {size(result['lost_bytes'])} that cannot be read" if result["lost"] else ""
+        click.echo(f"{result['target']} is what {result['asset']} was {local(result['created'])}{but}: ")
         click.echo(f"{size(result['bytes'])} written, every chunk verified.")
+        for part in result["lost"]:
+            where = f"{part['path']}: " if part["path"] else ""
+            click.echo(clean(f"✘ {where}{part['length']:,} bytes from {part['offset']:,} on are zeros"), err=True)
+        if result["left_out"]:
+            click.echo(f"… and {result['left_out']:,} more ranges.", err=True)
 
     ask.out({"job": done, "result": result}, human)
+    if result["lost"]:
+        sys.exit(UNWELL)
 
 
 COMMANDS = (list_all, show, star, unstar, hold, release, expire, drop, agree, diff, prove, restore)

@@ -66,7 +66,7 @@ def place_of(place: str, endpoint: str | None, region: str, access_key: str | No
                 "only an S3 place (s3://bucket/prefix) has an endpoint and keys", param_hint="PLACE"
             )
         if not place.startswith("/"):
-            raise click.BadParameter(f"{place!r} is no absolute path, nor s3://bucket/prefix", param_hint="PLACE")
+            raise click.BadParameter(f"{place!r} must be an absolute path, or s3://bucket/prefix", param_hint="PLACE")
         return {"kind": "local", "path": place}
     parts = urlsplit(place)
     if not parts.netloc:

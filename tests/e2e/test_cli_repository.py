@@ -248,6 +248,14 @@ def test_damage_is_found_put_right_where_there_is_a_second_copy_and_told_where_n
     assert eventually(lambda: site.json("point", "show", point)["suspect"])
     refused = site.cli("point", "restore", point, "--to", str(folder / "lost.img"), expect=11)
     assert "chunk-damaged" in refused
+    assert "--skip-lost" in refused
+    rest = site.json("point", "restore", point, "--to", str(folder / "rest.img"), "--skip-lost", expect=4)["result"]
+    assert rest["lost"]
+    wanted = bytearray(image.read_bytes())
+    for part in rest["lost"]:
+        wanted[part["offset"] : part["offset"] + part["length"]] = bytes(part["length"])
+    assert (folder / "rest.img").read_bytes() == wanted
+    assert 0 < rest["lost_bytes"] < len(wanted)
     healed = backed_up(site, "image", str(image), "--asset", "precious")["point"]
     assert site.json("repository", "verify", "vault", "--level", "full")["result"]["points"] == []
     site.cli("point", "restore", point, "--to", str(folder / "healed.img"))

@@ -66,6 +66,8 @@ class LocalStore:
     """Implements `Store`. `root` must exist: a missing one is often a file system that is not mounted."""
 
     def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise StoreError("store-unfit", f"{root} is a file, not a folder", "name a folder, or choose another place")
         if not root.is_dir():
             raise StoreError("store-missing", f"there is no folder {root}", "mount its file system, or make the folder")
         self.root: Final = root

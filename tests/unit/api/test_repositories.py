@@ -203,6 +203,11 @@ def test_work_is_asked_of_the_agent(api: RunningApi, vault: list[PointSealed]) -
     )
     restored, given = asked(api, admin.post(f"/v1/points/{point}/restore", {"target": "/tmp/x"})["job"])
     assert (restored.kind, given["repository"], given["target"]) == ("point.restore", "vault", "/tmp/x")
+    assert given["skip_lost"] is False
+    _, given = asked(
+        api, admin.post(f"/v1/points/{vault[0].point}/restore", {"target": "/tmp/y", "skip_lost": True})["job"]
+    )
+    assert given["skip_lost"] is True
     backup, given = asked(
         api, admin.post("/v1/backups", {"kind": "files", "repository": "vault", "path": "/srv/Web Site"})["job"]
     )

@@ -13,6 +13,7 @@ import pytest
 from agents.repository import backups, collection, packs, unpacking, verify
 from agents.repository import repository as repositories
 from agents.repository.contents import RepositoryContents
+from agents.repository.errors import RepositoryError
 from agents.repository.format import DATA
 from agents.repository.ingest import Ingest
 from agents.repository.journal import MemoryJournal, MemoryLog
@@ -137,3 +138,27 @@ def test_an_image_is_taken_whole(site: Site, tmp_path: Path, data: bool) -> None
     assert healed.point not in site.verify()
     with DiskReader(site.held.repository, healed.disks[0]) as reader:
         assert reader.read(0, len(content)) == content
+
+
+def test_files_are_restored_but_for_what_cannot_be_read_if_told_so(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agents.repository.files._YOUNG_NS", -1)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "lost").write_bytes(os.urandom(100_000))
+    site.backup(folder, "files")
+    site.damage(data=True)
+    whole = os.urandom(50_000)
+    (folder / "whole").write_bytes(whole)
+    root = site.backup(folder, "files").trees[0].root
+    with pytest.raises(RepositoryError) as refused:
+        unpacking.unpack(site.held.repository, root, tmp_path / "refused")
+    assert refused.value.code == "chunk-damaged"
+
+    done = unpacking.unpack(site.held.repository, root, tmp_path / "back", skip_lost=True)
+
+    assert (tmp_path / "back" / "whole").read_bytes() == whole
+    assert (tmp_path / "back" / "lost").read_bytes() == bytes(100_000)
+    assert {path for path, _, _ in done.lost} == {b"lost"}
+    assert sum(length for _, _, length in done.lost) == 100_000

@@ -127,6 +127,9 @@ def test_a_folder_that_is_not_mounted_is_not_made(tmp_path: Path) -> None:
         LocalStore(tmp_path / "not mounted")
     assert refused.value.code == MISSING
     assert not (tmp_path / "not mounted").exists()
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="is a file, not a folder"):
+        LocalStore(tmp_path / "file")
 
 
 def test_links_and_foreign_files_are_not_followed_or_hidden(store: LocalStore, tmp_path: Path) -> None:

@@ -333,6 +333,31 @@ def test_what_is_damaged_ends_a_restore_and_what_is_lost_is_left_out_if_told_so(
     assert (tmp_path / "y").read_bytes() == image
 
 
+def test_data_that_cannot_be_read_is_left_out_if_told_so_also_when_the_restore_goes_on(tmp_path: Path) -> None:
+    store = ChunkStore()
+    disk, image = imaged(store, 500, 16)
+    block = next(b for b in range(20, 500) if any(image[b * BLOCK : (b + 1) * BLOCK]))
+    gone = image[block * BLOCK : (block + 1) * BLOCK]
+    places = [at for at in range(0, len(image), BLOCK) if image[at : at + BLOCK] == gone]
+    store.chunks.pop(store.put(DATA, gone))
+    target, notes = tmp_path / "x", restoring.progress_path(tmp_path / "x")
+    with pytest.raises(RepositoryError, match="no chunk has the name"):
+        restoring.restore_file(store, disk, target, point="p")
+
+    def late() -> bool:
+        return notes.exists() and b" 2\n" in notes.read_bytes()
+
+    with pytest.raises(restoring.Stopped):
+        restoring.restore_file(store, disk, target, point="p", skip_lost=True, stop=late)
+    restored = restoring.restore_file(store, disk, target, point="p", skip_lost=True)
+    assert restored.kept > 0
+    assert {at for start, length in restored.lost for at in range(start, start + length, BLOCK)} == set(places)
+    wanted = bytearray(image)
+    for at in places:
+        wanted[at : at + BLOCK] = bytes(BLOCK)
+    assert target.read_bytes() == wanted
+
+
 def test_differences_are_where_a_file_is_not_what_the_disk_was(tmp_path: Path) -> None:
     store = ChunkStore()
     disk, image = imaged(store, 200, 15)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from agents.repository import collection, marks, packs, points, tree, verify
+from agents.repository import collecting, collection, marks, packs, points, tree, verify
+from agents.repository import repository as repositories
+from agents.repository.contents import RepositoryContents
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK
 from agents.repository.format import DATA, NAME_BYTES, PACK_ID_BYTES
 from agents.repository.ingest import Ingest
+from agents.repository.journal import MemoryJournal
 from agents.repository.pack_format import FRAME_BYTES, Entry, pack_file
+from agents.repository.sessions import Sessions
+from agents.repository.stores import StoreError
 from agents.repository.verify import Mode, Report
+from tests.stand_ins.faulty_store import Fault, FaultyStore
 from tests.unit.agents.repository.test_contents import BLOCK, Image, Site
 
 
@@ -237,3 +245,43 @@ def test_a_node_that_cannot_be_read_is_blamed_on_every_point_that_needs_it(site:
 
     assert set(report.points) == set(site.kept)
     assert report.figures["lost"] == 1
+
+
+def test_a_place_that_is_full_is_verified_and_a_dry_run_writes_nothing(site: Site, tmp_path: Path) -> None:
+    first, second, _ = site.kept
+    for point in (first, second):
+        site.drop(point)
+    file, entry = entries(site, data=True)[0]
+    flip(site, file, entry)
+    mirrored, twice = entries(site, data=False)[0]
+    flip(site, mirrored, twice)
+    site.store.delete(points.copies_of(site.store, points.SECOND)[site.newest][0])
+    site.contents.close()
+    site.repository.close()
+    full = FaultyStore(site.store, Fault("create", "full", times=0), Fault("append", "full", times=0))
+    site.repository = repositories.open(full, None, tmp_path / "full", "a")
+    site.sessions = Sessions(MemoryJournal(site.log, "main"), full, "a")
+    site.contents = RepositoryContents(site.repository)
+    before = {(f.name, f.size) for f in site.store.list()}
+
+    report = look(site)
+
+    assert list(report.points) == [site.newest]
+    assert report.figures["lost"] == 1
+    assert report.figures["repaired"] == report.figures["records_mended"] == 0
+    assert report.figures["unwritten"] == 5  # the record, notes of both packs, the node, the mark
+    said = [p.message for p in report.problems if p.code == "store-full"]
+    assert [m.partition(" could not be written")[0] for m in said] == [
+        "a second copy of a point's record",
+        "the note that a pack is damaged, so that no backup builds on it,",
+        "a second copy of metadata",
+        "the mark that a point is damaged",
+    ]
+    session = site.sessions.open("collect", by="test")
+    held: Any = SimpleNamespace(repository=site.repository, sessions=site.sessions)
+    found = collecting.carry_out(held, session, dry_run=True)
+    session.close()
+    assert (found["packs"], found["live"] > 0) == (0, True)
+    assert {(f.name, f.size) for f in site.store.list()} == before
+    with pytest.raises(StoreError, match="full"):
+        site.collect()

@@ -209,3 +209,6 @@ def test_protection_is_told_as_it_is(tmp_path: Path) -> None:
     assert "the store refuses it" in kept
     assert "root of the file server: no" in kept
     assert "note: odd" in kept
+    assert "power cuts: yes" in kept
+    gone = sentences(Traits("directory", "/run/r", "tmpfs"), True, ())
+    assert gone[0].startswith("crashes and power cuts: no"), "what is in memory outlives no power cut"

@@ -171,7 +171,8 @@ def test_a_paused_and_a_killed_broker_only_delay(agent: AgentProcess, shop: Mari
         time.sleep(6)  # longer than any request waits: what is under way is sent again
     finally:
         kafka.resume()
-    assert await_job(settings, command, 90).state == "finished"
+    done = await_job(settings, command, 90)
+    assert done.state == "finished", done.problems
     children = await_it(lambda: agent.children() if len(agent.children()) == 2 else None, "both children")
 
     kafka.kill()

@@ -98,10 +98,10 @@ def checksums(server: DatabaseServer) -> list[tuple[object, ...]]:
 
 def follow(copy: DatabaseServer, source: DatabaseServer, position: str, password: str) -> None:
     """Replicate from `position` by the server's own means until the copy has all that the source has."""
-    account = f"_HOST='127.0.0.1', _PORT={source.port}, _USER='hf_capture', _PASSWORD='{password}'"
+    primary = {"HOST": "'127.0.0.1'", "PORT": source.port, "USER": "'hf_capture'", "PASSWORD": f"'{password}'"}
     if file_positions.is_file_position(position):
         at = file_positions.parse(position)
-        words = account.replace("_", "MASTER_").replace("hfMASTER_", "hf_")
+        words = ", ".join(f"MASTER_{name} = {value}" for name, value in primary.items())
         copy.execute(
             f"CHANGE MASTER TO {words}, MASTER_LOG_FILE='{at.file}', MASTER_LOG_POS={at.offset}, MASTER_CONNECT_RETRY=1",
             "START SLAVE",
@@ -111,7 +111,7 @@ def follow(copy: DatabaseServer, source: DatabaseServer, position: str, password
         assert reached is not None, copy.execute("SHOW SLAVE STATUS")
         assert reached >= 0, copy.execute("SHOW SLAVE STATUS")
         return
-    words = account.replace("_", "SOURCE_").replace("hfSOURCE_", "hf_")
+    words = ", ".join(f"SOURCE_{name} = {value}" for name, value in primary.items())
     copy.execute(
         "RESET BINARY LOGS AND GTIDS",
         f"SET GLOBAL gtid_purged = '{position}'",

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,10 @@ def head(log: CaptureLog, epoch: int = 0) -> int:
     return 0 if tail is None or (epoch and tail.epoch != epoch) else tail.ordinal
 
 
+def goes_beyond(log: CaptureLog, ordinal: int, epoch: int) -> bool:
+    return head(log, epoch) > ordinal
+
+
 def assert_every_step_once_and_in_order(log: CaptureLog) -> int:
     """From the first to the last, each with what belongs to it; the number of the last."""
     tail = log.tail()
@@ -111,7 +116,7 @@ def test_a_writer_killed_at_any_moment_is_followed_by_another_without_a_step_los
     for round_ in range(6):
         agent = agents.start()
         # Of this writer: what a killed one had sent may still come while the next one starts.
-        until(lambda above=reached, epoch=round_ + 1: head(log, epoch) > above + 300)  # type: ignore[misc]
+        until(partial(goes_beyond, log, reached + 300, round_ + 1))
         agent.kill()
         agent.wait()
         reached = head(log)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from agents.errors import AgentError
+from agents.machines import Host, HostPlatform, HostSettings
 from agents.protocol import Platform, Source, SourceSettings
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ PLATFORMS: Mapping[str, str] = {
     "mariadb": "agents.platforms.mariadb",
     "mysql": "agents.platforms.mysql",
 }
+# Of hosts of virtual machines (`agents.machines`).
+HOSTS: Mapping[str, str] = {}
 EXTRAS: Mapping[str, str] = {
     "mariadb": "mariadb",
     "mysql": "mariadb",
@@ -29,6 +32,11 @@ EXTRAS: Mapping[str, str] = {
 def source(settings: SourceSettings) -> Source:
     """The source of these settings. Raises `AgentError` (`kind-unknown`, `extra-missing`)."""
     return cast("Platform", _module(settings.kind)).source(settings)
+
+
+def host(settings: HostSettings) -> Host:
+    """The host of these settings. Raises as `source`."""
+    return cast("HostPlatform", _module(settings.kind)).host(settings)
 
 
 def target(settings: SourceSettings, method: str = "native") -> Target:
@@ -57,9 +65,10 @@ def tables(kind: str) -> Tables:
 
 
 def _module(kind: str) -> Any:
-    module = PLATFORMS.get(kind)
+    modules = {**PLATFORMS, **HOSTS}
+    module = modules.get(kind)
     if module is None:
-        known = ", ".join(sorted(PLATFORMS))
+        known = ", ".join(sorted(modules))
         raise AgentError("kind-unknown", f"there is no platform {kind!r}", f"known are: {known}")
     try:
         return importlib.import_module(module)

@@ -32,6 +32,10 @@ from streams.topics import BY_NAME, topic_name
 Header = tuple[str, str | bytes | None]  # as confluent-kafka types it; ours are bytes
 _OnDelivery = Callable[[KafkaError | None, Message], None]
 CONTENT_TYPE = b"application/avro"
+REQUESTS = 5
+"""Produce requests under way at a time, the most that idempotence allows. Who sends large records at speed should not
+queue more than these: librdkafka asks over and over whether it may send a record that waits for its turn, a processor's
+worth (docs/adr/0023)."""
 _QUEUE_KIB = 32_768
 _QUEUE_RECORDS = 2048
 _TURN_S = 0.1  # how long one wait inside librdkafka lasts before the sticky error and `abandon` are looked at again
@@ -45,7 +49,7 @@ def producer_config(kafka: KafkaSettings, *, queue_kib: int, compression: str) -
         enable_gapless_guarantee=True,
         acks="all",
         message_timeout_ms=0,  # no limit: a paused broker delays, it never makes a hole
-        max_in_flight_requests_per_connection=5,
+        max_in_flight_requests_per_connection=REQUESTS,
         linger_ms=0,  # a lone record leaves at once; while requests are under way the next batch gathers by itself
         batch_size=1_000_000,
         message_max_bytes=8_388_608,

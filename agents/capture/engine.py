@@ -38,11 +38,13 @@ from streams.capture_log import CaptureLog
 from streams.capture_record import Sealer, unsettled_header
 from streams.errors import DeliveryFailed
 from streams.ids import now_us
-from streams.publish import Publisher, RecordStream
+from streams.publish import REQUESTS, Publisher, RecordStream
 from streams.settings import Settings
 
 LIMIT = 900_000  # bytes of payload in a record
-UNDER_WAY = 8  # records sent and not acknowledged; beyond that steps gather at the source, and records get larger
+UNDER_WAY = (
+    REQUESTS  # records sent and not acknowledged; beyond that steps gather at the source, and records get larger
+)
 UNDER_WAY_BYTES = 12_000_000
 LIGHT_BYTES = 256_000  # under way; below that one record at a time is sent
 ATTEMPTS = 4

@@ -126,7 +126,7 @@ class Cutter:
 
     # -- in
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: ev.Buffer) -> None:
         """Take in what was received. What is wrong with it is raised by `take`, after the steps before it."""
         if self._failure is not None:
             return
@@ -140,8 +140,8 @@ class Cutter:
             else:
                 self._failure = damaged(f"{error.message} at {self._where()}")
 
-    def _feed(self, data: bytes) -> None:
-        d = self._rest + data if self._rest else data
+    def _feed(self, data: ev.Buffer) -> None:
+        d = b"".join((self._rest, data))  # a copy of its own, once
         self._rest = b""
         n = len(d)
         p = self._pass_long(d, 0) if self._long_type else 0

@@ -139,7 +139,7 @@ class Dump:
                 return taken
             received = self._receive()
             if received:
-                cutter.feed(bytes(self._view[:received]))
+                cutter.feed(self._view[:received])
                 continue
             # The source is silent just now: what there is goes out, however little.
             taken = self._parking.take(True)

@@ -1,5 +1,6 @@
 """Every event of the log as a frozen dataclass. Importing this package registers them all."""
 
+from streams.events.assets import AssetChanged, AssetDisk, AssetNic, HostDefined
 from streams.events.audit import CallAudited
 from streams.events.base import REGISTRY, Event, Problem, Stamp
 from streams.events.capture import CommitsRecorded, Encryption, EpochStarted, LineageStarted, Part
@@ -29,6 +30,9 @@ from streams.events.timeline import GranuleClosed, GranuleKeys, KeyedTable, Land
 __all__ = [
     "FINAL_STATES",
     "REGISTRY",
+    "AssetChanged",
+    "AssetDisk",
+    "AssetNic",
     "CallAudited",
     "CollectionChanged",
     "CommandRequested",
@@ -41,6 +45,7 @@ __all__ = [
     "GranuleClosed",
     "GranuleKeys",
     "HealthReported",
+    "HostDefined",
     "JobChanged",
     "KeyedTable",
     "Landmark",

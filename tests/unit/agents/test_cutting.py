@@ -15,14 +15,15 @@ from agents.mysql import cutting
 from agents.mysql.cutting import Cutter
 from agents.protocol import Piece, Steps, Taken
 from tests.stand_ins import binlog_source as bl
+from streams.formats.binlog.events import Buffer
 from tests.stand_ins.binlog_source import Writer, packets
 
 
 class GeneralCutter(Cutter):
     """The same without the fast loop: every packet by the full rules."""
 
-    def _feed(self, data: bytes) -> None:
-        d = self._rest + data if self._rest else data
+    def _feed(self, data: Buffer) -> None:
+        d = b"".join((self._rest, data))
         self._rest = b""
         p = self._pass_long(d, 0) if self._long_type else 0
         while p + 18 <= len(d):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+import fastavro
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streams import avro_schemas
 from streams.codec import HEAD, MARKER, chain_digest, decode, encode, peek_type
 from streams.errors import StreamError
-from streams.events import REGISTRY, CommandRequested, Event, OrdinalRange, RollbackPlanned, Stamp
+from streams.events import REGISTRY, CommandRequested, CommitsRecorded, Event, OrdinalRange, RollbackPlanned, Stamp
 from streams.golden import STAMP, sample
 
 LONG = st.integers(-(2**63), 2**63 - 1)
@@ -138,3 +141,19 @@ def test_every_bit_of_a_record_counts_in_its_chain_digest() -> None:
     for at in range(len(value)):
         digests.add(chain_digest(value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]))
     assert len(digests) == len(value) + 1
+
+
+@given(instances(CommitsRecorded), STAMPS)
+def test_a_payload_written_apart_is_what_the_schema_says(event: CommitsRecorded, stamp: Stamp) -> None:
+    raw = {**dataclasses.asdict(event), **dataclasses.asdict(stamp)}
+    whole = io.BytesIO()
+    fastavro.schemaless_writer(whole, fastavro.parse_schema(avro_schemas.load(CommitsRecorded)), raw)
+    assert encode(event, stamp)[HEAD:] == whole.getvalue()
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 8191, 8192, 900_000, 1 << 20])
+def test_a_payload_of_any_length_comes_back(size: int) -> None:
+    event = sample(CommitsRecorded)
+    assert isinstance(event, CommitsRecorded)
+    event = dataclasses.replace(event, payload=bytes(size))
+    assert decode(encode(event, STAMP)) == (event, STAMP)

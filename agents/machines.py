@@ -179,7 +179,11 @@ class Snapshot(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something of ours that a job left on a host: a backup that goes on, a mark, a scratch file. `job` made it."""
+    """Something of ours that a job left on a host: a backup that goes on, a mark, a scratch file. `job` made it.
+
+    `name` of a mark is what `DiskSnapshot.mark` says. A snapshot that is left behind leaves its marks as well, as leftovers of
+    their own: a point may have been sealed that counts on them, which only the log knows.
+    """
 
     job: str
     native: str
@@ -275,7 +279,8 @@ class Host(Protocol):
         ...
 
     def remove(self, leftover: Leftover) -> None:
-        """Take it away; nothing when it is gone. A mark goes without what changed since an earlier one being forgotten."""
+        """Take it away; nothing when it is gone. A mark goes without what changed since an earlier one being forgotten; a
+        snapshot goes and its marks stay."""
         ...
 
     def create(self, wanted: MachineWanted, *, job: str) -> MachineSeen:

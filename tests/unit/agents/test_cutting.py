@@ -14,8 +14,8 @@ from agents.errors import AgentError, CaptureStopped, SourceUnavailable
 from agents.mysql import cutting
 from agents.mysql.cutting import Cutter
 from agents.protocol import Piece, Steps, Taken
-from tests.stand_ins import binlog_source as bl
 from streams.formats.binlog.events import Buffer
+from tests.stand_ins import binlog_source as bl
 from tests.stand_ins.binlog_source import Writer, packets
 
 

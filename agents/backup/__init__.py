@@ -1,0 +1,1 @@
+"""Backups of machines: snapshots of hosts into repositories."""

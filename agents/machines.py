@@ -123,10 +123,11 @@ class DiskSnapshot(Protocol):
         """A sentence: why not since the mark that was asked for. Empty when it is, and when none was asked for."""
         ...
 
-    def extents(self) -> Iterator[tuple[int, int, ExtentKind]]:
-        """(offset, length, kind), ascending, without overlap. `zero` reads as zeros and need not be read.
+    def extents(self, *, whole: bool = False) -> Iterator[tuple[int, int, ExtentKind]]:
+        """(offset, length, kind), ascending, without overlap. `zero` reads as zeros and need not be read. May be asked again.
 
-        Of the whole disk: from 0 to its end without a gap. Since a mark: all that may have changed, and maybe more.
+        Of the whole disk (`since` is empty, or `whole`): from 0 to its end without a gap. Since a mark: all that may have
+        changed, and maybe more.
         """
         ...
 

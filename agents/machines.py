@@ -76,6 +76,7 @@ class MachineSeen:
 
     `description` is the host's own, whole (libvirt: the domain's inactive XML); `companions` are small files that belong to the
     machine and to no disk (NVRAM), by a name that the platform understands when it gets them back. `memory` in bytes.
+    `restoring`: the job that makes or overwrites it: its disks are not whole (`Host.open_disk`, `Host.settle`).
     """
 
     native: str
@@ -90,6 +91,7 @@ class MachineSeen:
     nics: tuple[NicSeen, ...] = ()
     description: bytes = b""
     companions: Mapping[str, bytes] = field(default_factory=dict)
+    restoring: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,8 @@ class MachineWanted:
     """A machine to be made of a description of the same platform's. None and empty: as described.
 
     `native`: take this identity, too (the machine that had it is gone); empty: a new one, with new addresses of its cards.
-    `bus`: of all its disks. `nics`: all of its cards; None: those described.
+    `bus`: of all its disks. `nics`: all of its cards; None: those described. A disk that is described and not among `disks` is
+    left out.
     """
 
     name: str
@@ -285,17 +288,33 @@ class Host(Protocol):
         ...
 
     def create(self, wanted: MachineWanted, *, job: str) -> MachineSeen:
-        """A machine that is off, with disks that read as zeros. Raises `machine-exists`."""
+        """A machine that is off, with disks that read as zeros; `restoring` by `job`, and a leftover of it, until it is settled.
+        Raises `machine-exists`."""
         ...
 
     def open_disk(self, native: str, disk: str, *, job: str) -> DiskTarget:
-        """To overwrite it. Raises `machine-running`, `disk-unknown`. Our marks on it are of no use then and go."""
+        """To overwrite it: from now on the machine is `restoring` by `job`, durably and where people see it (libvirt: its title),
+        also when another job left it so. Raises `machine-running`, `disk-unknown`. Our marks on it are of no use then and go."""
         ...
 
-    def start(self, native: str) -> None: ...
+    def read_disk(self, native: str, disk: str) -> DiskTarget:
+        """Only to read it, of a machine that is off. Changes nothing; writing raises. Raises as `open_disk`."""
+        ...
+
+    def settle(self, native: str) -> None:
+        """The machine is whole: it is no longer `restoring`, and no leftover. Nothing when it is so already."""
+        ...
+
+    def start(self, native: str) -> None:
+        """Nothing when it runs."""
+        ...
+
+    def stop(self, native: str) -> None:
+        """Off on return: asked to shut down, and switched off when it has not done so in time. Nothing when it is off."""
+        ...
 
     def delete(self, native: str) -> None:
-        """The machine and the disks that `create` made for it. Raises `machine-running`."""
+        """The machine and the disks that `create` made for it; nothing when it is gone. Raises `machine-running`."""
         ...
 
 

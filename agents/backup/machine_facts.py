@@ -40,7 +40,7 @@ DESCRIPTION: Final = "description"
 COMPANION: Final = "companion/"
 _FORMAT: Final = 1
 _PIECE: Final = 1 << 20
-_NOT_IN_JSON: Final = frozenset({"description", "companions"})
+_NOT_IN_JSON: Final = frozenset({"description", "companions", "restoring"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,11 @@
     [capture]
     spool_bytes = 4294967296             # of disk for each source while Kafka is away; 0: none
 
+    [agent]
+    node = "node_1"                      # its name among a site's agents: a-z, 0-9, _; default: the machine's at the first start
+    parallel = 4                         # how many commands it carries out at a time
+    lease_s = 60                         # of silence, after which an agent's claims are others' to take
+
 Paths are relative to the file. Every value can be overridden by environment: `HOLDFAST_SITE`, `HOLDFAST_DATA`
 (data_dir), `HOLDFAST_SECRET_KEY_FILE`, and `HOLDFAST_<TABLE>_<NAME>` such as `HOLDFAST_KAFKA_BOOTSTRAP` or
 `HOLDFAST_POSTGRES_URL`; paths in the environment are relative to the working directory. A password is never a value
@@ -177,6 +182,16 @@ class CaptureSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """`node`: the agent's name among those of its site; empty: the machine's when its data directory was new (`agents.nodes`).
+    `parallel`: commands at a time. `lease_s`: seconds of silence after which others may take over what an agent has claimed."""
+
+    node: str = ""
+    parallel: int = 4
+    lease_s: int = 60
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """What every process of a site is given. `secret_key_file` holds 32 random bytes that open its secrets."""
 
@@ -187,6 +202,7 @@ class Settings:
     api: ApiSettings
     secret_key_file: Path
     capture: CaptureSettings = CaptureSettings()
+    agent: AgentSettings = AgentSettings()
 
 
 def read_secret(path: Path) -> str:
@@ -230,6 +246,7 @@ def load(path: Path | str, environ: Mapping[str, str] | None = None) -> Settings
         api=_api(tables["api"], base),
         secret_key_file=secret_key_file,
         capture=CaptureSettings(_int(tables["capture"], "spool_bytes", CaptureSettings().spool_bytes)),
+        agent=_agent(tables["agent"]),
     )
 
 
@@ -272,6 +289,7 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
     },
     "api": {"host": "text", "port": "int", "tls_cert": "path", "tls_key": "path"},
     "capture": {"spool_bytes": "int"},
+    "agent": {"node": "text", "parallel": "int", "lease_s": "int"},
 }
 _ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "HOLDFAST_SITE": ("", "site"),
@@ -377,6 +395,18 @@ def _from_text(name: str, kind: str, text: str) -> object:
 def _text(table: _Table, key: str) -> str | None:
     value = table.get(key)
     return str(value) if value is not None else None
+
+
+def _agent(table: _Table) -> AgentSettings:
+    node = _text(table, "node") or ""
+    if node and not re.fullmatch(r"[a-z0-9_]{1,32}", node):
+        raise SettingsError("settings-invalid", f"`agent.node` is {node!r}", "up to 32 of a-z, 0-9 and _")
+    default = AgentSettings()
+    found = AgentSettings(node, _int(table, "parallel", default.parallel), _int(table, "lease_s", default.lease_s))
+    for name, value, least in (("parallel", found.parallel, 1), ("lease_s", found.lease_s, 2)):
+        if value < least:
+            raise SettingsError("settings-invalid", f"`agent.{name}` is {value}", f"{least} or more")
+    return found
 
 
 def _int(table: _Table, key: str, default: int) -> int:

@@ -22,9 +22,13 @@ CommandKind = Literal[
 @event
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRequested(Event):
-    """Somebody asks for work. `parameters` is a JSON object; its shape per kind stands in docs/design.md."""
+    """Somebody asks for work. `parameters` is a JSON object; its shape per kind stands in docs/design.md.
+
+    `priority`: the higher the sooner, 0 where nobody said. `node`: who alone is to do it; empty: whoever may.
+    """
 
     TYPE: ClassVar[str] = "command.requested"
+    VERSION: ClassVar[int] = 2
     TOPIC: ClassVar[str] = "commands"
 
     command: str
@@ -34,6 +38,8 @@ class CommandRequested(Event):
     requester: str
     requested_us: int
     deadline_us: int | None = None
+    priority: int = 0
+    node: str = ""
 
     @property
     def key(self) -> str:

@@ -165,6 +165,7 @@ def test_since_a_mark_all_that_changed_is_in_the_extents(ground: HostGround, hos
             disk = the_disk(snapshot)
             assert disk.since == mark
             assert not disk.why_whole
+            assert read_whole(disk) == ground.content(native, "vda")
             content = patched(content, disk)
             assert changed_bytes(disk) <= 24 * K
             snapshot.keep({})
@@ -404,6 +405,7 @@ def test_a_machine_is_made_filled_and_started(ground: HostGround, host: Host) ->
     assert len(made.nics) == 1
     assert made.nics[0].mac
     assert made.nics[0].mac not in {nic.mac for nic in seen.nics}
+    assert made.restoring == "j1"
     assert [found.kind for found in host.leftovers() if found.native == made.native] == ["machine"]
     content = bytearray(SIZE)
     for disk in ("vda", "vdb"):
@@ -429,15 +431,23 @@ def test_a_machine_is_made_filled_and_started(ground: HostGround, host: Host) ->
             target.close()
     assert ground.content(made.native, "vda") == content
     assert ground.content(made.native, "vdb") == content[: 1 << 20]
-    host.start(made.native)
-    assert host.machine(made.native).power != "off"
+    assert host.machine(made.native).restoring == "j1"
+    host.settle(made.native)
+    host.settle(made.native)
+    assert not host.machine(made.native).restoring
+    assert not [found for found in host.leftovers() if found.native == made.native]
+    for _ in range(2):
+        host.start(made.native)
+        assert host.machine(made.native).power != "off"
     with pytest.raises(AgentError) as refused:
         host.open_disk(made.native, "vda", job="j1")
     assert refused.value.code == "machine-running"
     with pytest.raises(AgentError) as refused:
         host.delete(made.native)
     assert refused.value.code == "machine-running"
-    assert not [found for found in host.leftovers() if found.native == made.native]
+    for _ in range(2):
+        host.stop(made.native)
+        assert host.machine(made.native).power == "off"
 
 
 def test_a_name_is_given_once(ground: HostGround, host: Host) -> None:
@@ -455,6 +465,7 @@ def test_a_machine_takes_the_identity_of_one_that_is_gone(ground: HostGround, ho
     with pytest.raises(AgentError) as refused:
         host.create(MachineWanted("other", seen.description, (DiskWanted("vda", 1 << 20),), native=native), job="j1")
     assert refused.value.code == "machine-exists"
+    host.delete(native)
     host.delete(native)
     with pytest.raises(AgentError) as refused:
         host.machine(native)
@@ -490,9 +501,21 @@ def test_overwriting_a_disk_needs_the_machine_off_and_its_marks_go(ground: HostG
     with pytest.raises(AgentError) as refused:
         host.open_disk(native, "vdz", job="j2")
     assert refused.value.code == "disk-unknown"
+    reading = host.read_disk(native, "vda")
+    try:
+        got = bytearray(SIZE)
+        reading.read_into(0, memoryview(got))
+        assert got == content
+        with pytest.raises(AgentError):
+            reading.write(0, b"?" * 512)
+    finally:
+        reading.close()
+    assert marks_of(host, native) == {mark}
+    assert not host.machine(native).restoring
     target = host.open_disk(native, "vda", job="j2")
     try:
         assert not target.blank
+        assert host.machine(native).restoring == "j2"
         got = bytearray(SIZE)
         target.read_into(0, memoryview(got))
         assert got == content
@@ -501,6 +524,11 @@ def test_overwriting_a_disk_needs_the_machine_off_and_its_marks_go(ground: HostG
         target.flush()
     finally:
         target.close()
+    assert not [found for found in host.leftovers() if found.kind == "machine"], (
+        "nobody may delete what was there before"
+    )
+    host.settle(native)
+    assert not host.machine(native).restoring
     assert ground.content(native, "vda") == bytes(4096) + content[4096:K] + some(3, 512) + content[K + 512 :]
     with snapshot_of(ground.host(), native, "j3", since={"vda": mark}) as snapshot:
         assert the_disk(snapshot).why_whole

@@ -70,6 +70,9 @@ Call = Literal[
     "open",
     "write",
     "flush",
+    "settle",
+    "power",
+    "delete",
 ]
 What = Literal["refuse", "away", "die", "wait"]
 GuestAgent = Literal["works", "missing", "fails"]
@@ -141,7 +144,8 @@ class _Machine:
     disks: dict[str, _Disk] = field(default_factory=dict)
     guest_agent: GuestAgent = "works"
     busy: bool = False
-    made_by: str = ""
+    restoring: str = ""
+    made: bool = False  # by the job that restores it, which may delete it
 
     def seen(self) -> MachineSeen:
         described = {
@@ -165,6 +169,7 @@ class _Machine:
             tuple(NicSeen(*nic) for nic in self.nics),
             json.dumps(described).encode(),
             {name: base64.b64decode(text) for name, text in self.companions.items()},
+            self.restoring,
         )
 
 
@@ -546,8 +551,8 @@ class MemoryHost:
         for native, machine in state.machines.items():
             marks = dict.fromkeys(mark for disk in machine.disks.values() for mark in disk.marks)
             found += [Leftover(_job_of(mark), native, "mark", mark) for mark in marks]
-            if machine.made_by:
-                found.append(Leftover(machine.made_by, native, "machine", machine.name))
+            if machine.made and machine.restoring:
+                found.append(Leftover(machine.restoring, native, "machine", machine.name))
         return found
 
     def remove(self, leftover: Leftover) -> None:
@@ -558,7 +563,8 @@ class MemoryHost:
             elif leftover.kind == "mark":
                 self._on._forget(state, leftover.native, leftover.name)
             elif leftover.kind == "machine" and state.machines.get(leftover.native) is not None:
-                if state.machines[leftover.native].made_by != leftover.job:
+                machine = state.machines[leftover.native]
+                if not machine.made or machine.restoring != leftover.job:
                     return
                 for disk in state.machines.pop(leftover.native).disks:
                     self._on._delete_files(leftover.native, disk)
@@ -600,7 +606,8 @@ class MemoryHost:
                 nics=nics,
                 companions={name: base64.b64encode(data).decode() for name, data in wanted.companions.items()},
                 disks=disks,
-                made_by=job,
+                restoring=job,
+                made=True,
             )
             state.machines[native] = made
             return made.seen()
@@ -614,20 +621,46 @@ class MemoryHost:
             found = self._on._disk(state, native, disk)
             for mark in list(found.marks):
                 self._on._forget(state, native, mark, [disk])
+            machine.restoring = job
             return _DiskTarget(self._on, native, disk, found.size, found.blank)
 
-    def start(self, native: str) -> None:
-        self._on._called("create")
+    def read_disk(self, native: str, disk: str) -> _DiskTarget:
+        self._on._called("open")
+        state = self._on._read()
+        machine = self._on._machine(state, native)
+        found = self._on._disk(state, native, disk)
+        if machine.power != "off":
+            raise AgentError("machine-running", f"{machine.name} is not off", "shut it down first")
+        return _DiskTarget(self._on, native, disk, found.size, found.blank, read_only=True)
+
+    def settle(self, native: str) -> None:
+        self._on._called("settle")
         with self._on._changing() as state:
             machine = self._on._machine(state, native)
-            machine.power, machine.made_by = "running", ""
+            machine.restoring, machine.made = "", False
             for disk in machine.disks.values():
                 disk.blank = False
 
-    def delete(self, native: str) -> None:
-        self._on._called("create")
+    def start(self, native: str) -> None:
+        self._power(native, "running")
+
+    def stop(self, native: str) -> None:
+        self._power(native, "off")
+
+    def _power(self, native: str, power: Power) -> None:
+        self._on._called("power")
         with self._on._changing() as state:
             machine = self._on._machine(state, native)
+            machine.power = power
+            for disk in machine.disks.values():
+                disk.blank = disk.blank and power == "off"
+
+    def delete(self, native: str) -> None:
+        self._on._called("delete")
+        with self._on._changing() as state:
+            machine = state.machines.get(native)
+            if machine is None:
+                return
             if machine.power != "off":
                 raise AgentError("machine-running", f"{machine.name} is not off", "shut it down first")
             for disk in state.machines.pop(native).disks:
@@ -687,9 +720,9 @@ class _DiskSnapshot:
     why_whole: str
     _changed: bytes = field(repr=False)
 
-    def extents(self) -> Iterator[tuple[int, int, ExtentKind]]:
+    def extents(self, *, whole: bool = False) -> Iterator[tuple[int, int, ExtentKind]]:
         self._on._called("extents")
-        for offset, end in self._flagged() if self.since else [(0, self.seen.size)]:
+        for offset, end in self._flagged() if self.since and not whole else [(0, self.seen.size)]:
             yield from self._allocated(offset, end)
 
     def _flagged(self) -> Iterator[tuple[int, int]]:
@@ -772,6 +805,7 @@ class _DiskTarget:
     _disk: str
     size: int
     blank: bool
+    read_only: bool = False
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         with self._on.disk_file(self._native, self._disk).open("rb") as file:
@@ -780,11 +814,11 @@ class _DiskTarget:
                 raise ValueError(f"{self._disk} ends at {self.size}")
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        self._on._called("write")
+        self._may_write()
         self._on.write(self._native, self._disk, offset, bytes(data))
 
     def zero(self, offset: int, length: int) -> None:
-        self._on._called("write")
+        self._may_write()
         if offset + length > self.size:
             raise ValueError(f"{self._disk} ends at {self.size}")
         with self._on.disk_file(self._native, self._disk).open("r+b") as file:
@@ -797,6 +831,11 @@ class _DiskTarget:
                     file.write(bytes(step))
                     at += step
                 at = stop
+
+    def _may_write(self) -> None:
+        self._on._called("write")
+        if self.read_only:
+            raise AgentError("disk-read-only", f"{self._disk} was opened to be read only")
 
     def flush(self) -> None:
         self._on._called("flush")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from agents.errors import AgentError
+from agents.hosts import Hosts
 from agents.protocol import SourceSettings, source_settings
 from streams.events import CommandRequested, Event, JobChanged, Problem
 from streams.ids import now_us
@@ -57,6 +58,9 @@ HANDLERS: Mapping[str, str] = {
     "point.restore": "agents.repository.backups:restore",
     "point.diff": "agents.repository.backups:diff",
     "backup.make": "agents.repository.backups:make",
+    "host.add": "agents.backup.inventory:add",
+    "host.remove": "agents.backup.inventory:remove",
+    "asset.discover": "agents.backup.inventory:discover",
     "key.add": "agents.repository.key_handlers:add",
     "key.list": "agents.repository.key_handlers:list_all",
     "key.drill": "agents.repository.key_handlers:drill",
@@ -130,6 +134,7 @@ class Services:
     stop: threading.Event = field(default_factory=threading.Event)
     keeper: Keeper | None = None
     repositories: Node | None = None
+    hosts: Hosts = field(default_factory=Hosts)
 
     @property
     def copies(self) -> Keeper:

@@ -127,6 +127,7 @@ class Loop:
                 if event.state != "warned" and not final:
                     self._job_states[event.job] = event.state
         else:
+            self._services.hosts.apply(event)
             source = self._services.sources.apply(event, message.id)
             if source is not None and self._live:
                 self._on_inventory(source, True)

@@ -150,6 +150,8 @@ class PackWriter:
             number = opened.frames
             opened.frames += 1
             opened.pending += 1
+            if opened.frames >= _MOST_FRAMES:  # here, and not when it is in: others are under way, and no footer holds more
+                self._retire(opened)
         try:
             stored: Buffer = body
             size = len(body) + (TAG_BYTES if opened.cipher else 0)
@@ -168,7 +170,7 @@ class PackWriter:
                 place = Place(opened.header.pack, offset, size, raw, kind, codec)
                 opened.entries.append(Entry(name, place, digest))
                 opened.pending -= 1
-                if opened is self._current and (opened.size >= self._size or opened.frames >= _MOST_FRAMES):
+                if opened is self._current and opened.size >= self._size:
                     self._retire(opened)
                 if self._draining:
                     self._seal_drained()

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from agents.repository import pack_format, packs
 from agents.repository.chunks import is_zero, pack_body
 from agents.repository.errors import CHUNK_MISSING, DAMAGED, RepositoryError
 from agents.repository.format import DATA, DATA_PACK, META_PACK, NODE, Place
@@ -25,6 +26,7 @@ from agents.repository.packs import (
     read_frames,
     rows_of,
 )
+from agents.repository.stores import Buffer
 from agents.repository.stores.memory import MemoryStore
 
 
@@ -101,6 +103,28 @@ def test_packs_are_full_at_their_size_and_never_shared(keys: Keys) -> None:
     for pack in sealed:
         for entry in frames_of(store, pack.name):
             assert read_frame(store, pack.name, entry.place, entry.name, keys) == chunks[entry.name][1]
+
+
+def test_no_pack_has_more_frames_than_a_footer_holds_however_many_are_under_way(
+    keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packs, "_MOST_FRAMES", 4)
+    together = threading.Barrier(12)
+
+    def digest_of(body: Buffer) -> bytes:
+        together.wait(60)  # all of them have their frame's number, and none is written
+        return pack_format.digest_of(body)
+
+    monkeypatch.setattr(packs, "digest_of", digest_of)
+    store, naming = MemoryStore(), keys.naming()
+    writer = PackWriter(store, keys, "n", 1, DATA_PACK, naming.scope)
+    threads = [threading.Thread(target=add, args=(writer, naming, chunk(i))) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(len(pack.entries) for pack in writer.flush()) == [4, 4, 4]
+    writer.close()
 
 
 def test_many_threads_add_to_one_writer(keys: Keys) -> None:

@@ -12,7 +12,8 @@
 
 That is the order of writing, reversed. Whoever finds a collection executing carries it on (`finish`): deleting twice is harmless,
 since a pack's name is never given again. What is deleted is what the list says whose digest stands in the event, never what a
-listing shows. A list that cannot be read any more means that nothing is deleted, and that sessions build on nothing.
+listing shows. A list that cannot be read any more means that nothing is deleted, and that sessions build on nothing until the
+next collector has ended that collection; what it left are packs like any other then.
 
 Nothing is deleted under a log that cannot be seen, or lacks what the repository's files name (`Sessions.prove`). Knows
 what is in a repository by `Contents` alone.
@@ -24,7 +25,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -88,6 +89,9 @@ class Contents(Protocol):
         """Store the chunks of a pack whose byte in `wanted` is not 0 again, in a pack of `session`; how many bytes. What stands
         whole in packs other than `leaving` already, as often as it should, is not stored once more. Raises
         `RepositoryError` when one of them is damaged: then the pack stays."""
+
+    def stand(self, names: Iterable[bytes], within: Container[bytes]) -> bool:
+        """Whether each of these chunks can be read in sealed packs among `within`, as often as it should stand."""
 
     def copied(self, session: Session) -> None:
         """What `copy` stored is durable, and is found by whoever looks for it from now on."""
@@ -355,7 +359,9 @@ def _planned(
         alive = names.settle()
         failpoint("collection-marked")
         unfinished = frozenset(s.epoch for s in ledger.open_sessions())
-        doomed, rewritten, figures = _weighed(contents, names, marked, unfinished, rules, progress)
+        doomed, rewritten, figures = _weighed(
+            contents, names, marked, unfinished, lambda: sessions.ledger().epochs(), rules, progress
+        )
         figures |= {"roots": len(roots), "chunks_alive": alive}
         if dry_run:
             figures["copied_bytes"], rewritten = 0, []
@@ -403,7 +409,7 @@ def execute(
     _still(ledger, session, plan, "proposed")
     if missing := waits_for(sessions, proposal, rules):
         raise CollectionError(WAITS, f"the collection waits for {missing[0]}")
-    spared = _spared(ledger, contents, proposal, rules)
+    spared = _spared(sessions, ledger, contents, proposal, rules)
     roots = ledger.roots()
     final = replace(
         plan,
@@ -424,13 +430,22 @@ def execute(
 
 
 def finish(sessions: Sessions, session: Session, contents: Contents) -> dict[str, int] | None:
-    """Carry on a collection that somebody began to execute; None when there is none. Raises as `execute`."""
+    """Carry on a collection that somebody began to execute; None when there is none. Raises as `execute`.
+
+    One whose list is gone, or is not what the log says, in both copies is ended without deleting anything (`list_lost`)."""
     ledger = sessions.fresh_ledger()
     sessions.prove(ledger, contents.records)
     state = ledger.active()
     if state is None or state.state != "executing":
         return None
-    return _delete(sessions, session, contents, state)
+    try:
+        return _delete(sessions, session, contents, state)
+    except CollectionError as lost:
+        if lost.code != PLAN_LOST:
+            raise
+        _log.error("collection %s ends, and what it had not deleted is weighed again: %s", state.id, lost)
+        nothing = {"freed_bytes": 0, "packs_deleted": 0, "records_deleted": 0, "list_lost": 1}
+        return _end(sessions, session, state, nothing)
 
 
 def abandon(sessions: Sessions, session: Session, proposal: Proposal) -> None:
@@ -461,15 +476,19 @@ def _weighed(
     names: Names,
     marked: int,
     unfinished: frozenset[int],
+    sessions_of_this_log: Callable[[], set[int]],
     rules: Rules,
     progress: Callable[[str, int, int], None],
 ) -> tuple[list[PackFile], list[PackFile], dict[str, int]]:
     """Packs in which nothing is alive, packs to rewrite, and figures. Packs of sessions that are not over are left alone, and so
-    is whatever was begun after marks were made."""
+    is whatever was begun after marks were made. A pack whose epoch is none of this log's is of the log before it was adopted:
+    its session is over, whatever number it had."""
     dead, sparse = [], []
     damaged = set(_damaged(contents.store))
     live_bytes = garbage = 0
-    packs = [p for p in contents.packs() if p.epoch <= marked and p.epoch not in unfinished]
+    packs = [p for p in contents.packs() if p.epoch not in unfinished]
+    epochs = sessions_of_this_log()  # after the listing: whatever wrote what is listed had been opened
+    packs = [p for p in packs if p.epoch <= marked or p.epoch not in epochs]
     for number, pack in enumerate(packs):
         if not number & 63:
             progress("weigh", number, len(packs))
@@ -547,10 +566,11 @@ def _fenced(ledger: Ledger, store: Store) -> dict[str, tuple[str, ...]]:
     return out
 
 
-def _spared(ledger: Ledger, contents: Contents, proposal: Proposal, rules: Rules) -> set[bytes]:
+def _spared(sessions: Sessions, ledger: Ledger, contents: Contents, proposal: Proposal, rules: Rules) -> set[bytes]:
     """Candidates that hold what a root sealed since the marks needs and has nowhere else.
 
-    Somewhere else is a pack that no collection can have proposed: begun after the marks, or of a session that was open then.
+    Somewhere else is a pack that no collection can have proposed: begun after the marks, or of a session that was open then. What
+    is to be deleted for it is read there: a pack that was torn, or damaged meanwhile, has no copies.
     """
     plan = proposal.plan
     fresh = [name for name in ledger.roots() if name not in proposal.roots]
@@ -562,17 +582,26 @@ def _spared(ledger: Ledger, contents: Contents, proposal: Proposal, rules: Rules
         needed.settle()
         candidates = {pack for pack, _, _ in plan.packs}
         doomed = []
-        for pack in contents.packs():
+        within = set()
+        packs = list(contents.packs())
+        epochs = sessions.ledger().epochs()
+        damaged = set(_damaged(contents.store))
+        for pack in packs:
+            begun_since = pack.epoch > plan.marked and pack.epoch in epochs
             if pack.id in candidates:
                 doomed.append(pack)
-            elif pack.epoch > plan.marked or pack.epoch in proposal.unfinished:
+            elif (begun_since or pack.epoch in proposal.unfinished) and pack.id not in damaged:
+                within.add(pack.id)
                 elsewhere.add(contents.frames(pack)[0])
         elsewhere.settle()
         out = set()
         for pack in doomed:
             chunks = contents.frames(pack)[0]
             wanted, had = needed.among(chunks), elsewhere.among(chunks)
-            if any(want and not have for want, have in zip(wanted, had, strict=True)):
+            names = [chunks[at * 32 : at * 32 + 32] for at, want in enumerate(wanted) if want]
+            if any(want and not have for want, have in zip(wanted, had, strict=True)) or not contents.stand(
+                names, within
+            ):
                 out.add(pack.id)
         return out
     finally:
@@ -610,7 +639,6 @@ def _say(
 def _delete(sessions: Sessions, session: Session, contents: Contents, state: CollectionState) -> dict[str, int]:
     """Tombstone, records, index entries, bytes, and the word that it is done."""
     store = sessions.store
-    event = state.events["executing"]
     plan = _final_plan(store, state)
     assert state.executing is not None
     bear_witness(store, state.executing, sessions.ledger().id_of(state.executing))
@@ -626,19 +654,30 @@ def _delete(sessions: Sessions, session: Session, contents: Contents, state: Col
     contents.forget([pack for pack, _, _ in plan.packs])
     failpoint("collection-forgotten")
     for pack, name, _ in plan.packs:
+        # Somebody else may have ended it, because its list was gone: from then on sessions build on what is left.
+        if (found := sessions.ledger().collections[plan.collection].state) != "executing":
+            raise CollectionError(OVER, f"collection {plan.collection} is {found}: somebody else has ended it")
         store.delete(name)
         store.delete(damaged_name(pack))
         failpoint("collection-pack-deleted")
-    figures = dict(event.figures) | {
+    figures = {
         "freed_bytes": plan.bytes,
         "packs_deleted": len(plan.packs),
         "records_deleted": len(plan.points) + len(plan.voids),
     }
+    return _end(sessions, session, state, figures)
+
+
+def _end(sessions: Sessions, session: Session, state: CollectionState, figures: dict[str, int]) -> dict[str, int]:
+    """The word that it is done. What is left of a list that was lost are packs like any other: who was open while it was under
+    way built on nothing, and who comes now may."""
+    event = state.events["executing"]
+    figures = dict(event.figures) | figures
     sessions.say(
         replace(event, state="done", session=session.id, plan="", digest=b"", figures=figures, at_us=sessions.clock())
     )
     failpoint("collection-done")
-    _clear_away(store, plan.collection)
+    _clear_away(sessions.store, state.id)
     return figures
 
 
@@ -656,7 +695,7 @@ def _final_plan(store: Store, state: CollectionState) -> Plan:
             raise CollectionError(
                 PLAN_LOST,
                 f"{lost.message}, and its tombstone neither: nothing is deleted",
-                f"put {event.plan} back from a copy of the repository, or adopt the repository again",
+                "the next collection ends this one, and weighs what it left",
             ) from lost
 
 

@@ -11,7 +11,7 @@ Implements `agents.repository.collection.Contents`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 from uuid import UUID
@@ -148,6 +148,14 @@ class RepositoryContents:
         wanted = 1 if kind == DATA else 2
         # What is left out here is deleted, so a copy elsewhere has to be seen, and not only known of.
         return len(others) >= wanted and sum(self._reads(name, place) for place in others.values()) >= wanted
+
+    def stand(self, names: Iterable[bytes], within: Container[bytes]) -> bool:
+        for name in names:
+            places = {p.pack: p for p in self.repository.index.sealed_places(name) if p.pack in within}
+            wanted = max((1 if place.kind == DATA else 2 for place in places.values()), default=1)
+            if len(places) < wanted or sum(self._reads(name, place) for place in places.values()) < wanted:
+                return False
+        return True
 
     def _reads(self, name: bytes, place: Place) -> bool:
         file = self.repository.index.pack_name(place.pack)

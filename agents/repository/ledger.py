@@ -145,6 +145,10 @@ class Ledger:
     def open_sessions(self) -> list[SessionState]:
         return list(self._open.values())
 
+    def epochs(self) -> set[int]:
+        """Of every session that was ever opened."""
+        return {session.epoch for session in list(self.sessions.values())}
+
     def standing(self) -> dict[str, PointState]:
         """Points that are sealed and not dropped."""
         return {name: p for name, p in list(self.points.items()) if p.dropped is None}

@@ -150,7 +150,9 @@ class PackWriter:
             number = opened.frames
             opened.frames += 1
             opened.pending += 1
-            if opened.frames >= _MOST_FRAMES:  # here, and not when it is in: others are under way, and no footer holds more
+            if (
+                opened.frames >= _MOST_FRAMES
+            ):  # here, and not when it is in: others are under way, and no footer holds more
                 self._retire(opened)
         try:
             stored: Buffer = body

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,10 @@ class ToyContents:
         kept = [n for n, want in zip(split(self.frames(pack)[0]), wanted, strict=True) if want and n not in stand]
         self.copies.setdefault(session.id, bytearray()).extend(b"".join(kept))
         return 32 * len(kept)
+
+    def stand(self, names: Iterable[bytes], within: Container[bytes]) -> bool:
+        there = {name for pack in self.packs() if pack.id in within for name in split(self.frames(pack)[0])}
+        return there.issuperset(names)
 
     def copied(self, session: Session) -> None:
         if names := bytes(self.copies.pop(session.id)):

@@ -512,12 +512,78 @@ def test_a_list_that_is_damaged_is_not_believed(ground: Ground, monkeypatch: pyt
     for other in [f.name for f in ground.store.list("collections/") if ".proposed." in f.name]:
         ground.store.delete(other)
 
+    careful = begin(ground.node("b"))
+    assert careful.absent.everything
+    careful.session.close()
     session = node.open("collect", by="test")
-    with pytest.raises(CollectionError) as refused:
-        collection.finish(node, session, ground.contents)
-    assert refused.value.code == "collection-plan-lost"
+    ended = collection.finish(node, session, ground.contents)
+    assert ended is not None
+    assert (ended["packs_deleted"], ended["list_lost"]) == (0, 1)
+    session.close()
     assert ground.restores(kept)
-    assert begin(ground.node("b")).absent.everything
+    assert ground.holds(1)
+    after = begin(ground.node("b"))
+    assert not after.absent.everything
+    after.session.close()
+    figures = ground.collect(node)
+    assert figures is not None, "collecting goes on"
+    assert not ground.holds(1)
+    assert ground.restores(kept)
+
+
+def test_who_is_deleting_stops_when_somebody_ended_the_collection_whose_list_was_lost(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, other = ground.node(), ground.node("b")
+    ground.drop(node, ground.backup(node, [1]))
+    collector = node.open("collect", by="test")
+    proposal = collection.propose(node, collector, ground.contents)
+    assert proposal is not None
+    sealed = []
+
+    def meanwhile(place: str) -> None:
+        if place != "collection-forgotten":
+            return
+        monkeypatch.setattr(collection, "failpoint", lambda _place: None)
+        other.fence(collector.id, "it is too slow", "test")
+        for folder in ("collections/", "tombstones/"):
+            for file in list(ground.store.list(folder)):
+                ground.store.delete(file.name)
+        session = other.open("collect", by="test")
+        assert collection.finish(other, session, ground.contents)
+        session.close()
+        sealed.append(ground.backup(other, [1]))  # builds on what was to be deleted
+
+    monkeypatch.setattr(collection, "failpoint", meanwhile)
+    with pytest.raises(CollectionError, match="collection-over"):
+        collection.execute(node, collector, ground.contents, proposal)
+    assert ground.restores(sealed[0])
+
+
+def test_packs_of_the_log_before_an_adoption_are_collected_at_once(ground: Ground) -> None:
+    before = ground.node()
+    for content in range(9):
+        ground.backup(before, [content])
+    abandoned = begin(before)
+    abandoned.put([77])
+    fresh = ground.node("b", MemoryLog())
+    adopting = fresh.open("adopt", by="test")
+    sessions.bear_witness(ground.store, adopting.epoch, adopting.entry, generation=1)
+    adopting.close()
+    assert max(pack.epoch for pack in ground.contents.packs()) > fresh.ledger().head + 5
+    for name in list(ground.store.list("points")):
+        ground.store.delete(name.name)  # what the adoption did not take
+    collector = fresh.open("collect", by="test")
+    proposal = collection.propose(fresh, collector, ground.contents)
+    assert proposal is not None
+    under_way = begin(fresh)
+    under_way.put([5, 88])
+
+    figures = collection.execute(fresh, collector, ground.contents, proposal)
+
+    assert figures["packs_deleted"] >= 9
+    assert not ground.holds(77)
+    assert ground.restores(under_way.seal()), "what is being written now is nobody's garbage"
 
 
 def test_witnesses_are_few_and_of_the_newest_generation(ground: Ground) -> None:

@@ -14,6 +14,7 @@ HOLDFAST_MODEL_EXAMPLES and HOLDFAST_MODEL_STEPS make it run longer than it does
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,13 +26,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from agents.errors import AgentError
-from agents.repository import collection
+from agents.repository import collection, journal, sessions
 from agents.repository.collection import Proposal, Rules
 from agents.repository.journal import JournalError, MemoryJournal, MemoryLog
 from agents.repository.ledger import CollectionState
 from agents.repository.sessions import Session, Sessions
 from agents.repository.stores.memory import MemoryStore
 from streams.events import PointDropped, PointMarked
+from streams.ids import uuid7
+from tests.stand_ins import toy_repository
 from tests.stand_ins.toy_repository import ToyContents, Writer, begin
 
 EXAMPLES = int(os.environ.get("HOLDFAST_MODEL_EXAMPLES", "150"))
@@ -466,7 +469,11 @@ def collect_everything(sessions: Sessions, contents: ToyContents) -> None:
         session.close()
 
 
-def test_whatever_happens_in_whatever_order_nothing_that_is_needed_is_lost() -> None:
+def test_whatever_happens_in_whatever_order_nothing_that_is_needed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ids of one millisecond sort at random, and what is replayed must be what was played.
+    moments = itertools.count(1)
+    for module in (collection, journal, sessions, toy_repository):
+        monkeypatch.setattr(module, "uuid7", lambda: uuid7(next(moments)))
     run_state_machine_as_test(
         Interleavings,
         settings=settings(

@@ -242,6 +242,50 @@ def test_a_second_node_that_slept_through_a_collection_builds_on_nothing_that_we
     site.everything_restores()
 
 
+@pytest.mark.parametrize("harm", ["torn", "damaged", "noted"])
+def test_what_is_stored_again_takes_nothing_away_unless_it_can_be_read_there(
+    site: Site, tmp_path: Path, harm: str
+) -> None:
+    """While a collection waits, a session stores again what is going; its pack is harmed before the collection goes on. Torn: as
+    somebody finds it who never saw it whole."""
+    site.day(200)
+    image = bytearray(site.image)
+    site.drop(site.newest)
+    site.newest = ""
+    early = site.sessions.open("backup", by="test")  # has to be waited for
+    collector = site.sessions.open("collect", by="test")
+    proposal = collection.propose(site.sessions, collector, site.contents)
+    assert proposal is not None
+    candidates = {name for _, name, _ in proposal.plan.packs}
+    site.image = bytearray(len(image))
+    site.random = random.Random(7)
+    site.day(200)
+    assert site.image == image
+    again = [f for f in site.store.list("packs/") if f.name not in candidates]
+    victim = max(again, key=lambda f: f.size)  # of data: what describes it stands twice
+    whole = site.store.read(victim.name)
+    if harm == "noted":
+        (pack,) = [p for p in site.contents.packs() if p.name == victim.name]
+        collection.note_damage(site.store, pack)
+    middle = len(whole) // 2
+    site.store.put(
+        victim.name,
+        whole[:-1] if harm == "torn" else whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+    )
+    early.close()
+    if harm == "torn":
+        for run in list(site.store.list("index/")):
+            site.store.delete(run.name)
+    elsewhere = repositories.open(site.store, None, tmp_path / "elsewhere", "b")
+
+    figures = collection.execute(site.sessions, collector, RepositoryContents(elsewhere), proposal)
+    collector.close()
+
+    assert figures["spared_packs"] >= 1
+    site.everything_restores(elsewhere)
+    elsewhere.close()
+
+
 def test_files_of_points_are_marked(site: Site, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)

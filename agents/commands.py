@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from agents.backup.limits import Limits
 from agents.errors import AgentError
 from agents.hosts import Hosts
 from agents.protocol import SourceSettings, source_settings
@@ -61,6 +62,7 @@ HANDLERS: Mapping[str, str] = {
     "host.add": "agents.backup.inventory:add",
     "host.remove": "agents.backup.inventory:remove",
     "asset.discover": "agents.backup.inventory:discover",
+    "backup.run": "agents.backup.run:run",
     "key.add": "agents.repository.key_handlers:add",
     "key.list": "agents.repository.key_handlers:list_all",
     "key.drill": "agents.repository.key_handlers:drill",
@@ -135,6 +137,7 @@ class Services:
     keeper: Keeper | None = None
     repositories: Node | None = None
     hosts: Hosts = field(default_factory=Hosts)
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def copies(self) -> Keeper:

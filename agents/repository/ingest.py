@@ -18,6 +18,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -109,6 +110,15 @@ class Figures:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+@dataclass(slots=True)
+class Spent:
+    """Seconds that threads spent, all together: waiting for the source, on the bytes themselves, putting them into packs."""
+
+    reading: float = 0.0
+    processing: float = 0.0
+    storing: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """A point that exists. `record`: the digest of its record's file."""
@@ -171,6 +181,7 @@ class Ingest:
         self.session = session
         self.point = uuid7()
         self.figures = Figures()
+        self.spent = Spent()
         self._absent = absent
         self.slug = slug
         self.asset = asset
@@ -187,6 +198,7 @@ class Ingest:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="ingest")
         self._room = _Room(_PUT_BYTES)
         self._puts: deque[Future[None]] = deque()
+        self._puts_lock = threading.Lock()
         make = repository.pack_writer
         scope_id = self._naming.scope
         self._data = make(session.epoch, DATA_PACK, scope_id)
@@ -201,9 +213,13 @@ class Ingest:
         if not self._claim([name]):
             return name
         self._room.take(len(data))
-        self._puts.append(self._pool.submit(self._stored, kind, name, data))
-        while self._puts and self._puts[0].done():
-            self._puts.popleft().result()
+        over = []
+        with self._puts_lock:  # disks come side by side
+            self._puts.append(self._pool.submit(self._stored, kind, name, data))
+            while self._puts and self._puts[0].done():
+                over.append(self._puts.popleft())
+        for one in over:
+            one.result()
         return name
 
     def _stored(self, kind: int, name: bytes, data: bytes) -> None:
@@ -235,9 +251,11 @@ class Ingest:
         codec, body = pack_body(data, self._level)
         writers = (self._data,) if kind == DATA else self._meta
         stored = 0
+        begun = time.perf_counter()
         for writer in writers:
             stored += writer.add(kind, name, codec, len(data), body).stored
         with self._lock:
+            self.spent.storing += time.perf_counter() - begun
             self.figures.new_chunks += 1
             self.figures.new_bytes += len(data)
             self.figures.stored_bytes += stored
@@ -286,7 +304,19 @@ class Ingest:
         length = min(count * block_size, size - first * block_size)
         buffer = self._buffer(count * block_size)
         view = memoryview(buffer)[:length]
+        begun = time.perf_counter()
         source.read_into(first * block_size, view)
+        read = time.perf_counter()
+        try:
+            return self._seen(view, block_size, first, count)
+        finally:
+            with self._lock:
+                self.spent.reading += read - begun
+                self.spent.processing += time.perf_counter() - read
+
+    def _seen(self, view: memoryview, block_size: int, first: int, count: int) -> _Seen:
+        """What blocks that were read come to, stored where they are new."""
+        length = len(view)
         if is_zero(view):
             with self._lock:
                 self.figures.read_bytes += length

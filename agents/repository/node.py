@@ -23,7 +23,8 @@ from typing import Final
 from agents.errors import AgentError
 from agents.repository import keys
 from agents.repository import repository as repositories
-from agents.repository.journal import KafkaJournal
+from agents.repository.journal import Counting, KafkaJournal
+from agents.repository.ledger import Ledger
 from agents.repository.places import open_store
 from agents.repository.repository import Repository
 from agents.repository.sessions import Session, Sessions, Ticker
@@ -94,6 +95,9 @@ class Node:
         self._secrets = secrets
         self._held: dict[str, Held] = {}
         self._lock = threading.Lock()
+        self._log_lock = threading.Lock()
+        self._log: dict[str, tuple[Counting, Ledger]] = {}
+        self._log_next = 0
         self._stop = threading.Event()
         self._ticker = Ticker()
         self._thread = threading.Thread(target=self._run, name="repositories", daemon=True)
@@ -153,6 +157,18 @@ class Node:
         """The name that a repository has here already; empty when it has none."""
         found = (e.repository for e in self._definitions().values() if (e.identity, e.node) == (identity, self.name))
         return next(found, "")
+
+    def ledgers(self) -> list[Ledger]:
+        """What the log says of every repository there ever was, whosever it is. Raises `JournalError`, `StreamError`."""
+        kafka = self._settings.kafka
+        with self._log_lock:
+            for message in read_topic(kafka, topic_name(kafka.prefix, "repository"), {0: self._log_next}):
+                counting, ledger = self._log.setdefault(message.key, (Counting(message.key), Ledger()))
+                entry = counting.take(message)
+                if entry is not None:
+                    ledger.apply([entry])
+                self._log_next = message.offset + 1
+            return [ledger for _, ledger in self._log.values()]
 
     def folders(self) -> list[Path]:
         """Where this node's repositories are, as far as that is on mounted file systems."""

@@ -10,10 +10,11 @@ And if we die here? Adoption goes on with the points that the log does not know;
 deleting and for writing, as it was. It may be done again at any time, and then does nothing.
 
 A record that cannot be read in either copy is left out, and said to be. A point of which chunks are missing is told, and marked
-*damaged*: it is for people to give up. Records of sessions that a tombstone says were fenced are told and dropped in one
-breath, so that the next collection removes them. What this log has seen the session of, and never took, is left as it is; unless
-the log was behind, for then the seal may be among what it lost: such a record is a point. Under a log that was behind, points
-that it knows and that have no record any more are dropped: the log that was lost had dropped them.
+*damaged*: it is for people to give up. Records of sessions that a tombstone says were fenced, and of points that a mark says
+were dropped, are told and dropped in one breath, so that the next collection removes them. What this log has seen the session
+of, and never took, is left as it is; unless the log was behind, for then the seal may be among what it lost: such a record is a
+point. Under a log that was behind, points that it knows and that have no record any more, or a mark that says so, are dropped,
+whatever star or hold it has of them: the log that was lost had dropped them.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def survey(repository: Repository, ledger: Ledger, *, behind: bool) -> tuple[lis
     Raises `StoreError`: a store that cannot be read must not be taken for one that holds less.
     """
     fenced = collection.fences(repository.store)
+    dropped = dropped_points(repository)
     found: list[Candidate] = []
     left_out: dict[str, str] = {}
     for name in repository.point_ids():
@@ -76,7 +78,9 @@ def survey(repository: Repository, ledger: Ledger, *, behind: bool) -> tuple[lis
             left_out[name] = error.message
             continue
         session = read.point.session
-        if not behind and session in ledger.sessions and ledger.sessions[session].opened.kind == "backup":
+        if name in dropped:
+            found.append(Candidate(read.point, read.record, void=f"it had been dropped: {dropped[name]}"))
+        elif not behind and session in ledger.sessions and ledger.sessions[session].opened.kind == "backup":
             left_out[name] = f"its session {session} is in this log and did not seal it"
         elif session in fenced and name not in fenced[session]:
             found.append(
@@ -85,6 +89,12 @@ def survey(repository: Repository, ledger: Ledger, *, behind: bool) -> tuple[lis
         else:
             found.append(Candidate(read.point, read.record, lacks=_lacks(repository, read.point)))
     return found, left_out
+
+
+def dropped_points(repository: Repository) -> dict[str, str]:
+    """Points that were dropped and not collected yet, by their marks; why they were. Raises `StoreError`."""
+    said = marks.all_of(repository.store, repository.record_key)
+    return {point: standing.dropped.note for point, standing in said if standing.dropped is not None}
 
 
 def _lacks(repository: Repository, point: points.Point) -> str:
@@ -149,10 +159,13 @@ def _adopt(repository: Repository, session: Session) -> Adopted:
     said = sum(_say_marks(repository, session, point, problems) for point in sorted({*told, *before}))
     if behind:
         there = set(repository.point_ids())
-        for point, state in list(sessions.ledger().points.items()):
-            if point in before and point not in there and state.dropped is None:
+        dropped = dropped_points(repository)
+        for point in sorted(sessions.ledger().standing().keys() & before):
+            if point not in there:
                 _drop(session, point, "it has no record any more")
                 problems.append(_problem("point-missing", point, "the log knew it, and it has no record any more"))
+            elif point in dropped:
+                _drop(session, point, f"it had been dropped: {dropped[point]}")
         failpoint("adopt-said")
         _believe(session)
     return Adopted(tuple(told), said, left_out, tuple(problems))
@@ -163,10 +176,15 @@ def _problem(code: str, point: str, why: str) -> Problem:
 
 
 def _drop(session: Session, point: str, reason: str) -> None:
-    session.sessions.say(
-        PointDropped(
-            repository=session.sessions.repository, point=point, reason=reason, dropped_us=now_us(), by=session.by
-        )
+    """What keeps it goes first: it is of before the log that was lost dropped the point."""
+    sessions = session.sessions
+    state = sessions.ledger().points[point]
+    newest = max((event.number for event in state.marks.values()), default=0)
+    keeping = [("unstar", "")] * state.starred + [("release", name) for name in sorted(state.holds)]
+    for number, (mark, name) in enumerate(keeping, newest + 1):
+        sessions.say(_marked(session, point, number, marks.Mark(point, mark, session.by, now_us(), name, reason)))
+    sessions.say(
+        PointDropped(repository=sessions.repository, point=point, reason=reason, dropped_us=now_us(), by=session.by)
     )
 
 
@@ -179,23 +197,24 @@ def _say_marks(repository: Repository, session: Session, point: str, problems: l
     problems += [Problem(marks.DAMAGED, f"mark {number} of point {point} cannot be read", "") for number in unread]
     said = 0
     for number, mark in found:
-        if number <= newest:
-            continue
-        sessions.say(
-            PointMarked(
-                repository=sessions.repository,
-                point=point,
-                mark=mark.mark,
-                number=number,
-                name=mark.name,
-                note=mark.note,
-                until_us=mark.until_us,
-                marked_us=mark.at_us,
-                by=mark.by,
-            )
-        )
-        said += 1
+        if number > newest and mark.mark != marks.DROPPED:
+            sessions.say(_marked(session, point, number, mark))
+            said += 1
     return said
+
+
+def _marked(session: Session, point: str, number: int, mark: marks.Mark) -> PointMarked:
+    return PointMarked(
+        repository=session.sessions.repository,
+        point=point,
+        mark=mark.mark,
+        number=number,
+        name=mark.name,
+        note=mark.note,
+        until_us=mark.until_us,
+        marked_us=mark.at_us,
+        by=mark.by,
+    )
 
 
 def _is_the_log(sessions: Sessions, ledger: Ledger) -> bool:

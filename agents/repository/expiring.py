@@ -1,12 +1,14 @@
 """The commands by which points go: by the repository's rules, or ahead of them when two agree.
 
 A dry run says of every point why it stays or goes, and gives a digest of what would go. Dropping takes that digest: what goes is
-what somebody has looked at. Dropping is one event a point, in which its reason stands; a death in between leaves the rest
+what somebody has looked at. Dropping is one event a point, in which its reason stands, and a mark that says the same in the
+repository; a death in between leaves the rest
 standing, and the command, resumed, says so rather than go on with what nobody has seen. Content goes with the next collection.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,16 +17,19 @@ from blake3 import blake3
 from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
-from agents.repository import policies, retention
+from agents.repository import marks, policies, retention
 from agents.repository.handlers import held_of, say_mark
 from agents.repository.keeping import rules_of
 from agents.repository.ledger import PointState
+from agents.repository.marks import DROPPED, Mark
 from agents.repository.node import Held
 from agents.repository.retention import Candidate, Rules, Verdict
+from agents.repository.stores import StoreError
 from streams.events import PointDropped, RepositoryDefined
 from streams.publish import rfc3339
 
 _SHOWN: Final = 2000
+_log = logging.getLogger(__name__)
 
 
 def set_retention(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -122,17 +127,29 @@ def digest_of(repository: str, keep: str, going: list[Verdict]) -> str:
 def drop(held: Held, going: list[Verdict], by: str) -> None:
     """Say of each that it is given up, and why."""
     for number, verdict in enumerate(going, 1):
-        held.sessions.say(
-            PointDropped(
-                repository=held.name,
-                point=verdict.point,
-                reason="; ".join(verdict.why),
-                dropped_us=held.sessions.clock(),
-                by=by,
-            ),
-            witness=number == len(going),
+        event = PointDropped(
+            repository=held.name,
+            point=verdict.point,
+            reason="; ".join(verdict.why),
+            dropped_us=held.sessions.clock(),
+            by=by,
         )
-        failpoint("point-dropped")
+        say_drop(held, event, witness=number == len(going))
+
+
+def say_drop(held: Held, event: PointDropped, *, witness: bool) -> None:
+    """Into the log, then as a mark into the repository, for whoever adopts it without the log. A place that is full takes none:
+    points are dropped to make room."""
+    held.sessions.prove(held.sessions.ledger())  # before the mark, which another log's adopter would find
+    entry = held.sessions.say(event, witness=witness)
+    failpoint("point-dropped")
+    if not held.sessions.counted(entry):
+        return
+    mark = Mark(event.point, DROPPED, event.by, event.dropped_us, note=event.reason)
+    try:
+        marks.add(held.store, mark, held.repository.record_key)
+    except StoreError as error:
+        _log.warning("an adoption before the next collection would bring point %s back: %s", event.point, error)
 
 
 def agree(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -154,16 +171,14 @@ def agree(command: Command, ctx: Context) -> Mapping[str, Any]:
     since = {asked.by: asked.marked_us, command.requester: int(p["right_since_us"])}
     retention.check_early(name, asked.by, command.requester, since, now)
     say_mark(held, name, "expiry-agreed", command.requester, note=str(p.get("note", "")))
-    held.sessions.say(
-        PointDropped(
-            repository=held.name,
-            point=name,
-            reason=f"ahead of policy, as {asked.by} asked: {asked.note}",
-            early=True,
-            agreed_by=command.requester,
-            dropped_us=held.sessions.clock(),
-            by=asked.by,
-        ),
-        witness=True,
+    event = PointDropped(
+        repository=held.name,
+        point=name,
+        reason=f"ahead of policy, as {asked.by} asked: {asked.note}",
+        early=True,
+        agreed_by=command.requester,
+        dropped_us=held.sessions.clock(),
+        by=asked.by,
     )
+    say_drop(held, event, witness=True)
     return {"point": name}

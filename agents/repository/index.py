@@ -11,7 +11,8 @@ died, or writes still) may be read from and is never built on: `find` tells the 
 
 The cache is as durable as each transaction of LMDB is; losing the last ones, or all, costs reading runs and footers. It says
 nothing that the repository does not: `agents.repository.repository` compares its packs with a listing whenever it opens it.
-Several processes may have it open, several threads may call at once.
+Several processes may have it open, several threads may call at once; the slots for readers that one had which was killed are
+taken back when there are no others.
 """
 
 from __future__ import annotations
@@ -86,6 +87,7 @@ def _open(folder: Path, repository: UUID) -> Index:
     folder.mkdir(parents=True, exist_ok=True)
     env = lmdb.open(str(folder), map_size=_MAP_SIZE, max_dbs=4, max_readers=126, metasync=False, readahead=False)
     try:
+        env.reader_check()  # who was killed while it read keeps pages from being used again
         index = Index(env, repository)
         with env.begin(write=True) as txn:
             wanted = {b"format": _FORMAT, b"repository": repository.bytes}
@@ -136,7 +138,7 @@ class Index:
 
     def __len__(self) -> int:
         """Places, those in forgotten packs too: an upper bound of what there is."""
-        with self._env.begin() as txn:
+        with self._begin() as txn:
             return int(txn.stat(self._chunks)["entries"])
 
     def find(self, names: Iterable[bytes], absent: Container[bytes] = ()) -> dict[bytes, Place]:
@@ -277,7 +279,7 @@ class Index:
 
     def forgotten(self) -> int:
         """How many packs have been forgotten whose places may be here still."""
-        with self._env.begin() as txn:
+        with self._begin() as txn:
             return len(self._gone(txn))
 
     def sweep(self) -> int:
@@ -285,7 +287,7 @@ class Index:
         pack that somebody is taking in."""
         removed = 0
         start = b""
-        with self._env.begin() as txn:
+        with self._begin() as txn:
             gone = self._gone(txn)
         numbers = {_number.unpack(key)[0] for key in gone}
         while numbers:
@@ -330,10 +332,18 @@ class Index:
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:
         """A snapshot, and the table of packs at least as new."""
-        with self._env.begin(buffers=False) as txn:
+        with self._begin() as txn:
             if txn.id() != self._seen:
                 self._read_packs(txn)
             yield txn
+
+    def _begin(self) -> lmdb.Transaction[bytes]:
+        try:
+            return self._env.begin()
+        except lmdb.ReadersFullError:
+            # A process that was killed gives nothing back, and the file of locks outlives it while another one has it open.
+            self._env.reader_check()
+            return self._env.begin()
 
     def _read_packs(self, txn: lmdb.Transaction[bytes]) -> None:
         found = {}

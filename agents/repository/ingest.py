@@ -477,8 +477,12 @@ class DiskIngest:
         self._blocks = 0  # collected and not handed on yet, about
         self._references = _References(ingest, blank.disk)
         self._counts = {"data": 0, "zero": 0, "omitted": 0, "lost": 0}
-        self._old: _Previous | None = None
         self._end = 0
+        # The block in which the disk ends, or ended: its chunk has another length now, whatever was written.
+        self._edge: int | None = None
+        if continues is not None and continues.size != blank.size:
+            block, inside = divmod(min(continues.size, blank.size), blank.block_size)
+            self._edge = block if inside else None
 
     def feed(self, source: Source, extents: Iterable[tuple[int, int, int]], *, compare: bool = False) -> None:
         """Blocks as (first, count, tag): CHUNK is read from `source`, ZERO and the tags of omitted blocks are taken as said.
@@ -491,6 +495,11 @@ class DiskIngest:
             if first < self._end or not 0 < count <= self.blocks - first:
                 raise ValueError(f"blocks {first} to {first + count} of {self.blocks} do not come after {self._end}")
             self._end = first + count
+            if self._edge is not None and self._end > self._edge:
+                if first > self._edge:
+                    self._settle(old)
+                    self._fit_edge()
+                self._edge = None
             if tag != CHUNK:
                 self._settle(old)
                 self._take([(first, count, tag, b"")], old)
@@ -545,9 +554,24 @@ class DiskIngest:
             self._delta.add(self._collected.take())
             self._blocks = 0
 
+    def _fit_edge(self) -> None:
+        """Of a disk that changed its size, in whose last block nothing was written: what stands there, cut off or with zeros."""
+        assert self._edge is not None
+        assert self._continues is not None
+        repository, edge = self._ingest.repository, self._edge
+        length = min(self.block_size, self._blank.size - edge * self.block_size)
+        for run in tree.iterate(repository, self._continues.root, edge, edge + 1):
+            for first, _, tag, at in run.extents():
+                if tag == CHUNK:
+                    data = repository.get(bytes(run.names[at : at + NAME_SIZE]), DATA)[:length].ljust(length, b"\0")
+                    fits = (ZERO, b"") if is_zero(data) else (CHUNK, self._ingest.put(DATA, data))
+                    self._take([(first, 1, *fits)], None)
+
     def finish(self) -> points.Disk:
         """The disk as it goes into a point: delta run and tree are put; `seal` makes them durable."""
         self._settle(None)
+        if self._edge is not None:
+            self._fit_edge()
         if self._collected:
             self._delta.add(self._collected.take())
         self._references.flush()

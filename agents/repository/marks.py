@@ -7,7 +7,8 @@ record key)`: a mark that somebody slipped in, or changed, is none. A mark that 
 is expired on the word of damage.
 
 Marks come first in the repository and then as an event, and they are in neither's place to be ordered by clocks: the
-number is the order.
+number is the order. But for `dropped`, which is no event: it says again, for whoever adopts the repository without its
+log, what `point.dropped` said, and is written after that counted.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from agents.repository.points import RecordKey, canonical
 from agents.repository.stores import EXISTS, MISSING, Store, StoreError
 
 MARKS: Final = frozenset(
-    {"star", "unstar", "hold", "release", "suspect", "verified", "damaged", "expiry-asked", "expiry-agreed"}
+    {"star", "unstar", "hold", "release", "suspect", "verified", "damaged", "expiry-asked", "expiry-agreed", "dropped"}
+)
+DROPPED: Final = (
+    "dropped"  # of the log alone otherwise: whoever adopts the repository without it must not bring it back
 )
 PREFIX: Final = "marks/"
 DAMAGED: Final = "mark-damaged"
@@ -66,6 +70,7 @@ class Standing:
     asked: Mark | None = None
     agreed: Mark | None = None
     unread: tuple[int, ...] = ()
+    dropped: Mark | None = None
 
     def kept(self, now_us: int) -> str:
         """Why no rule may drop the point, empty when one may."""
@@ -212,6 +217,7 @@ def standing(marks: list[tuple[int, Mark]], unread: tuple[int, ...] = ()) -> Sta
     verified: int | None = None
     asked: Mark | None = None
     agreed: Mark | None = None
+    dropped: Mark | None = None
     holds: dict[str, Mark] = {}
     for _, mark in marks:
         match mark.mark:
@@ -232,7 +238,9 @@ def standing(marks: list[tuple[int, Mark]], unread: tuple[int, ...] = ()) -> Sta
                 asked, agreed = mark, None
             case "expiry-agreed":
                 agreed = mark
-    return Standing(starred, tuple(holds.values()), suspect, damaged, verified, asked, agreed, unread)
+            case "dropped":
+                dropped = mark
+    return Standing(starred, tuple(holds.values()), suspect, damaged, verified, asked, agreed, unread, dropped)
 
 
 def remove(store: Store, point: str) -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from agents.repository import adopt, collection, marks, points
+from agents.repository import adopt, collection, expiring, marks, points
 from agents.repository import repository as repositories
 from agents.repository.contents import RepositoryContents
 from agents.repository.extents import CHUNK
 from agents.repository.ingest import Ingest
 from agents.repository.journal import Entry, JournalError, MemoryJournal, MemoryLog
+from agents.repository.node import Held
 from agents.repository.reader import DiskReader
 from agents.repository.repository import Repository
 from agents.repository.sessions import Sessions, witnesses
 from agents.repository.stores.memory import MemoryStore
+from agents.repository.stores.recorded import RecordedStore
 from streams.events import Event, PointDropped, PointMarked
 from streams.ids import now_us
 
@@ -155,6 +157,59 @@ def test_a_log_from_an_earlier_state_learns_what_it_missed(repository: Repositor
     assert list(restored.ledger().standing()) == [first, later]
     assert restored.ledger().points[first].starred
     restored.prove(restored.ledger())
+
+
+def test_a_log_from_an_earlier_state_gives_up_what_is_gone_whatever_star_it_has_of_it(
+    repository: Repository, store: MemoryStore
+) -> None:
+    log = MemoryLog()
+    sessions = sessions_of(log, store)
+    starred, held, kept = (backup(repository, sessions, os.urandom(10 * BLOCK)) for _ in range(3))
+    mark(repository, sessions, starred, "star")
+    mark(repository, sessions, held, "hold", "case 7")
+    earlier = log.restored(len(log.entries))
+    mark(repository, sessions, starred, "unstar")
+    mark(repository, sessions, held, "release", "case 7")
+    for point in (starred, held):
+        drop(sessions, repository, point)
+        marks.remove(store, point)  # as a collection does
+
+    restored = sessions_of(earlier, store)
+    adopted = adopt.adopt(repository, restored, by="tests")
+    assert [problem.code for problem in adopted.problems] == ["point-missing"] * 2
+    assert list(restored.ledger().standing()) == [kept]
+    collector = restored.open("collect", by="tests")
+    with contextlib.closing(RepositoryContents(repository)) as contents:
+        assert collection.propose(restored, collector, contents), "points without a record would end the marking"
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["fresh log", "earlier log"])
+def test_what_was_dropped_and_not_collected_does_not_come_back(
+    repository: Repository, store: MemoryStore, tmp_path: Path, known: bool
+) -> None:
+    log = MemoryLog()
+    sessions = sessions_of(log, store)
+    dropped, kept, starred = (backup(repository, sessions, os.urandom(10 * BLOCK)) for _ in range(3))
+    mark(repository, sessions, starred, "star")
+    earlier = log.restored(len(log.entries) if known else 0)
+    node = Held("main", RecordedStore(store, tmp_path / "own"), repository, sessions)
+    for point in (dropped, starred):  # the star stands: that drop does not count
+        event = PointDropped(repository="main", point=point, reason="old", dropped_us=now_us(), by="x")
+        expiring.say_drop(node, event, witness=True)
+
+    new = sessions_of(earlier, store)
+    adopted = adopt.adopt(repository, new, by="tests")
+    assert list(new.ledger().standing()) == [kept, starred]
+    assert dict(adopted.left_out) == ({} if known else {dropped: "it had been dropped: old"})
+    collector = new.open("collect", by="tests")
+    with contextlib.closing(RepositoryContents(repository)) as contents:
+        proposal = collection.propose(new, collector, contents)
+        assert proposal is not None
+        assert proposal.plan.points == (dropped,)
+    stale = PointDropped(repository="main", point=kept, reason="old", dropped_us=now_us(), by="x")
+    with pytest.raises(JournalError, match="journal-behind"):
+        expiring.say_drop(node, stale, witness=False)
+    assert not adopt.dropped_points(repository).keys() & {kept}
 
 
 @pytest.mark.parametrize("ended", [False, True])

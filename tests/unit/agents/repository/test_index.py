@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -180,3 +185,40 @@ def test_an_index_that_can_be_kept_nowhere_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(RepositoryError, match="index-unusable"):
         open_index(tmp_path / "file" / "index", REPOSITORY)
+
+
+def test_readers_of_a_process_that_was_killed_are_in_nobodys_way(index: Index, tmp_path: Path) -> None:
+    """Two processes share the cache; the other one is killed while each slot for readers is taken, again and again."""
+    name = bytes([1]) * 32
+    index.add([Pack(PACKS[0].pack, PACKS[0].name, SEALED)], runs.entry(name, 0, 5, 6, 7, 1, 0))
+    index.sync()
+    greedy = """
+import sys, threading, os, signal
+from pathlib import Path
+from uuid import UUID
+from agents.repository.index import Pack, SEALED, open_index
+from agents.repository import runs
+import lmdb
+index = open_index(Path(sys.argv[1]), UUID(int=7))
+number = int(sys.argv[2])
+index.add([Pack(bytes([number]) * 16, f"packs/{number}", SEALED)], runs.entry(bytes([number]) * 32, 0, 5, 6, 7, 1, 0))
+held = []
+try:
+    while True:
+        held.append(index._env.begin())
+except lmdb.ReadersFullError:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    for number in (50, 51):
+        died = subprocess.run(
+            [sys.executable, "-P", "-c", greedy, str(tmp_path / "index"), str(number)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert died.returncode == -signal.SIGKILL, died.stderr
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.append(index.find([name, bytes([50]) * 32])))  # noqa: B023
+        thread.start()
+        thread.join()
+        assert len(found) == 1, "a thread that had no slot yet"
+        assert set(index.find([name, bytes([number]) * 32])) == {name, bytes([number]) * 32}
+    assert len(index.packs()) == 3

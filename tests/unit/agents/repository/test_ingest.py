@@ -209,6 +209,25 @@ def test_a_disk_that_changed_its_size(repository: Repository, blocks: int) -> No
     assert fresh.point.disks[0].root == second.point.disks[0].root
 
 
+@pytest.mark.parametrize(
+    "dirty", [[], [(3, 1, CHUNK)], [(0, 1, CHUNK), (12, 1, CHUNK)]], ids=["none", "before", "around"]
+)
+@pytest.mark.parametrize("size", [9 * BLOCK + 100, 9 * BLOCK + 3000, 10 * BLOCK, 14 * BLOCK + 7, 4 * BLOCK + 5])
+def test_the_block_in_which_a_disk_ended_fits_though_nothing_says_that_it_changed(
+    repository: Repository, size: int, dirty: list[tuple[int, int, int]]
+) -> None:
+    before = random.Random(5).randbytes(9 * BLOCK + 777)
+    first, _ = backup(repository, before)
+    after = before[:size].ljust(size, b"\0")
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=size, continues=first.point.disks[0])
+        disk.feed(Image(after), [extent for extent in dirty if extent[0] < disk.blocks])
+        second = ingest.seal(draft(disk.finish()))
+    assert read_back(repository, second.point.point) == after
+    fresh, _ = backup(repository, after)
+    assert fresh.point.disks[0].root == second.point.disks[0].root
+
+
 def test_blocks_out_of_order_or_outside_are_refused(repository: Repository) -> None:
     with Ingest(repository, LoneSession()) as ingest:
         disk = ingest.disk("sda", size=10 * BLOCK)

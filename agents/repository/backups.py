@@ -15,6 +15,7 @@ are, and the repository itself are never read or written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -206,8 +207,11 @@ def _extents(descriptor: int, size: int, block: int, blocks: int) -> Iterator[tu
     while at < blocks:
         try:
             start = os.lseek(descriptor, at * block, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left; a device that knows no holes says that all is data
-            start = size
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a block device knows no holes, and says so: all of it is data
+                yield at, blocks - at, CHUNK
+                return
+            start = size  # only a hole is left
         first = min(start // block, blocks) if start < size else blocks
         if first > at:
             yield at, first - at, ZERO

@@ -21,10 +21,12 @@ from agents.repository.node import Held
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.points import Point
 from agents.repository.reader import DiskReader
+from agents.repository.restoring import differences, progress_path, restore_file
 from agents.repository.sessions import Sessions
 from agents.repository.stores.memory import MemoryStore
 from agents.repository.stores.recorded import RecordedStore
 from streams.events import RepositoryDefined
+from tests.stack.devices import loop_device
 
 BLOCK = 4096
 
@@ -138,6 +140,36 @@ def test_an_image_is_taken_whole(site: Site, tmp_path: Path, data: bool) -> None
     assert healed.point not in site.verify()
     with DiskReader(site.held.repository, healed.disks[0]) as reader:
         assert reader.read(0, len(content)) == content
+
+
+def test_a_block_device_is_backed_up_and_restored_to(site: Site, tmp_path: Path) -> None:
+    """A device says of no range that it is a hole, and has what was on it before."""
+    content = bytearray(40 * BLOCK)
+    content[5 * BLOCK : 9 * BLOCK] = os.urandom(4 * BLOCK)
+    (tmp_path / "source").write_bytes(content)
+    (tmp_path / "target").write_bytes(b"what was there" * (5 * BLOCK))
+    with loop_device(tmp_path / "source") as device:
+        first = site.backup(device, "disks")
+        assert first.disks[0].size == len(content)
+        content[20 * BLOCK : 21 * BLOCK] = os.urandom(BLOCK)
+        with device.open("r+b") as file:
+            os.pwrite(file.fileno(), content[20 * BLOCK : 21 * BLOCK], 20 * BLOCK)
+            os.fsync(file.fileno())
+        second = site.backup(device, "disks")
+    assert second.disks[0].counts["changed"] == 1
+    with DiskReader(site.held.repository, second.disks[0]) as reader:
+        assert reader.read(0, len(content)) == content
+    with loop_device(tmp_path / "target") as device:
+        with pytest.raises(RepositoryError, match="is there already"):
+            restore_file(site.held.repository, second.disks[0], device, point=second.point)
+        restore_file(site.held.repository, second.disks[0], device, point=second.point, overwrite=True)
+        assert not progress_path(device).exists()
+        assert device.read_bytes()[: len(content)] == content
+        named = site.held.repository.naming().name_of
+        assert not list(differences(device, site.held.repository, second.disks[0], named))
+    (tmp_path / "small").write_bytes(bytes(39 * BLOCK))
+    with loop_device(tmp_path / "small") as device, pytest.raises(RepositoryError, match="name a larger device"):
+        restore_file(site.held.repository, second.disks[0], device, point=second.point, overwrite=True)
 
 
 def test_files_are_restored_but_for_what_cannot_be_read_if_told_so(

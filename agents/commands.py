@@ -58,6 +58,7 @@ HANDLERS: Mapping[str, str] = {
     "point.prove": "agents.repository.collecting:prove",
     "point.restore": "agents.repository.backups:restore",
     "point.diff": "agents.repository.backups:diff",
+    "restore.run": "agents.restore.handlers:run",
     "backup.make": "agents.repository.backups:make",
     "host.add": "agents.backup.inventory:add",
     "host.remove": "agents.backup.inventory:remove",

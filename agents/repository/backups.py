@@ -310,7 +310,8 @@ def _allowed(text: str, held: Held, ctx: Context) -> Path:
     return path
 
 
-def _target(text: str, held: Held, ctx: Context) -> Path:
+def target_of(text: str, held: Held, ctx: Context) -> Path:
+    """Where something is restored to. Raises `AgentError` (`path-own`, `path-missing`)."""
     path = Path(text)
     real = path.parent.resolve() / path.name
     if not real.parent.is_dir():
@@ -330,7 +331,7 @@ def restore(command: Command, ctx: Context) -> Mapping[str, Any]:
     """Handler of `point.restore`."""
     p = command.parameters
     held, name = held_of(command, ctx), str(p["point"])
-    target = _target(str(p["target"]), held, ctx)
+    target = target_of(str(p["target"]), held, ctx)
     session = held.sessions.open("restore", by=command.requester, pins=[name], job=command.id)
     with closing(session):
         point = held.repository.point(name)

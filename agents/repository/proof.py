@@ -5,7 +5,7 @@ says so.
     `point.sealed` the record → `previous_record` → the record of the point before → … → the first one
     the record → `captured`: digests of captured records of sources' logs
 
-The first line's first half is `agents.repository.restoring.differences`: it names every block of a restored disk and
+The first line's first half is `agents.repository.comparing.differences`: it names every block of a restored disk and
 compares with the tree. This module does the rest. Knows no Kafka: what the log said is handed to it.
 """
 

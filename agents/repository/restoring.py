@@ -36,7 +36,7 @@ from agents.failpoints import failpoint
 from agents.repository import tree
 from agents.repository.content import DATA, NAME_SIZE, ChunkSource, Ordering
 from agents.repository.errors import RepositoryError
-from agents.repository.extents import CHUNK, LOST, Run
+from agents.repository.extents import CHUNK, LOST
 from agents.repository.points import Disk
 from agents.repository.reader import UNREADABLE, Fitting, lost, readable
 from agents.repository.stores import Buffer
@@ -449,7 +449,7 @@ def restore_file(
     }
     taken, fresh = _open(path, disk.size, overwrite)
     try:
-        notes = _Progress(progress_path(path), what, fresh=fresh)
+        notes = Notes(progress_path(path), what, fresh=fresh)
         taken.stretch()
         try:
             restored = restore_disk(
@@ -484,7 +484,7 @@ def _open(path: Path, size: int, overwrite: bool) -> tuple[FileTarget, bool]:
         found = os.fstat(descriptor)
         mode = found.st_mode
         fresh = stat.S_ISREG(mode) and not found.st_size
-        if not fresh and not overwrite and _Progress.head_of(progress_path(path)) is None:
+        if not fresh and not overwrite and Notes.head_of(progress_path(path)) is None:
             raise RepositoryError(
                 TARGET, f"{path} is there already", "name another target, or add `--overwrite` to lose what is in it"
             )
@@ -501,9 +501,9 @@ def _open(path: Path, size: int, overwrite: bool) -> tuple[FileTarget, bool]:
     return FileTarget(path, descriptor, size), fresh
 
 
-class _Progress:
+class Notes:
     """The progress file of one restore. `windows`: those that are whole. `fresh`: the target was empty when it
-    began."""
+    began. What is noted of anything but `what` does not count, and if `fresh` is so now nothing does."""
 
     def __init__(self, path: Path, what: dict[str, object], *, fresh: bool) -> None:
         self._path = path
@@ -586,35 +586,3 @@ def _flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def differences(
-    path: Path, source: ChunkSource, disk: Disk, name_of: Callable[[int, bytes], bytes]
-) -> Iterator[tuple[int, int, int]]:
-    """Where a file or device is not what the disk was at its point: offset, length, tag of what should be there.
-
-    `name_of(kind, data)` is the repository's. Each block is read and named, and the name compared with the tree's:
-    from restored bytes to the sealed point, without the repository's data. Lost blocks always differ.
-    """
-    fitting = Fitting(disk.size, disk.block_size)
-    zero = bytes(disk.block_size)
-    with path.open("rb", buffering=0) as file:
-        descriptor = file.fileno()
-        at = 0
-        entries = itertools.chain.from_iterable(r.entries() for r in _bounded(source, disk, fitting.blocks))
-        for block, tag, name in itertools.chain(entries, [(fitting.blocks, 0, b"")]):
-            for between in range(at, block):
-                length = fitting.length(between)
-                if os.pread(descriptor, length, between * disk.block_size) != zero[:length]:
-                    yield between * disk.block_size, length, 0
-            at = block + 1
-            if block == fitting.blocks:
-                break
-            length = fitting.length(block)
-            data = os.pread(descriptor, length, block * disk.block_size)
-            if tag == LOST or (name_of(DATA, data) != name if tag == CHUNK else data != zero[:length]):
-                yield block * disk.block_size, length, tag
-
-
-def _bounded(source: ChunkSource, disk: Disk, blocks: int) -> Iterator[Run]:
-    yield from tree.iterate(source, disk.root, 0, blocks)

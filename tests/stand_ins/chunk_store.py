@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from blake3 import blake3
 
+from agents.repository.content import DATA
 from agents.repository.errors import RepositoryError
 
 _KEY = b"a key of thirty-two bytes, fixed"
@@ -26,6 +27,10 @@ class ChunkStore:
             self.chunks[name] = (kind, bytes(data))
             self.put_new += 1
         return name
+
+    def same(self, name: bytes, data: bytes | bytearray) -> bool:
+        """Whether a block has a name (`agents.repository.comparing`)."""
+        return bool(blake3(bytes([DATA]) + data, key=_KEY).digest() == name)
 
     def get(self, name: bytes, kind: int) -> bytes:
         self.gets += 1

@@ -821,15 +821,13 @@ class _DiskTarget:
         self._may_write()
         if offset + length > self.size:
             raise ValueError(f"{self._disk} ends at {self.size}")
-        with self._on.disk_file(self._native, self._disk).open("r+b") as file:
+        # Nothing is buffered: looking for data moves the place that a buffer believes it is at.
+        with self._on.disk_file(self._native, self._disk).open("r+b", buffering=0) as file:
             at = offset
             while at < offset + length:
                 stop, data = _run_of(file.fileno(), at, offset + length)
                 while data and at < stop:
-                    step = min(stop - at, 1 << 20)
-                    file.seek(at)
-                    file.write(bytes(step))
-                    at += step
+                    at += os.pwrite(file.fileno(), bytes(min(stop - at, 1 << 20)), at)
                 at = stop
 
     def _may_write(self) -> None:

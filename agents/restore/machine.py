@@ -1,0 +1,293 @@
+"""A machine of a point onto a host: the one it was of, or a new one.
+
+    the original    off (or stopped, if told so) → `restoring` → of each disk, what differs written → read back and compared
+                    → settled → started, if told so
+    a new one       made, `restoring`, a leftover of its job → each disk filled → read back and compared → settled → started
+
+A machine says of itself that it is `restoring` until it is settled (`agents.machines.Host.settle`): what a death leaves does not
+look whole. The same command goes on: with the original by comparing again; with a new machine by the leftover of its job and
+the progress files in the data directory, `restores/<job>-<disk>`. A new machine whose restore fails is removed, or named where
+that cannot be done. Knows no platform.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.backup.machine_facts import Kept
+from agents.commands import Interrupted, JobFailed
+from agents.errors import AgentError
+from agents.failpoints import failpoint
+from agents.machines import DiskTarget, DiskWanted, Host, MachineSeen, MachineWanted, NicSeen
+from agents.repository.points import Disk
+from agents.restore import writing
+from agents.restore.progress import Meter
+from agents.restore.task import Task
+from streams.errors import DeliveryFailed
+from streams.events import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a new machine has that the described one has not. Empty and None: as described. `identity`: it takes that, too."""
+
+    name: str = ""
+    cpus: int | None = None
+    memory: int | None = None
+    bus: str = ""
+    nics: tuple[NicSeen, ...] | None = None
+    storage: str = ""
+    format: str = ""
+    identity: bool = False
+
+
+# --- to the original ----------------------------------------------------------------------------------------------------
+
+
+def original(task: Task, kept: Kept, host: Host, *, stop: bool, start: bool, dry_run: bool) -> dict[str, Any]:
+    """Raises `AgentError`: `machine-unknown`, `machine-running`, `JobFailed` with all that does not fit, `restore-differs`; as
+    `restore_disk`."""
+    seen = _there(host, kept)
+    _fits(task, kept, seen)
+    stopped = seen.power != "off"
+    if stopped and (dry_run or not stop):
+        raise AgentError(
+            "machine-running",
+            f"{seen.name} is {seen.power}, and its disks are to be {'compared' if dry_run else 'overwritten'}",
+            "shut it down first"
+            if dry_run
+            else "shut it down, or let it be stopped: `--stop`; `--start` starts it again",
+        )
+    if dry_run:
+        told = [_weighed(task, disk, host, seen.native) for disk in task.disks]
+        return _result(host, seen, told, started=False)
+    if stopped:
+        task.ctx.progress(f"stopping {seen.name}")
+        host.stop(seen.native)
+    try:
+        told = [_overwritten(task, disk, host, seen) for disk in task.disks]
+    except AgentError as error:
+        hint = f"{error.hint}; " if error.hint else ""
+        error.hint = f"{hint}{seen.name} is not whole before a restore of it has ended"
+        raise
+    host.settle(seen.native)
+    failpoint("restore-machine-settled")
+    if start:
+        host.start(seen.native)
+    return _result(host, seen, told, started=start)
+
+
+def _there(host: Host, kept: Kept) -> MachineSeen:
+    try:
+        return host.machine(kept.seen.native)
+    except AgentError as error:
+        if error.code != "machine-unknown":
+            raise
+        raise AgentError(
+            error.code,
+            f"{kept.seen.name} is not on host {host.settings.host} any more",
+            f"`holdfast restore machine POINT --host {host.settings.host} --keep-identity` makes it anew",
+        ) from error
+
+
+def _fits(task: Task, kept: Kept, seen: MachineSeen) -> None:
+    """Raises `JobFailed` unless each disk is there and as large as it was."""
+    there = {disk.disk: disk for disk in seen.disks}
+    problems = []
+    elsewhere = (
+        "`holdfast restore machine` restores it to a new machine, `restore files` to a folder, `--disk` the others"
+    )
+    for disk in task.disks:
+        found = there.get(disk.disk)
+        if found is None:
+            problems.append(Problem("disk-unknown", f"{seen.name} has no disk {disk.disk} any more", elsewhere))
+        elif found.size != disk.size:
+            how = "smaller" if found.size < disk.size else "larger"
+            message = (
+                f"disk {disk.disk} of {seen.name} is {how} now: {found.size:,} bytes, and {disk.size:,} at the point"
+            )
+            problems.append(Problem("disk-size", message, f"resize it; or {elsewhere}"))
+    if problems:
+        raise JobFailed(tuple(problems))
+    others = sorted(set(there) - {disk.disk for disk in task.disks})
+    if others:
+        task.say(
+            "disks-left", f"disks that are left as they are: {', '.join(others)}", "they are of now, not of the point"
+        )
+    if (seen.cpus, seen.memory) != (kept.seen.cpus, kept.seen.memory):
+        task.say("machine-differs", f"{seen.name} keeps its {seen.cpus} cpus and {seen.memory:,} bytes of memory")
+
+
+def _overwritten(task: Task, disk: Disk, host: Host, seen: MachineSeen) -> dict[str, Any]:
+    with _opened(host.open_disk(seen.native, disk.disk, job=task.job)) as place:
+        failpoint("restore-disk-opened")
+        work = task.work(disk)
+        done = writing.overwrite(work, place, Meter(task.ctx, f"restoring {seen.name} {disk.disk}", disk.size))
+    failpoint("restore-disk-written")
+    return _compared(task, disk, host, seen, done)
+
+
+def _weighed(task: Task, disk: Disk, host: Host, native: str) -> dict[str, Any]:
+    with _opened(host.read_disk(native, disk.disk)) as place:
+        meter = Meter(task.ctx, f"comparing {disk.disk}", disk.size)
+        return writing.said(disk, writing.weigh(task.work(disk), place, meter))
+
+
+def _compared(task: Task, disk: Disk, host: Host, seen: MachineSeen, done: writing.Written) -> dict[str, Any]:
+    with _opened(host.read_disk(seen.native, disk.disk)) as place:
+        meter = Meter(task.ctx, f"comparing {seen.name} {disk.disk}", disk.size)
+        return writing.said(disk, writing.compare(task.work(disk), place, done, meter))
+
+
+@contextlib.contextmanager
+def _opened(place: DiskTarget) -> Iterator[DiskTarget]:
+    try:
+        yield place
+    finally:
+        place.close()
+
+
+# --- to a new machine ---------------------------------------------------------------------------------------------------
+
+
+def new(
+    task: Task, kept: Kept, host: Host, changes: Changes, notes: Path, *, start: bool, dry_run: bool
+) -> dict[str, Any]:
+    """`notes`: the folder of progress files. Raises `AgentError`: `platform-unlike`, `machine-exists`; as `original`."""
+    if kept.platform != host.settings.kind:
+        raise AgentError(
+            "platform-unlike",
+            f"the machine is of {kept.platform}, and {host.settings.host} is a host of kind {host.settings.kind}",
+            "restore to a host of its own kind, or to files: `holdfast restore files`",
+        )
+    wanted = _wanted(task, kept, changes)
+    if dry_run:
+        _free(host, wanted)
+        planned = [writing.said(d, writing.Written(d.size, differed=_data(d))) for d in task.disks]
+        return {**_result(host, None, planned, started=False), "name": wanted.name}
+    notes.mkdir(mode=0o700, exist_ok=True)
+    mine = next((left for left in host.leftovers() if (left.job, left.kind) == (task.job, "machine")), None)
+    whole = _whole(host, notes / f"{task.job}.whole") if mine is None else None
+    if whole is not None:  # we died between the last step and the event
+        return _ended(task, host, *whole, notes, start=start)
+    if mine is not None:
+        seen = host.machine(mine.native)
+    else:
+        task.ctx.progress(f"making {wanted.name}")
+        seen = host.create(wanted, job=task.job)
+    failpoint("restore-machine-made")
+    try:
+        told = [_filled(task, disk, host, seen, notes) for disk in task.disks]
+        (notes / f"{task.job}.whole").write_text(json.dumps({"native": seen.native, "disks": told}))
+        failpoint("restore-machine-whole")
+        host.settle(seen.native)
+        failpoint("restore-machine-settled")
+    except (Interrupted, DeliveryFailed):  # the next run goes on with it
+        raise
+    except Exception:
+        _remove(task, host, seen, notes)
+        raise
+    return _ended(task, host, seen, told, notes, start=start)
+
+
+def _wanted(task: Task, kept: Kept, changes: Changes) -> MachineWanted:
+    return MachineWanted(
+        name=changes.name or kept.seen.name,
+        description=kept.seen.description,
+        disks=tuple(DiskWanted(d.disk, d.size, changes.format, changes.storage) for d in task.disks),
+        companions=kept.seen.companions,
+        native=kept.seen.native if changes.identity else "",
+        cpus=changes.cpus,
+        memory=changes.memory,
+        bus=changes.bus,
+        nics=changes.nics,
+    )
+
+
+def _free(host: Host, wanted: MachineWanted) -> None:
+    """Raises `AgentError` (`machine-exists`) as `create` would."""
+    for seen in host.discover():
+        if seen.name == wanted.name or (wanted.native and seen.native == wanted.native):
+            raise AgentError(
+                "machine-exists",
+                f"there is a machine {seen.name} on {host.settings.host}",
+                "choose another name (`--name`), without `--keep-identity`; or delete it",
+            )
+
+
+def _data(disk: Disk) -> int:
+    return min(disk.size, disk.counts.get("data", disk.size // disk.block_size) * disk.block_size)
+
+
+def _whole(host: Host, noted: Path) -> tuple[MachineSeen, list[dict[str, Any]]] | None:
+    """The machine that an earlier run of this job made whole and settled, and what it said of its disks."""
+    try:
+        found = json.loads(noted.read_text())
+        seen = host.machine(found["native"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    except AgentError as error:
+        if error.code != "machine-unknown":
+            raise
+        return None
+    return None if seen.restoring else (seen, found["disks"])
+
+
+def _filled(task: Task, disk: Disk, host: Host, seen: MachineSeen, notes: Path) -> dict[str, Any]:
+    place = host.open_disk(seen.native, disk.disk, job=task.job)
+    with _opened(place):
+        failpoint("restore-disk-opened")
+        work, meter = task.work(disk), Meter(task.ctx, f"restoring {seen.name} {disk.disk}", disk.size)
+        if place.blank:
+            noted = writing.notes_of(_notes(notes, task.job, disk), task.point.point, disk, machine=seen.native)
+            try:
+                done = writing.fill(work, place, noted, meter)
+            finally:
+                noted.close()
+        else:
+            done = writing.overwrite(work, place, meter)
+    failpoint("restore-disk-written")
+    return _compared(task, disk, host, seen, done)
+
+
+def _notes(folder: Path, job: str, disk: Disk) -> Path:
+    return folder / f"{job}-{disk.disk.encode().hex()}"
+
+
+def _remove(task: Task, host: Host, seen: MachineSeen, notes: Path) -> None:
+    """What was made for a restore that failed. It is said where it stays."""
+    try:
+        host.delete(seen.native)
+    except AgentError as error:
+        task.say(
+            "leftover",
+            f"machine {seen.name} ({seen.native}) is not whole, and could not be removed from {host.settings.host}: {error}",
+            "delete it there",
+        )
+    _forget(task, notes)
+
+
+def _forget(task: Task, notes: Path) -> None:
+    for disk in task.disks:
+        _notes(notes, task.job, disk).unlink(missing_ok=True)
+    (notes / f"{task.job}.whole").unlink(missing_ok=True)
+
+
+def _ended(
+    task: Task, host: Host, seen: MachineSeen, told: list[dict[str, Any]], notes: Path, *, start: bool
+) -> dict[str, Any]:
+    if start:
+        host.start(seen.native)
+    failpoint("restore-machine-started")
+    _forget(task, notes)
+    return _result(host, seen, told, started=start)
+
+
+def _result(host: Host, seen: MachineSeen | None, told: list[dict[str, Any]], *, started: bool) -> dict[str, Any]:
+    named: Mapping[str, str] = {"machine": seen.native, "name": seen.name} if seen else {"machine": ""}
+    return {**named, "host": host.settings.host, "disks": told, "started": started}

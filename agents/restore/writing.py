@@ -1,0 +1,201 @@
+"""One disk of a point onto one disk that is there, and afterwards proof that it is the same.
+
+    blank     window by window, what is not zero is written      (a new image, a new machine's disk)
+    not so    window by window, blocks that are there are compared with the point's; those that differ are written
+
+Of a blank disk, a window that is whole is noted in a progress file (`agents.repository.restoring.Notes`); a restore that is taken
+up again goes on behind it. Onto a disk that is not blank it compares again instead, which costs reading: nobody knows what has
+been written to it since. Then all of the disk is read back and compared. Knows no hosts and no image formats.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from agents.errors import AgentError
+from agents.repository import restoring
+from agents.repository.comparing import Same, differences
+from agents.repository.content import ChunkSource
+from agents.repository.extents import LOST
+from agents.repository.points import Disk
+from agents.repository.restoring import Notes, restore_disk
+from agents.repository.stores import Buffer
+from agents.restore.progress import Limit, Meter
+
+DIFFERS: Final = "restore-differs"
+_SHOWN: Final = 5
+_SHOWN_LOST: Final = 200
+
+
+class Place(Protocol):
+    """A disk that is written and read (`agents.machines.DiskTarget`, `agents.restore.images.Image`)."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read_into(self, offset: int, buffer: memoryview) -> None: ...
+
+    def write(self, offset: int, data: Buffer) -> None: ...
+
+    def zero(self, offset: int, length: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What writing one disk needs."""
+
+    source: ChunkSource
+    disk: Disk
+    same: Same
+    limit: Limit
+    skip_lost: bool = False
+
+    @property
+    def window(self) -> int:
+        """Bytes of a window."""
+        return restoring.WINDOW * self.disk.block_size
+
+    @property
+    def windows(self) -> int:
+        return -(-self.disk.size // self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a disk, in bytes. `differed`: what was not as it should be (of a blank one: all that is data). `kept`: was
+    whole already when the work was taken up again. `compared`: read back and found to be the point's."""
+
+    size: int
+    written: int = 0
+    differed: int = 0
+    kept: int = 0
+    compared: int = 0
+    lost: tuple[tuple[int, int], ...] = ()
+
+
+class _Limited:
+    """A place that is written within a limit."""
+
+    def __init__(self, place: Place, limit: Limit) -> None:
+        self._write = place.write
+        self._limit = limit
+        self.zero = place.zero
+        self.flush = place.flush
+
+    def write(self, offset: int, data: Buffer) -> None:
+        self._limit.take(len(data))
+        self._write(offset, data)
+
+
+def notes_of(path: Path, point: str, disk: Disk, **more: object) -> Notes:
+    """The progress file of writing this disk to something blank, gone on with if it is of this work, which `more` names."""
+    what = {
+        "point": point,
+        "disk": disk.disk,
+        "root": disk.root.hex(),
+        "size": disk.size,
+        "block_size": disk.block_size,
+        **more,
+    }
+    head = Notes.head_of(path)
+    return Notes(path, what, fresh=head is None or {**what, "fresh": head.get("fresh")} != head)
+
+
+def fill(work: Work, place: Place, notes: Notes, meter: Meter) -> Written:
+    """Make a blank `place` what the disk was; durable and noted on return, not yet compared. Raises as `restore_disk`."""
+    done = restore_disk(
+        work.source,
+        work.disk,
+        _Limited(place, work.limit),
+        zeros=not notes.fresh,
+        skip_lost=work.skip_lost,
+        done=notes.windows.__contains__,
+        finished=notes.finished,
+        progress=meter.add,
+    )
+    return Written(work.disk.size, done.written, done.written, done.kept, 0, done.lost)
+
+
+def overwrite(work: Work, place: Place, meter: Meter) -> Written:
+    """The same of a `place` with anything in it: only blocks that differ are written. Durable on return."""
+    target = _Limited(place, work.limit)
+    done = Written(work.disk.size)
+    for window in range(work.windows):
+        ranges = _ranges(work, place, window, meter)
+        if not ranges:
+            continue
+        restored = restore_disk(
+            work.source,
+            work.disk,
+            target,
+            ranges=ranges,
+            skip_lost=work.skip_lost,
+            progress=lambda _: meter.add(0),  # counted when they were compared
+        )
+        wanted = sum(size for _, size in ranges)
+        lost = (*done.lost, *restored.lost)
+        done = replace(done, written=done.written + wanted, differed=done.differed + wanted, lost=lost)
+    place.flush()
+    return done
+
+
+def weigh(work: Work, place: Place, meter: Meter) -> Written:
+    """What `overwrite` would write."""
+    differed = 0
+    for window in range(work.windows):
+        differed += sum(length for _, length in _ranges(work, place, window, meter))
+    return Written(work.disk.size, differed=differed)
+
+
+def _ranges(work: Work, place: Place, window: int, meter: Meter) -> list[tuple[int, int]]:
+    """What of a window differs: offsets and lengths, none touching another."""
+    out: list[tuple[int, int]] = []
+    blocks = (window * restoring.WINDOW, (window + 1) * restoring.WINDOW)
+    found = differences(place, work.source, work.disk, work.same, blocks=blocks, progress=meter.add)
+    for offset, length, _ in found:
+        if out and sum(out[-1]) == offset:
+            out[-1] = (out[-1][0], out[-1][1] + length)
+        else:
+            out.append((offset, length))
+    return out
+
+
+def compare(work: Work, place: Place, done: Written, meter: Meter) -> Written:
+    """Read all of the disk back. Raises `AgentError` (`restore-differs`)."""
+    wrong = []
+    for offset, length, tag in differences(place, work.source, work.disk, work.same, progress=meter.add):
+        if tag != LOST and not any(at <= offset and offset + length <= at + size for at, size in done.lost):
+            wrong.append(f"{length:,} bytes at {offset:,}")
+            if len(wrong) >= _SHOWN:
+                break
+    if place.size > work.disk.size:  # an image is whole sectors long
+        tail = bytearray(min(place.size - work.disk.size, 4096))
+        place.read_into(work.disk.size, memoryview(tail))
+        if any(tail):
+            wrong.append("what is behind its end")
+    if wrong:
+        raise AgentError(
+            DIFFERS,
+            f"disk {work.disk.name or work.disk.disk} does not read as what was written to it: {', '.join(wrong)}",
+            "what it lies on loses writes, or somebody else writes to it: look into that and restore again",
+        )
+    return replace(done, compared=work.disk.size - sum(length for _, length in done.lost))
+
+
+def said(disk: Disk, done: Written, **more: Any) -> dict[str, Any]:
+    """A disk in a job's result."""
+    return {
+        "disk": disk.disk,
+        "size": done.size,
+        "differed": done.differed,
+        "written": done.written,
+        "kept": done.kept,
+        "compared": done.compared,
+        "lost": [{"offset": offset, "length": length} for offset, length in done.lost[:_SHOWN_LOST]],
+        "lost_bytes": sum(length for _, length in done.lost),
+        **more,
+    }

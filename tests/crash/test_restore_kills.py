@@ -1,0 +1,125 @@
+"""Killed while a restore goes on: the next run completes it, and until then nothing that is not whole looks whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.restore.folder import MARKER
+from tests.stand_ins.memory_host import Hypervisor, MemoryHost
+from tests.stand_ins.restore_worker import BLOCK, images
+
+pytestmark = pytest.mark.crash
+ROOT = Path(__file__).parents[2]
+WINDOWS = ["restore-window-written:2", "restore-window-flushed", "restore-window-recorded:2"]
+
+
+def run(place: Path, how: str, failpoint: str = "", job: str = "job-1") -> dict[str, Any]:
+    """What the restore says, or, of one that was to die, nothing."""
+    environment = {**os.environ, "HOLDFAST_FAILPOINT": failpoint, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-m", "tests.stand_ins.restore_worker", str(place), how, job]
+    done = subprocess.run(command, env=environment, cwd=ROOT, timeout=300, check=False, capture_output=True, text=True)
+    assert done.returncode == (-signal.SIGKILL if failpoint else 0), done.stderr
+    found: dict[str, Any] = {} if failpoint else json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path) -> Hypervisor:
+    made = Hypervisor(tmp_path / "host")
+    made.add("shop", {name: len(image) for name, image in images().items()}, power="off")
+    return made
+
+
+def machine(hypervisor: Hypervisor, name: str) -> Any:
+    host = MemoryHost(hypervisor.settings("h1"), hypervisor)
+    return next((seen for seen in host.discover() if seen.name == name), None)
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "restore-folder-marked",
+        "restore-image-made",
+        "restore-image-made:2",
+        "restore-progress-created",
+        *WINDOWS,
+        "restore-image-proven",
+        "restore-image-named",
+        "restore-image-proven:2",
+        "restore-image-named:2",
+        "restore-folder-whole",
+    ],
+)
+def test_a_folder_is_whole_when_it_says_so(hypervisor: Hypervisor, tmp_path: Path, failpoint: str) -> None:
+    run(tmp_path, "files", failpoint)
+    out = tmp_path / "out"
+    said = json.loads((out / MARKER).read_text())
+    assert said["whole"] == (failpoint == "restore-folder-whole")
+    for name, image in images().items():
+        path = out / f"{name}.raw"
+        assert not path.exists() or path.read_bytes() == image, "what has its name is whole"
+    # The job taken up again; or, unless it was done, the user's second try.
+    done = run(tmp_path, "files", job="job-1" if said["whole"] or ":" in failpoint else "job-2")
+    assert [(d["size"], d["compared"]) for d in done["disks"]] == [(len(i), len(i)) for i in images().values()]
+    assert {p.name: p.read_bytes() for p in out.glob("*.raw*")} == {f"{n}.raw": i for n, i in images().items()}
+    assert json.loads((out / MARKER).read_text())["whole"]
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "restore-disk-opened",
+        "restore-window-written",
+        "restore-disk-written",
+        "restore-disk-written:2",
+        "restore-machine-settled",
+    ],
+)
+def test_an_original_says_that_it_is_not_whole_until_it_is(
+    hypervisor: Hypervisor, tmp_path: Path, failpoint: str
+) -> None:
+    native = machine(hypervisor, "shop").native
+    hypervisor.write(native, "vda", 7 * BLOCK + 5, b"something else")
+    run(tmp_path, "original", failpoint)
+    whole = {name: hypervisor.content(native, name) == image for name, image in images().items()}
+    assert machine(hypervisor, "shop").restoring or all(whole.values())
+    run(tmp_path, "original")
+    assert {name: hypervisor.content(native, name) for name in images()} == images()
+    assert not machine(hypervisor, "shop").restoring
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "restore-machine-made",
+        "restore-disk-opened",
+        "restore-progress-created",
+        *WINDOWS,
+        "restore-disk-written",
+        "restore-disk-opened:2",
+        "restore-machine-whole",
+        "restore-machine-settled",
+        "restore-machine-started",
+    ],
+)
+def test_a_new_machine_is_made_once_and_is_not_whole_until_it_is(
+    hypervisor: Hypervisor, tmp_path: Path, failpoint: str
+) -> None:
+    run(tmp_path, "machine", failpoint)
+    half = machine(hypervisor, "copy")
+    if not half.restoring:
+        assert {name: hypervisor.content(half.native, name) for name in images()} == images()
+    done = run(tmp_path, "machine")
+    assert done["machine"] == half.native
+    assert [d["compared"] for d in done["disks"]] == [len(image) for image in images().values()]
+    assert {name: hypervisor.content(half.native, name) for name in images()} == images()
+    assert not machine(hypervisor, "copy").restoring
+    assert list((tmp_path / "restores").iterdir()) == []

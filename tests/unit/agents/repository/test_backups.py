@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from agents.repository import backups, collection, packs, unpacking, verify
 from agents.repository import repository as repositories
+from agents.repository.comparing import FileDisk, differences, same_by
 from agents.repository.contents import RepositoryContents
 from agents.repository.errors import RepositoryError
 from agents.repository.format import DATA
@@ -21,7 +23,7 @@ from agents.repository.node import Held
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.points import Point
 from agents.repository.reader import DiskReader
-from agents.repository.restoring import differences, progress_path, restore_file
+from agents.repository.restoring import progress_path, restore_file
 from agents.repository.sessions import Sessions
 from agents.repository.stores.memory import MemoryStore
 from agents.repository.stores.recorded import RecordedStore
@@ -165,8 +167,9 @@ def test_a_block_device_is_backed_up_and_restored_to(site: Site, tmp_path: Path)
         restore_file(site.held.repository, second.disks[0], device, point=second.point, overwrite=True)
         assert not progress_path(device).exists()
         assert device.read_bytes()[: len(content)] == content
-        named = site.held.repository.naming().name_of
-        assert not list(differences(device, site.held.repository, second.disks[0], named))
+        with contextlib.closing(FileDisk(device)) as there:
+            same = same_by(site.held.repository.naming())
+            assert not list(differences(there, site.held.repository, second.disks[0], same))
     (tmp_path / "small").write_bytes(bytes(39 * BLOCK))
     with loop_device(tmp_path / "small") as device, pytest.raises(RepositoryError, match="name a larger device"):
         restore_file(site.held.repository, second.disks[0], device, point=second.point, overwrite=True)

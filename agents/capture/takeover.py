@@ -23,7 +23,7 @@ from blake3 import blake3
 from agents.capture.records import Standing, steps_of
 from agents.errors import CaptureStopped, Fenced
 from agents.failpoints import failpoint
-from agents.protocol import Piece, Stream
+from agents.protocol import Steps, Stream
 from streams.capture_log import CaptureLog, Tail
 from streams.capture_record import lineage_digest
 from streams.errors import BrokenChain, DeliveryFailed, StreamError
@@ -176,8 +176,8 @@ def prove(reader: Stream, at: Standing, stop: threading.Event) -> bool:
                 )
             continue
         heard = time.monotonic()
-        if isinstance(taken, Piece) and taken.first:
-            hasher = blake3()
+        if isinstance(taken, Steps) or taken.first:
+            hasher = blake3()  # pieces without a last one were of a step before
         hasher.update(taken.payload)
         if not steps_of(taken):
             continue

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from agents.errors import CaptureStopped
 from agents.mysql import file_positions, gtid_sets
 from agents.mysql import positions as domains
-from agents.mysql.file_positions import FilePosition
+from agents.mysql.file_positions import FilePosition, file_number
 
 _sequence, _domain = itemgetter(1), itemgetter(2)
 
@@ -117,18 +117,25 @@ class Sources:
 
 
 class Files:
-    """A file and an offset. A mark is the position after its step: (created, file, offset)."""
+    """A file and an offset. A mark is the position after its step: (created, file, offset).
+
+    Where a file begins is a position as well: nothing but the ends and heads of files is between there and the last step. A
+    reader that has come to it does not need the files before any more, which may be purged.
+    """
 
     def __init__(self, position: str) -> None:
         self.position = file_positions.parse(position)
+        self._begun = self.position  # where the file being read begins
 
     def text(self, *marks: FilePosition) -> str:
-        return str(marks[-1] if marks else self.position)
+        return str(marks[-1] if marks else max(self.position, self._begun, key=lambda at: at.order))
 
     def advance(self, marks: Sequence[FilePosition], where: str) -> tuple[str, str]:
-        before = marks[-2] if len(marks) > 1 else self.position
-        self.position = marks[-1]
-        return str(before), str(self.position)
+        before, last = marks[-2] if len(marks) > 1 else self.position, marks[-1]
+        if before.file != last.file:
+            before = dataclasses.replace(last, offset=4)
+        self.position = last
+        return str(before), str(last)
 
     def check(self, mark: FilePosition, where: str) -> None:
         """Offsets are the server's: nothing to check."""
@@ -143,6 +150,8 @@ class Files:
                 f"{file} is not the file it was: it was begun at {created}, the one captured from at {self.position.created}",
                 "the source's log was reset, or another server answers here: take a new baseline (a new lineage starts)",
             )
+        if file_number(file) > file_number(self.position.file):
+            self._begun = self.at(file, created, 4)
 
     def at(self, file: str, created: int, offset: int) -> FilePosition:
         return dataclasses.replace(self.position, file=file, created=created, offset=offset)

@@ -9,7 +9,7 @@
 
 The GTID event is missing altogether before 5.6, and is an anonymous one with `gtid_mode=OFF`: then positions are files and
 offsets (`coordinates.Files`), and a step begins with whatever comes first. A log may change from one to the other only at a
-new baseline. XA in two phases is followed by GTIDs only: an offset says nothing of what was prepared before it.
+new baseline.
 
 https://dev.mysql.com/doc/dev/mysql-server/latest/page_protocol_replication_binlog_event.html
 """
@@ -96,8 +96,6 @@ class MySQLCutter(Cutter):
         elif kind == ev.XA_PREPARE:
             if ev.parse_xa_prepare(event[HEADER : len(event) - self._checksum]).one_phase:
                 self._phase = None
-            elif isinstance(self._at, Files):
-                raise xa(f"a prepared transaction at {self._where()}")
             ends = True
         self._append(event)
         if begins:
@@ -112,7 +110,7 @@ class MySQLCutter(Cutter):
         kinds: dict[bytes, Literal["prepared", "committed", "rolled back"]] = {
             b"START": "prepared", b"COMMIT": "committed", b"ROLLBACK": "rolled back",
         }  # fmt: skip
-        if verb not in kinds or (isinstance(self._at, Files) and verb != b"START"):
+        if verb not in kinds:
             raise xa(f"{text[:80].decode('utf-8', 'replace')} at {self._where()}")
         self._seal()
         self._phase = Phase(kinds[verb], name.strip())

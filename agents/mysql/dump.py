@@ -65,10 +65,14 @@ class Dump:
         self._view = memoryview(self._buffer)
         self._side: pymysql.Connection[Any] | None = None
         cutter = CUTTERS[settings.kind](position, limit, proof=proof)
-        # Where steps have no GTIDs nothing is parked, so what comes first is the proof.
-        numbered = not file_positions.is_file_position(position)
         self._parking = Parking(
-            cutter, limit, proof if numbered else None, covers, self._look_back, hides=settings.kind == "mysql"
+            cutter,
+            limit,
+            proof,
+            covers,
+            self._look_back,
+            hides=settings.kind == "mysql",
+            late=file_positions.is_file_position(position),
         )
         self._start(cutter, proof or position, position, "")
 

@@ -9,7 +9,12 @@ from __future__ import annotations
 from agents.errors import DAMAGED, AgentError, CaptureStopped, SourceUnavailable
 
 TORN = "capture-source-torn"
-_PURGED = ("have been purged", "Could not find first log file", "could not find next log")
+_PURGED = (
+    "have been purged",
+    "purged required binary logs",
+    "Could not find first log file",
+    "could not find next log",
+)
 _LOST = ("is not in the master's binlog", "not in the master", "impossible position", "diverged")
 _PASSING_ERRORS = frozenset({1053, 1317, 1927, 1040, 1203, 1159, 1161})
 _DENIED = frozenset({1044, 1045, 1227})
@@ -21,11 +26,11 @@ def damaged(what: str) -> SourceUnavailable:
 
 
 def xa(where: str) -> CaptureStopped:
-    """An XA transaction in two phases, where steps have no GTIDs."""
+    """Something about an XA transaction that is neither its beginning nor its outcome."""
     return CaptureStopped(
         "capture-xa",
-        f"the source logged an XA transaction: {where}",
-        "XA is followed by GTIDs only: switch them on, or keep XA off this source; then take a new baseline",
+        f"the source logged an XA statement that this version does not know: {where}",
+        "upgrade Holdfast; until then keep it off this source, and take a new baseline",
     )
 
 

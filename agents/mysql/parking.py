@@ -54,7 +54,9 @@ class Parking:
     `proof`: steps up to this native position are known; the one that reaches it is handed over, by itself. `covers(a, b)`:
     whether position `a` has all of `b` behind it. `look_back(name, position)`: the group that prepared it, cut from the log
     before `position`; nothing when the log does not hold it. `hides`: the log may hold a prepared group that is not seen to be
-    one (MySQL's compressed transactions): an outcome of what is not parked stops capture then, a rollback, too.
+    one (MySQL's compressed transactions): an outcome of what is not parked stops capture then, a rollback, too. `late`: the
+    position after a step is known with its last piece only (offsets). Earlier ones are handed over then, and what is known
+    already has pieces without a last one.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Parking:
         look_back: Callable[[bytes, str], Sequence[Taken]],
         *,
         hides: bool = False,
+        late: bool = False,
     ) -> None:
         self._hides = hides
+        self._late = late
         self.cutter = cutter
         self._look_back = look_back
         self._limit = limit
@@ -156,6 +160,9 @@ class Parking:
 
     def _known_or(self, taken: Taken) -> Iterator[Taken]:
         """`taken`, unless it is of a step that is known already. The last of these is the proof, and is handed over."""
+        if self._late and isinstance(taken, Piece) and not taken.last:
+            yield taken
+            return
         if self._known(taken):
             return
         if isinstance(taken, Steps) or taken.last:

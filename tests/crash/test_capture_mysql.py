@@ -81,6 +81,11 @@ def awkward(server: DatabaseServer) -> None:
         for n in range(700):  # more than a record holds
             cursor.execute("insert into shapes.t values (%s, repeat('x', 1900), 0)", (100 + n,))
         connection.commit()
+    with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
+        for statement in ("start", "end", "prepare", "commit"):
+            cursor.execute(f"xa {statement} 'x'")
+            if statement == "start":
+                cursor.execute("insert into shapes.t values (60, 'x', 6)")
     if numbered(server):
         with contextlib.closing(server.connect()) as connection, connection.cursor() as cursor:
             cursor.execute("set session binlog_transaction_compression = 1")

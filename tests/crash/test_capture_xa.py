@@ -15,11 +15,15 @@ from tests.stack.capturing import CapturedStep, Load, Protected, new_lineage, pr
 pytestmark = pytest.mark.crash
 
 
+NO_GTIDS = {"gtid_mode": "OFF", "enforce_gtid_consistency": "OFF"}
+
+
 @pytest.fixture(params=["mariadb-10.11"])
 def protected(
     request: pytest.FixtureRequest, fresh_site: Settings, make_database: Callable[..., DatabaseServer]
 ) -> Iterator[Protected]:
-    server = make_database(request.param)
+    name, _, without = str(request.param).partition(" without ")
+    server = make_database(name, options=NO_GTIDS if without else {})
     server.execute("create database xa", "create table xa.t (id int auto_increment primary key, v varchar(200), n int)")
     made = protect(fresh_site, server)
     yield made
@@ -49,7 +53,7 @@ def xa_steps(found: list[CapturedStep]) -> list[tuple[str, str, int]]:
     return [(t.kind, t.xid, t.rows) for t in told if t.xid]
 
 
-@pytest.mark.parametrize("protected", ["mariadb-10.11", "mysql-9"], indirect=True)
+@pytest.mark.parametrize("protected", ["mariadb-10.11", "mysql-9", "mysql-9 without GTIDs"], indirect=True)
 def test_killed_between_prepare_and_outcome(protected: Protected) -> None:
     made = protected
     made.capture()

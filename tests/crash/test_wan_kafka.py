@@ -1,22 +1,25 @@
 """A bad network between the agent and Kafka, and none: what the source committed is in the log once, in order, all the same.
 
-The agent reaches Kafka through a relay; the tests look at the log past it.
+The agent reaches Kafka through a relay; the tests look at the log past it. What depends on the source's coordinates is tried
+with each kind of them: MariaDB's GTIDs, MySQL's, and files with offsets (5.5).
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from agents.capture.spool import Seen, folder_of, look, segments_in
-from deploy.demo.mariadb import MariaDB
+from agents.mysql.dialects import dialect
 from deploy.demo.server import DatabaseServer
 from deploy.embedded import site
 from deploy.embedded.ports import free_ports
@@ -67,9 +70,19 @@ def network(far_kafka: FarKafka) -> Iterator[Network]:
 
 
 @pytest.fixture
-def far(far_kafka: FarKafka, network: Network, mariadb: MariaDB, tmp_path: Path) -> Iterator[Protected]:
-    made = protect(far_site(far_kafka, tmp_path / "site", f"w{secrets.token_hex(4)}."), mariadb)
-    mariadb.execute("create database if not exists load_db", "create or replace table load_db.noise (b longblob)")
+def far(
+    request: pytest.FixtureRequest,
+    far_kafka: FarKafka,
+    network: Network,
+    databases: Callable[[str], DatabaseServer],
+    tmp_path: Path,
+) -> Iterator[Protected]:
+    """A source whose capture reaches Kafka through the network: MariaDB, unless a test says which."""
+    name = getattr(request, "param", "mariadb")
+    server = request.getfixturevalue("mariadb") if name == "mariadb" else databases(name)
+    made = protect(far_site(far_kafka, tmp_path / "site", f"w{secrets.token_hex(4)}."), server)
+    server.execute("create database if not exists load_db", "drop table if exists load_db.noise")
+    server.execute("create table load_db.noise (b longblob) engine=InnoDB")
     yield made
     made.stop()
 
@@ -84,11 +97,13 @@ def far_site(far_kafka: FarKafka, directory: Path, prefix: str):  # type: ignore
 
 
 def noise(server: DatabaseServer, steps: int, size: int = 100_000) -> None:
-    """Steps that nothing compresses."""
-    with server.connect(database="load_db", autocommit=True) as connection, connection.cursor() as cursor:
+    """Steps that nothing compresses, of rows of 100 KB."""
+    with contextlib.closing(server.connect(database="load_db", autocommit=False)) as connection:
         for _ in range(steps):
-            pieces = ", ".join(["random_bytes(1000)"] * (size // 1000))
-            cursor.execute(f"insert into noise values (concat({pieces}))")
+            with connection.cursor() as cursor:
+                for _ in range(size // 100_000):
+                    cursor.execute("insert into noise values (%s)", (os.urandom(100_000),))
+            connection.commit()
 
 
 def spooled(far: Protected) -> Seen | None:
@@ -103,7 +118,8 @@ def await_spooled(far: Protected) -> None:
 
 def forget_log(server: DatabaseServer) -> None:
     """The source purges all of its log but the newest file."""
-    newest = server.execute("show master status")[0][0]
+    with contextlib.closing(server.connect()) as admin:
+        newest = server.execute(dialect(admin).log_status)[0][0]
 
     def purged() -> bool:
         server.execute(f"purge binary logs to '{newest}'")
@@ -126,6 +142,10 @@ def capturing_some(far: Protected, failpoint: str = "") -> subprocess.Popen[byte
     return process
 
 
+EACH = pytest.mark.parametrize("far", ["mariadb", "mysql-9", "mysql-5.5"], indirect=True)
+
+
+@EACH
 def test_away_for_longer_than_the_source_keeps_its_log(far: Protected, network: Network) -> None:
     process = capturing_some(far)
     network.down()
@@ -133,30 +153,36 @@ def test_away_for_longer_than_the_source_keeps_its_log(far: Protected, network: 
         load.await_more(100)
         eventually(lambda: spooled(far) is not None, what="spooling")
         load.await_more(100)
-        far.server.execute("create user if not exists spooled@localhost identified by 'battery staple'")
+        far.server.execute(f"create user spooled{secrets.token_hex(4)}@localhost identified by 'battery staple'")
         noise(far.server, 3, 2_000_000)  # larger than a record
     far.server.execute("flush binary logs")
     await_spooled(far)
     assert len(segments_in(folder_of(far.site.data_dir, far.source))) > 2
-    wanted = logged_steps(far.server, far.start)
+    wanted, reached = logged_steps(far.server, far.start), position(far.server)
     forget_log(far.server)
     assert len(captured_steps(far.site, far.source)) < len(wanted)
     network.up()
-    far.caught_up()
-    same_as(far, wanted)
     eventually(lambda: spooled(far) is None, what="an empty spool")
+    same_as(far, wanted)
     reports = [h for h in far.health() if h.state == "spooling"]
     assert reports
     assert max(h.figures.get("spool_bytes", 0) for h in reports) > 0
     with Load(far.server) as load:
         load.await_more(20)
     far.caught_up()
-    same_as(far, wanted + logged_steps(far.server, wanted[-1].gtid))
+    same_as(far, wanted + logged_steps(far.server, reached))
     assert process.poll() is None
 
 
 @pytest.mark.parametrize(
-    "where", ["spool-frame-written:3", "spool-frame-durable:2", "spool-segment-sealed", "spool-segment-begun:2"]
+    ("far", "where"),
+    [
+        ("mysql-9", "spool-frame-written:3"),
+        ("mariadb", "spool-frame-durable:2"),
+        ("mariadb", "spool-segment-sealed"),
+        ("mysql-5.5", "spool-segment-begun:2"),
+    ],
+    indirect=["far"],
 )
 def test_killed_while_spooling(far: Protected, network: Network, where: str) -> None:
     process = capturing_some(far, where)
@@ -174,14 +200,15 @@ def test_killed_while_spooling(far: Protected, network: Network, where: str) -> 
 
 
 @pytest.mark.parametrize(
-    "where",
+    ("far", "where"),
     [
-        "capture-record-sent:4",
-        "spool-drained",
-        "spool-segment-deleted:2",
-        "spool-all-drained",
-        "spool-dropped",
+        ("mysql-5.5", "capture-record-sent:4"),
+        ("mariadb", "spool-drained"),
+        ("mysql-9", "spool-segment-deleted:2"),
+        ("mariadb", "spool-all-drained"),
+        ("mysql-5.5", "spool-dropped"),
     ],
+    indirect=["far"],
 )
 def test_killed_while_draining_with_the_source_s_log_gone(far: Protected, network: Network, where: str) -> None:
     """Whatever the log does not have yet, the spool still has."""
@@ -210,7 +237,11 @@ def damage_the_middle(far: Protected) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("source_has_it", [True, False])
+@pytest.mark.parametrize(
+    ("far", "source_has_it"),
+    [("mariadb", True), ("mysql-9", False), ("mysql-5.5", False)],
+    indirect=["far"],
+)
 def test_a_damaged_spool_is_read_again_from_the_source_or_said_to_be_a_gap(
     far: Protected, network: Network, source_has_it: bool
 ) -> None:

@@ -34,10 +34,11 @@ from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions
 from agents.mysql.dialects import Dialect, dialect
 from agents.mysql.guard import OWN_SCHEMA, Role
+from agents.mysql.replication import replication
 from agents.protocol import SourceSettings
 from agents.rollback.plan import Plan, TablePlan
 from agents.rollback.schema import Definition
-from agents.rollback.target import FENCE, NATIVE_APPLY, CommitUnknown, Progress, Stopped
+from agents.rollback.target import FENCE, NATIVE_APPLY, CommitUnknown, Progress, Replication, Stopped
 from streams.events import Problem
 from streams.formats.binlog.inverse import plain_format_description, rows_version
 from streams.formats.binlog.net import core_content, row_statements
@@ -629,6 +630,10 @@ class NativeTarget:
             if not self._marker_exists(control):
                 return False
             return bool(ask(control, "SELECT 1 FROM `holdfast`.`marker` WHERE plan = %s AND kind <> 'void'", plan))
+
+    def replication(self) -> Replication | None:
+        with self._explained():
+            return replication(self._control)
 
     def undo_length(self) -> int | None:
         with self._explained():

@@ -83,6 +83,8 @@ class Dialect:
     """For the session that changes rows by bound statements; empty: no such rollbacks."""
     bound_settings: Mapping[str, str]
     """What the log must be written like then: expression → value."""
+    replica_status: str
+    """Shows how the server gets on as a replica, a row for each source that it has."""
     row_lock_privilege: str
     """What an account needs, besides SELECT, to lock the rows it reads."""
     super_read_only: bool
@@ -145,6 +147,7 @@ _MARIADB = Dialect(
     # Not strict: what the server would not store as given it warns of, and warnings are counted.
     bound_session=_BOUND_SESSION + ", check_constraint_checks = 1",
     bound_settings={"@@session.binlog_format": "ROW", "@@session.binlog_row_image": "FULL"},
+    replica_status="SHOW ALL SLAVES STATUS",
     row_lock_privilege="",
     super_read_only=False,
 )
@@ -166,6 +169,7 @@ _MYSQL_5_5 = dataclasses.replace(
     since=(5, 5),
     gtid_position="",
     gtid_mode="'OFF'",
+    replica_status="SHOW SLAVE STATUS",
     checksums=False,
     replica_session=(),
     generated="'NEVER', NULL",
@@ -242,7 +246,9 @@ _MYSQL_8 = dataclasses.replace(
         "switch": ("SYSTEM_VARIABLES_ADMIN", "SUPER"),  # of `read_only`, behind which `fence` lets us write
     },
 )
-_MYSQL_8_2 = dataclasses.replace(_MYSQL_8, since=(8, 2), log_status="SHOW BINARY LOG STATUS")
+_MYSQL_8_2 = dataclasses.replace(
+    _MYSQL_8, since=(8, 2), log_status="SHOW BINARY LOG STATUS", replica_status="SHOW REPLICA STATUS"
+)
 
 # Of each family, ascending.
 DIALECTS: Final = (_MARIADB, _MARIADB_10_11, _MYSQL_5_5, _MYSQL_5_6, _MYSQL_5_7, _MYSQL_8, _MYSQL_8_2)

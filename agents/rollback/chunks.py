@@ -35,6 +35,7 @@ BREATH_WAIT_S: Final = 600.0
 MOST_UNDO: Final = 1_000_000
 """Undo records that the source may still have to purge when a chunk begins."""
 _TURN_S: Final = 0.2
+_WITHOUT: Final = "run the plan again when it is well, or with --without-replica {} to wait for it no more"
 
 
 def remaining(planned: RollbackPlanned, standing: Path) -> tuple[Path, Path]:
@@ -125,46 +126,55 @@ class Breath:
 
     target: Callable[[SourceSettings], Target]
     settings: SourceSettings
+    replicas: Sequence[SourceSettings]
     pause_ms: int
     check: Callable[[], None]
     say: Callable[[str], None]
 
     def take(self, plan: str) -> None:
-        """Return when the next chunk may begin after the one that was `plan`. Raises `AgentError` (`replica-behind`,
-        `undo-growing`) after ten minutes: what was done stays, and the plan can be run again."""
+        """Return when the next chunk may begin after the one that was `plan`.
+
+        Raises `AgentError`: `replica-broken` at once, `replica-behind` and `undo-growing` after ten minutes. What was done
+        stays, and the plan can be run again.
+        """
         self._until(time.monotonic() + self.pause_ms / 1000)
-        for where in replicas(self.settings):
+        for where in self.replicas:
             name = f"{where.host}:{where.port}"
             self._wait(
                 where,
-                lambda there: there.has_marker(plan),
-                f"waiting for replica {name}",
+                f"replica {name}",
+                lambda there, name=name: _behind(there, plan, name),  # type: ignore[misc]
                 AgentError(
-                    "replica-behind", f"replica {name} has not applied the last chunk in 10 min", "run it again"
+                    "replica-behind", f"replica {name} has not applied the last chunk in 10 min", _WITHOUT.format(name)
                 ),
             )
         self._wait(
             self.settings,
-            lambda there: (there.undo_length() or 0) <= MOST_UNDO,
-            "waiting for the source to purge undo",
+            "the source",
+            _unpurged,
             AgentError(
-                "undo-growing", "the source does not purge its undo: a long transaction keeps it", "run it again"
+                "undo-growing",
+                f"the source does not purge its undo: more than {MOST_UNDO:,} transactions are kept for somebody to read",
+                "end the long transaction that keeps it (information_schema.INNODB_TRX shows it), then run the plan again",
             ),
         )
 
-    def _wait(self, where: SourceSettings, done: Callable[[Target], bool], message: str, late: AgentError) -> None:
+    def _wait(self, where: SourceSettings, name: str, look: Callable[[Target], str], late: AgentError) -> None:
+        """Until `look` has nothing to say any more of why the next chunk must wait."""
         deadline = time.monotonic() + BREATH_WAIT_S
         there = self.target(where)
         try:
             while True:
                 try:
-                    if done(there):
+                    why = look(there)
+                    if not why:
                         return
-                except SourceUnavailable:
+                except SourceUnavailable as error:
+                    why = f"waiting for {name}, which does not answer: {error.message}"
                     there.close()
                 if time.monotonic() > deadline:
-                    raise late
-                self.say(message)
+                    raise AgentError(late.code, f"{late.message} ({why})", late.hint)
+                self.say(why)
                 self.check()
                 time.sleep(_TURN_S)
         finally:
@@ -176,16 +186,42 @@ class Breath:
             time.sleep(min(left, _TURN_S))
 
 
-def replicas(settings: SourceSettings) -> list[SourceSettings]:
-    """The source's option `replicas`: `host:port,host:port`, reached with the source's rollback account and TLS.
+def _behind(there: Target, plan: str, name: str) -> str:
+    """Why replica `name` does not have the chunk yet; empty when it has. Raises `AgentError` (`replica-broken`)."""
+    if there.has_marker(plan):
+        return ""
+    state = there.replication()
+    if state is not None and state.broken:
+        raise AgentError("replica-broken", f"replica {name}: {state.text}", f"mend it; {_WITHOUT.format(name)}")
+    return f"waiting for replica {name}" + (f": {state.text}" if state is not None and state.text else "")
 
-    Raises `AgentError` (`option-invalid`)."""
+
+def _unpurged(there: Target) -> str:
+    kept = there.undo_length() or 0
+    return f"waiting for the source to purge undo of {kept:,} transactions" if kept > MOST_UNDO else ""
+
+
+def replicas(settings: SourceSettings, without: Sequence[str] = ()) -> list[SourceSettings]:
+    """The source's option `replicas`: `host:port,host:port`, reached with the source's rollback account and TLS; less those
+    that are not to be waited for.
+
+    Raises `AgentError` (`option-invalid`, `replica-unknown`)."""
     out = []
+    left = set(without)
     for text in filter(None, (t.strip() for t in settings.options.get("replicas", "").split(","))):
         host, _, port = text.rpartition(":")
         if not host or not port.isdigit():
             raise AgentError(
                 "option-invalid", f"replicas of {settings.source}: {text!r} is no host:port", "host:port,host:port"
             )
-        out.append(replace(settings, host=host, port=int(port)))
+        if text in left:
+            left.remove(text)
+        else:
+            out.append(replace(settings, host=host, port=int(port)))
+    if left:
+        raise AgentError(
+            "replica-unknown",
+            f"{', '.join(sorted(left))} is none of the replicas of {settings.source} that are waited for",
+            f"they are: {settings.options.get('replicas') or 'none'}",
+        )
     return out

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -100,7 +100,9 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
                 "make a new plan",
             )
         if whole.chunk_rows:
-            return _run_chunks(ctx, planned, whole, settings, log)
+            without = [str(r) for r in command.parameters.get("without_replicas") or ()]
+            waited_for = chunks.replicas(settings, without)
+            return _run_chunks(ctx, planned, whole, settings, waited_for, log)
         outcome = _carry_out(ctx, Plan(planned, made.tables, made.preamble), settings, log)
     return _result(name, outcome.ordinal, outcome.position, outcome.rows)
 
@@ -122,7 +124,12 @@ def _carry_out(ctx: Context, made: Plan, settings: SourceSettings, log: past.Log
 
 
 def _run_chunks(
-    ctx: Context, planned: RollbackPlanned, whole: Request, settings: SourceSettings, log: past.Log
+    ctx: Context,
+    planned: RollbackPlanned,
+    whole: Request,
+    settings: SourceSettings,
+    waited_for: Sequence[SourceSettings],
+    log: past.Log,
 ) -> Mapping[str, Any]:
     """Carry out what is left of a plan, chunk by chunk. A death leaves it `chunking`, and the command goes on from there."""
     services, source = ctx.services, planned.source
@@ -144,7 +151,12 @@ def _run_chunks(
         )
 
     breath = chunks.Breath(
-        lambda where: registry.target(where, whole.method), settings, whole.pause_ms, ctx.check, ctx.progress
+        lambda where: registry.target(where, whole.method),
+        settings,
+        waited_for,
+        whole.pause_ms,
+        ctx.check,
+        lambda why: ctx.progress(why, done, planned.rows, "rows"),
     )
     rows: dict[int, int] | None = None
     known = past.read_history(kafka, source)

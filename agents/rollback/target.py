@@ -8,6 +8,7 @@ problems; what went wrong is raised. After anything raised, only `abandon`, `unf
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from agents.errors import AgentError
@@ -21,6 +22,14 @@ NATIVE_APPLY: Final = "native-apply"
 """Changes can be made by native events, whatever triggers there are; else by bound statements."""
 FENCE: Final = "fence"
 """The whole source can be made read-only for as long as a rollback takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replication:
+    """How a replica gets on: `text` for people, `broken` when it will not go on by itself."""
+
+    text: str
+    broken: bool
 
 
 class Stopped(AgentError):
@@ -123,6 +132,10 @@ class Target(Protocol):
 
     def has_marker(self, plan: str) -> bool:
         """Whether the plan's step has been applied here: on the source, or on a replica of it."""
+        ...
+
+    def replication(self) -> Replication | None:
+        """How this server gets on as a replica; None: it is none, or the account may not know."""
         ...
 
     def undo_length(self) -> int | None:

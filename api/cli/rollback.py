@@ -261,18 +261,36 @@ def _write_sql(ask: Ask, plan: str, output: Path | None) -> None:
 @PLAN
 @click.option("--digest", help="Run it only if this is its digest; default: as it is shown now.")
 @click.option("--dry-run", is_flag=True, help="Only check that it could run.")
+@click.option(
+    "--without-replica",
+    "without",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="In chunks: do not wait for this replica; may be given more than once.",
+)
 @YES
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 @asks
-def run(ask: Ask, plan: str, digest: str | None, dry_run: bool, yes: bool, no_wait: bool) -> None:
+def run(
+    ask: Ask, plan: str, digest: str | None, dry_run: bool, without: tuple[str, ...], yes: bool, no_wait: bool
+) -> None:
     """Run exactly the plan that was shown."""
     found = _get(ask, plan)
     if not ask.as_json and not yes:
         _summary(ask, found)
-    _run(ask, found, digest or found["digest"], dry_run=dry_run, yes=yes, no_wait=no_wait)
+    _run(ask, found, digest or found["digest"], dry_run=dry_run, yes=yes, no_wait=no_wait, without=without)
 
 
-def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bool, no_wait: bool) -> None:
+def _run(
+    ask: Ask,
+    found: dict[str, Any],
+    digest: str,
+    *,
+    dry_run: bool,
+    yes: bool,
+    no_wait: bool,
+    without: tuple[str, ...] = (),
+) -> None:
     source, path = found["source"], f"/v1/rollbacks/{segment(found['plan'])}/run"
     if dry_run:
         checked = ask.api.post(path, {"digest": digest, "dry_run": True})
@@ -282,7 +300,8 @@ def _run(ask: Ask, found: dict[str, Any], digest: str, *, dry_run: bool, yes: bo
         way = found["target"] if found["kind"] == "undo" else f"{found['kind']} {found['target']}"
         rows = f"{found['rows']:,} rows"
         confirm(ask, source, f"{source} will be changed in place: {way}, {rows}", yes)
-    job = ask.api.post(path, {"digest": digest})["job"]
+    asked = {"digest": digest, **({"without_replicas": list(without)} if without else {})}
+    job = ask.api.post(path, asked)["job"]
     if no_wait:
         ask.out({"job": job, "plan": found["plan"]}, lambda: click.echo(f"asked for: holdfast job watch {job}"))
         return

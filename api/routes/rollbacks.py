@@ -218,7 +218,10 @@ def run(call: Call) -> Reply:
             now = call.site.timelines.of(found.source).now(conn)
         _still_now(found, now)
         return Reply(shapes.plan(found), note={"source": found.source})
-    job = ask(call, "rollback.run", found.source, {"plan": found.plan, "digest": found.digest.hex()})
+    parameters = {"plan": found.plan, "digest": found.digest.hex()}
+    if call.body["without_replicas"]:
+        parameters["without_replicas"] = call.body["without_replicas"]
+    job = ask(call, "rollback.run", found.source, parameters)
     return Reply({"job": job}, status=202, note={"job": job, "source": found.source})
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents import registry
 from agents.errors import AgentError
 from agents.protocol import SourceSettings
-from agents.rollback.chunks import next_chunk, remaining, replicas, request_of_chunk
+from agents.rollback import chunks
+from agents.rollback.chunks import Breath, next_chunk, remaining, replicas, request_of_chunk
 from agents.rollback.plan import request_of
+from deploy.demo.mariadb import MariaDB
 from streams.events import OrdinalRange, RollbackPlanned
 from streams.paths import Path, Turn, normalise, path_at, turn, way
 
@@ -84,6 +88,35 @@ def test_chunks_lead_where_the_plan_leads_and_leave_what_came_between(
 def test_replicas_are_named_by_host_and_port() -> None:
     settings = SourceSettings("shop", "mariadb", "db", 3306, options={"replicas": "one:3306, [::1]:3307"})
     assert [(r.host, r.port) for r in replicas(settings)] == [("one", 3306), ("[::1]", 3307)]
+    assert [r.host for r in replicas(settings, ["one:3306"])] == ["[::1]"]
     assert replicas(replace(settings, options={})) == []
+    with pytest.raises(AgentError, match="replica-unknown"):
+        replicas(settings, ["two:3306"])
     with pytest.raises(AgentError, match="option-invalid"):
         replicas(replace(settings, options={"replicas": "one"}))
+
+
+def test_the_next_chunk_waits_until_undo_is_purged(mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader of long ago keeps the undo of all that was written since."""
+    monkeypatch.setattr(chunks, "MOST_UNDO", 100)
+    settings = SourceSettings(
+        "shop", "mariadb", mariadb.host, mariadb.port,
+        accounts={"rollback": "root"}, passwords={"rollback": mariadb.root_password},
+    )  # fmt: skip
+    mariadb.execute("create database growing", "create table growing.t (id int primary key, v int)")
+    mariadb.execute("insert into growing.t values (1, 0)")
+    with contextlib.closing(mariadb.connect(autocommit=False)) as reader, reader.cursor() as reading:
+        reading.execute("start transaction with consistent snapshot")
+        with contextlib.closing(mariadb.connect()) as writer, writer.cursor() as cursor:
+            for _ in range(300):
+                cursor.execute("update growing.t set v = v + 1")
+        told: list[str] = []
+
+        def say(why: str) -> None:
+            told.append(why)
+            if len(told) == 2:
+                reader.rollback()
+                mariadb.execute("set global innodb_max_purge_lag_wait = 0")  # returns when all is purged
+
+        Breath(registry.target, settings, [], 0, lambda: None, say).take("plan")
+    assert "waiting for the source to purge undo of" in told[0]

@@ -40,6 +40,7 @@ HANDLERS: Mapping[str, str] = {
     "source.pause": "agents.protect:pause",
     "source.resume": "agents.protect:resume",
     "source.remove": "agents.protect:remove",
+    "source.set-accounts": "agents.accounts:set_accounts",
     "scratch.create": "agents.scratch.handlers:create",
     "scratch.drop": "agents.scratch.handlers:drop",
     "repository.add": "agents.repository.handlers:add",

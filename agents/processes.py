@@ -81,6 +81,14 @@ class Processes:
                     child.pause_s, child.due_at = _FIRST_PAUSE_S, 0.0
             self._changed.notify_all()
 
+    def restart(self, source: str) -> None:
+        """Children of `source` that run end in order and are started again; what they were told when they began is stale."""
+        with self._changed:
+            for (name, role), child in self._children.items():
+                if name == source and child.process is not None:
+                    self._end((name, role), child, child.process, time.monotonic())
+            self._changed.notify_all()
+
     def running(self, source: str, role: Role) -> bool:
         with self._changed:
             child = self._children.get((source, role))
@@ -156,7 +164,7 @@ class Processes:
             return False
         status = process.poll()
         if status is None:
-            if not child.wanted:
+            if not child.wanted or child.asked_at:
                 self._end(key, child, process, now)
             return False
         child.process = None

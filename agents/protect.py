@@ -88,7 +88,7 @@ def _add(command: Command, ctx: Context, defined: SourceDefined, found: Prefligh
     ensure_topics(kafka, [("capture", source), ("schema", source), ("commits", None), ("rollbacks", None)])
     failpoint("add.topics")
     if not _is_defined(services.sources.find(source), defined):
-        _change(ctx, source, "baseline", defined=defined)
+        change(ctx, source, "baseline", defined=defined)
     failpoint("add.defined")
     made = _baseline(command, ctx, defined)
     failpoint("add.baseline")
@@ -97,7 +97,7 @@ def _add(command: Command, ctx: Context, defined: SourceDefined, found: Prefligh
     epoch = _start_lineage(ctx, source, made[1])
     failpoint("add.lineage")
     ctx.warn(*made[1].warnings)
-    _change(
+    change(
         ctx,
         source,
         "capturing",
@@ -171,7 +171,7 @@ def _is_defined(entry: SourceEntry | None, defined: SourceDefined) -> bool:
     return all(getattr(entry.defined, name) == getattr(defined, name) for name in names)
 
 
-def _change(ctx: Context, source: str, state: str, *, defined: SourceDefined | None = None, **fields: Any) -> None:
+def change(ctx: Context, source: str, state: str, *, defined: SourceDefined | None = None, **fields: Any) -> None:
     """Say that a source is in a new state; returns when that is durable and the agent itself has read it back."""
     services = ctx.services
     if defined is not None:
@@ -185,7 +185,7 @@ def _change(ctx: Context, source: str, state: str, *, defined: SourceDefined | N
 def _say_stopped(ctx: Context, source: str, problems: tuple[Problem, ...]) -> None:
     entry = ctx.services.sources.find(source)
     if entry is not None and entry.state in ("defined", "baseline", "stopped"):
-        _change(ctx, source, "stopped", problems=problems)
+        change(ctx, source, "stopped", problems=problems)
 
 
 def _baseline(command: Command, ctx: Context, defined: SourceDefined) -> tuple[Path, Manifest]:
@@ -269,7 +269,7 @@ def pause(command: Command, ctx: Context) -> Mapping[str, Any]:
             raise AgentError("capture-not-ended", f"capture of {source} did not end", "try again")
         where = _where(ctx, source)
         failpoint("pause.ended")
-        _change(ctx, source, "paused", lineage=entry.lineage, **where)
+        change(ctx, source, "paused", lineage=entry.lineage, **where)
     except BaseException:
         services.processes.want(source, frozenset({"capture", "index"}))
         raise
@@ -287,7 +287,7 @@ def resume(command: Command, ctx: Context) -> Mapping[str, Any]:
             raise AgentError(
                 "source-never-captured", f"{source} has no baseline", f"`holdfast source add {source}` makes one"
             )
-        _change(ctx, source, "capturing", lineage=entry.lineage)
+        change(ctx, source, "capturing", lineage=entry.lineage)
     elif entry.state != "capturing":
         raise AgentError("source-not-paused", f"{source} is {entry.state}", "see `holdfast source show`")
     return _where(ctx, source)
@@ -304,7 +304,7 @@ def remove(command: Command, ctx: Context) -> Mapping[str, Any]:
         services.processes.want(source, frozenset())
         if not services.processes.await_settled(source):
             raise AgentError("capture-not-ended", f"capture of {source} did not end", "try again")
-        _change(ctx, source, "removed")
+        change(ctx, source, "removed")
     failpoint("remove.said")
     shutil.rmtree(spool.folder_of(services.settings.data_dir, source), ignore_errors=True)  # what the log did not get
     if command.parameters.get("purge") and entry is not None:

@@ -5,8 +5,9 @@
                there are; changes nothing
     operator   also sees what was in the rows; pauses and resumes capture, plans, approves and runs rollbacks, makes
                scratch copies; stars and holds points, has them expire by the rules, verifies and collects
-    admin      everything: adds and removes sources, issues tokens, rebuilds read models; adds repositories and their
-               keys, sets retention, ends holds; has the agent read and write paths of its machine (backup, restore)
+    admin      everything: adds and removes sources, changes their accounts, issues tokens, rebuilds read models; adds
+               repositories and their keys, sets retention, ends holds; has the agent read and write paths of its machine
+               (backup, restore)
 
 `public` operations need no token: they tell nothing of what is protected.
 """
@@ -57,6 +58,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("source.add", "POST", "/v1/sources", _RULE, changes=True),
     Operation("source.show", "GET", "/v1/sources/{source}", _SEE),
     Operation("source.remove", "DELETE", "/v1/sources/{source}", _RULE, changes=True),
+    Operation("source.set_accounts", "POST", "/v1/sources/{source}/accounts", _RULE, changes=True),
     Operation("source.pause", "POST", "/v1/sources/{source}/pause", _ACT, changes=True),
     Operation("source.resume", "POST", "/v1/sources/{source}/resume", _ACT, changes=True),
     Operation("step.list", "GET", "/v1/sources/{source}/steps", _SEE),

@@ -87,7 +87,7 @@ def add(
     ask.out({"job": done, "source": found}, human)
 
 
-def _password(purpose: str, user: str, file: Path | None, lines: Any) -> str:
+def _password(purpose: str, user: str, file: Path | None, lines: Any, option: str = "") -> str:
     if file is not None:
         try:
             text = file.read_text("utf-8").removesuffix("\n").removesuffix("\r")
@@ -103,7 +103,7 @@ def _password(purpose: str, user: str, file: Path | None, lines: Any) -> str:
     else:
         text = ""
     if not text:
-        option = "--password-file" if purpose == "capture" else "--rollback-password-file"
+        option = option or ("--password-file" if purpose == "capture" else "--rollback-password-file")
         raise CliError(
             "password-missing",
             f"there is no password for the {purpose} account {user}",
@@ -248,6 +248,35 @@ def resume(ask: Ask, source: str, no_wait: bool) -> None:
     _change(ask, source, "resume", f"resuming {source}", no_wait=no_wait)
 
 
+@click.command("set-password")
+@SOURCE
+@click.option("--for", "purpose", type=click.Choice(["capture", "rollback"]), default="capture", show_default=True)
+@click.option("--user", help="Another account, too; also how a rollback account is given later.")
+@click.option("--password-file", type=FILE, help="Where the password is. Without this it is asked for.")
+@click.option("--password-stdin", is_flag=True, help="The password on standard input.")
+@NO_WAIT
+@asks
+def set_password(
+    ask: Ask,
+    source: str,
+    purpose: str,
+    user: str | None,
+    password_file: Path | None,
+    password_stdin: bool,
+    no_wait: bool,
+) -> None:
+    """Log in to a source with another password, or account, from now on.
+
+    It is tried at the source first. Capture goes on with it from where it is, also where the old one had stopped it.
+    """
+    lines = iter(sys.stdin.read().splitlines()) if password_stdin else None
+    known = user or ask.api.get(f"/v1/sources/{segment(source)}")["accounts"].get(purpose, "")
+    password = _password(purpose, known, password_file, lines, option="--password-file")
+    account = {"password": password, **({"user": user} if user else {})}
+    job = ask.api.post(f"/v1/sources/{segment(source)}/accounts", {"accounts": {purpose: account}})["job"]
+    _ended(ask, source, job, f"changing the {purpose} account of {source}", no_wait=no_wait)
+
+
 @click.command("remove")
 @SOURCE
 @click.option("--purge", is_flag=True, help="Also delete what was captured.")
@@ -262,4 +291,4 @@ def remove(ask: Ask, source: str, purge: bool, yes: bool, no_wait: bool) -> None
     _ended(ask, source, job, f"removing {source}", no_wait=no_wait)
 
 
-COMMANDS = (add, list_all, show, pause, resume, remove)
+COMMANDS = (add, list_all, show, set_password, pause, resume, remove)

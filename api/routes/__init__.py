@@ -28,6 +28,7 @@ HANDLERS: Mapping[str, Handler] = {
     "source.add": sources.add,
     "source.show": sources.show,
     "source.remove": sources.remove,
+    "source.set_accounts": sources.set_accounts,
     "source.pause": sources.pause,
     "source.resume": sources.resume,
     "step.list": timeline.page,

@@ -81,6 +81,25 @@ def add(call: Call) -> Reply:
     return Reply({"job": job}, status=202, about=name, note={"job": job})
 
 
+def set_accounts(call: Call) -> Reply:
+    """As `add` does it: a secret is kept before the command that refers to it is published."""
+    with call.site.views() as conn:
+        call.site.catch_up(conn, "catalogue", "inventory", call.text("source"))
+        found = known(call, conn)
+    accounts: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    for purpose, account in call.body["accounts"].items():
+        user = account.get("user") or found.accounts.get(purpose)
+        if not user:
+            raise ApiError(422, "account-unknown", f"{found.source} has no {purpose} account", "give its `user`, too")
+        accounts[purpose] = user
+    if found.state == "removed":
+        raise ApiError(409, "source-removed", f"source {found.source!r} was removed", "`holdfast source add` it again")
+    for purpose, account in call.body["accounts"].items():
+        secrets[purpose] = call.site.secrets.put(f"sources/{found.source}/{purpose}", account["password"].encode())
+    return _change(call, "source.set-accounts", {"accounts": accounts, "secrets": secrets})
+
+
 def remove(call: Call) -> Reply:
     return _change(call, "source.remove", {"purge": bool(call.parameters["purge"])})
 

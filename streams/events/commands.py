@@ -12,6 +12,7 @@ CommandKind = Literal[
     "source.pause",
     "source.resume",
     "source.remove",
+    "source.set-accounts",
     "rollback.plan",
     "rollback.run",
     "rollback.approve",

@@ -12,6 +12,7 @@ from deploy.demo.mariadb import MariaDB
 from streams.capture_log import CaptureLog
 from streams.events import GranuleClosed, HealthReported, LineageStarted, SchemaRecorded, SourceDefined
 from streams.ids import now_us
+from streams.secrets import SecretError, SecretStore
 from streams.settings import Settings
 from tests.stack.agent import (
     AgentProcess,
@@ -180,3 +181,62 @@ def test_a_source_whose_log_was_reset_stops_and_goes_on_from_a_new_baseline(
     reasons = [(e.reason, e.lineage) for e in events(settings, "capture", LineageStarted, "shop")]
     assert reasons == [("protected", first["lineage"]), ("new-baseline", second["lineage"])]
     assert {p.name for p in folder_of(settings.data_dir, "shop").iterdir()} == {first["baseline"], second["baseline"]}
+
+
+def test_a_password_is_changed_while_the_source_is_captured(agent: AgentProcess, shop: MariaDB) -> None:
+    settings = agent.settings
+    store = SecretStore(settings)
+
+    def put(password: str) -> str:
+        return store.put("sources/shop/capture", password.encode())
+
+    def to_be(password: str, statement: str = "INSERT INTO shop.item(name) VALUES ('more')") -> None:
+        """The source's own administrator does this, and connections that stand go on."""
+        shop.execute(f"ALTER USER capture@'127.0.0.1' IDENTIFIED BY '{password}'", statement)
+
+    agent.start()
+    assert await_job(settings, send(settings, "source.add", **source_parameters(settings, shop))).state == "finished"
+    await_state(settings, "capturing")
+    shop.execute("INSERT INTO shop.item(name) VALUES ('one')")
+    await_it(lambda: captured(settings) == 1, "capture by the first password")
+
+    wrong = await_job(settings, send(settings, "source.set-accounts", secrets={"capture": put("a wrong secret")}))
+    assert [p.code for p in wrong.problems] == ["source-denied"]
+    assert store.versions("sources/shop/capture") == [1]
+    nobody = await_job(settings, send(settings, "source.set-accounts", secrets={"rollback": put("x")}))
+    assert [p.code for p in nobody.problems] == ["command-invalid"]
+    store.remove("sources/shop/capture@2")
+
+    # Killed right after the source was defined anew: the next start finds it so, and puts the rest right.
+    to_be("second secret")
+    await_it(lambda: captured(settings) == 3, "an account statement and a step")
+    agent.stop()
+    agent.start("accounts.defined")
+    changing = send(settings, "source.set-accounts", secrets={"capture": (reference := put("second secret"))})
+    assert agent.wait() == -9
+    agent.start()
+    done = await_job(settings, changing)
+    assert (done.state, json.loads(done.result)) == ("finished", {"accounts": {"capture": "capture"}, "resumed": False})
+    with pytest.raises(SecretError, match="secret-missing"):
+        store.get("sources/shop/capture@1")
+    shop.execute("INSERT INTO shop.item(name) VALUES ('three')")
+    await_it(lambda: captured(settings) == 4, "a step by the new password")
+
+    # Capture that a changed password had stopped goes on with the right one.
+    to_be("third secret")
+    for (dump,) in shop.execute("SELECT ID FROM information_schema.PROCESSLIST WHERE COMMAND = 'Binlog Dump'"):
+        shop.execute(f"KILL {dump}")
+    stopped = await_state(settings, "stopped")
+    assert [p.code for p in stopped.problems] == ["source-denied"]
+    done = await_job(settings, send(settings, "source.set-accounts", secrets={"capture": put("third secret")}))
+    assert json.loads(done.result)["resumed"]
+    await_it(lambda: captured(settings) == 6, "what was written meanwhile")
+    assert int(store.versions("sources/shop/capture")[0]) > int(reference.rpartition("@")[2])
+    assert agent.stop() == 0
+    for secret in ("second secret", "third secret", "wrong secret"):
+        assert all(
+            secret not in repr(m.event)
+            for topic in ("inventory", "commands", "jobs")
+            for m in messages(settings, topic)
+        )
+        assert secret not in agent.log.read_text()

@@ -77,6 +77,33 @@ def test_a_source_that_is_protected_is_not_added_again(api: RunningApi, admin: C
     assert "busy" in {s["name"] for s in admin.get("/v1/sources", all="true")["items"]}
 
 
+def test_a_new_password_goes_the_same_way_as_the_first(api: RunningApi, admin: Client) -> None:
+    api.scribe.write(
+        SourceDefined(
+            source="turned",
+            kind="mariadb",
+            host="h",
+            port=3306,
+            accounts={"capture": "cap"},
+            defined_us=now_us(),
+            by="a",
+        )
+    )
+    api.apply("catalogue")
+    job = admin.post("/v1/sources/turned/accounts", {"accounts": {"capture": {"password": "anders"}}})["job"]
+    assert parameters_of(api, job) == {
+        "accounts": {"capture": "cap"},
+        "secrets": {"capture": "sources/turned/capture@1"},
+    }
+    assert SecretStore(api.settings).get("sources/turned/capture@1").decode() == "anders"
+    body = {"accounts": {"rollback": {"password": "x"}}}
+    assert admin.refused("POST", "/v1/sources/turned/accounts", 422, json=body) == "account-unknown"
+    body = {"accounts": {"rollback": {"user": "roll", "password": "x"}}}
+    assert parameters_of(api, admin.post("/v1/sources/turned/accounts", body)["job"])["accounts"] == {
+        "rollback": "roll"
+    }
+
+
 def test_a_source_that_the_catalogue_does_not_know_yet_is_not_said_to_be_absent(api: RunningApi, admin: Client) -> None:
     api.scribe.write(
         SourceDefined(source="fresh", kind="mariadb", host="h", port=3306, defined_us=now_us(), by="agent")

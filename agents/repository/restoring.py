@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from agents.failpoints import failpoint
 from agents.repository import tree
@@ -47,10 +47,13 @@ _SLICE_BYTES: Final = 4 << 20  # what a thread reads at once
 _GATHERED: Final = 4 << 20  # what a thread writes at once, at most
 _PAGE: Final = 4096
 _PENDING: Final = 2  # slices a thread has waiting
+_RESERVED: Final = 1 << 20  # stretches shorter than this are not worth a call of their own
+THREADS: Final = (os.cpu_count() or 2) + 2  # two wait for the disk while the processors are busy
 
 _BLKZEROOUT: Final = 0x127F
 _BLKGETSIZE64: Final = 0x80081272
-_FALLOC_PUNCH: Final = 0x01 | 0x02  # keep the size, punch a hole
+_FALLOC_KEEP: Final = 0x01  # the size
+_FALLOC_PUNCH: Final = _FALLOC_KEEP | 0x02
 
 
 class Target(Protocol):
@@ -66,6 +69,15 @@ class Target(Protocol):
 
     def flush(self) -> None:
         """What was written is durable on return."""
+        ...
+
+
+@runtime_checkable
+class Reserving(Protocol):
+    """A target that gains by being told what will be written."""
+
+    def reserve(self, offset: int, length: int) -> None:
+        """All of this range will be written. It reads as before until then. Raises `OSError` when there is no room."""
         ...
 
 
@@ -92,7 +104,7 @@ def restore_disk(
     ranges: Sequence[tuple[int, int]] | None = None,
     zeros: bool = True,
     skip_lost: bool = False,
-    threads: int = 2,
+    threads: int = THREADS,
     done: Callable[[int], bool] = lambda window: False,
     finished: Callable[[int], None] = lambda window: None,
     progress: Callable[[int], None] = lambda size: None,
@@ -245,6 +257,7 @@ class _Work:
             if self._zeros:
                 self._target.zero(start, length)
             self._progress(length)
+        self._reserve(holes, bounds)
         ordered = list(places)
         if isinstance(self._source, Ordering):
             try:
@@ -271,6 +284,18 @@ class _Work:
                 future.cancel()
             wait(running)
             raise
+
+    def _reserve(self, holes: list[tuple[int, int]], bounds: tuple[int, int]) -> None:
+        """Tell the target of what is between `holes`, ranges of blocks that ascend."""
+        if not isinstance(self._target, Reserving):
+            return
+        size = self._fitting.block_size
+        at, end = bounds
+        for begin, until in (*holes, (-(-end // size), -(-end // size))):
+            data_ends = min(begin * size, end)
+            if data_ends - at >= _RESERVED:
+                self._target.reserve(at, data_ends - at)
+            at = max(at, until * size)
 
     def _slice(self, names: list[bytes], places: dict[bytes, list[int]], bounds: tuple[int, int]) -> None:
         if self._failed:
@@ -378,13 +403,24 @@ class FileTarget:
             written = os.pwrite(self._fd, view, offset)
             view, offset = view[written:], offset + written
 
+    def reserve(self, offset: int, length: int) -> None:
+        """Have the file system find room in one go: threads that write past the page cache to where there is none yet wait for
+        each other."""
+        if self._device or self._direct < 0:
+            return
+        try:
+            _fallocate(self._fd, _FALLOC_KEEP, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+
     def zero(self, offset: int, length: int) -> None:
         if self._punches:
             try:
                 if self._device:
                     fcntl.ioctl(self._fd, _BLKZEROOUT, struct.pack("=QQ", offset, length))
                 else:
-                    _punch(self._fd, offset, length)
+                    _fallocate(self._fd, _FALLOC_PUNCH, offset, length)
                 return
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTTY):
@@ -408,10 +444,10 @@ class FileTarget:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _punch(descriptor: int, offset: int, length: int) -> None:
+def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     if not hasattr(_libc, "fallocate"):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    arguments = (ctypes.c_int(_FALLOC_PUNCH), ctypes.c_int64(offset), ctypes.c_int64(length))
+    arguments = (ctypes.c_int(mode), ctypes.c_int64(offset), ctypes.c_int64(length))
     if _libc.fallocate(ctypes.c_int(descriptor), *arguments):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -429,7 +465,7 @@ def restore_file(
     point: str,
     overwrite: bool = False,
     skip_lost: bool = False,
-    threads: int = 2,
+    threads: int = THREADS,
     progress: Callable[[int], None] = lambda size: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Restored:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -261,9 +262,16 @@ def test_ranges_are_restored_and_nothing_else_is_touched(seed: int, cuts: list[t
     for offset, length in ranges:
         expected[offset : offset + length] = image[offset : offset + length]
 
+    reserved, put = bytearray(len(image)), bytearray(len(image))
+
     class Memory:
+        def reserve(self, offset: int, length: int) -> None:
+            assert not any(put[offset : offset + length]), "what is written already is reserved"
+            reserved[offset : offset + length] = b"1" * length
+
         def write(self, offset: int, data: Buffer) -> None:
             written[offset : offset + len(data)] = data
+            put[offset : offset + len(data)] = b"1" * len(data)
 
         def zero(self, offset: int, length: int) -> None:
             written[offset : offset + length] = bytes(length)
@@ -271,8 +279,10 @@ def test_ranges_are_restored_and_nothing_else_is_touched(seed: int, cuts: list[t
         def flush(self) -> None:
             pass
 
-    restoring.restore_disk(store, disk, Memory(), ranges=ranges)
+    with patch.object(restoring, "_RESERVED", 1):
+        restoring.restore_disk(store, disk, Memory(), ranges=ranges)
     assert written == expected
+    assert reserved == put  # nothing that stays a hole, and all that is written
 
 
 def test_a_restore_that_ended_early_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -563,5 +563,10 @@ def next_runs(schedule: Schedule, after: datetime, count: int, *, rolling_from: 
     return [run for run, _ in zip(found, range(count), strict=False)]
 
 
+def since_1970_us(at: datetime) -> int:
+    """A moment as µs since 1970, exactly."""
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // _LEAST
+
+
 def is_rolling(schedule: Schedule) -> bool:
     return any(rule.kind == "rolling" for rule in schedule.rules)

@@ -30,7 +30,13 @@ CATALOGUE: tuple[Topic, ...] = (
     Topic("jobs", 4, "job", "every change of a job's state", "days, then archive"),
     Topic("blocks", 4, "asset", "block references, point lifecycle", "days, then archive"),
     Topic("repository", 1, "repository", "sessions, points, collection", "days, then archive"),
-    Topic("inventory", 1, "asset", "assets, sources, agents, users and roles", "days, then archive"),
+    Topic(
+        "inventory",
+        1,
+        "asset",
+        "assets, sources, agents, policies and their runs, users and roles",
+        "days, then archive",
+    ),
     Topic("schema", 1, "source", "definitions at the baseline and after each DDL step", "forever", "source", 8_388_608),
     Topic(
         "capture", 1, "source", "commit records in commit order", "until archived; never the last", "source", 8_388_608

@@ -9,6 +9,7 @@ from streams.events.copies import ScratchChanged, TableRollbackChanged, TableRol
 from streams.events.health import HealthReported
 from streams.events.inventory import SourceChanged, SourceDefined, TokenIssued, TokenRevoked
 from streams.events.jobs import FINAL_STATES, JobChanged
+from streams.events.policies import PolicyDefined, PolicyRemoved, PolicyRun
 from streams.events.repository import (
     CollectionChanged,
     DiskSealed,
@@ -55,6 +56,9 @@ __all__ = [
     "PointDropped",
     "PointMarked",
     "PointSealed",
+    "PolicyDefined",
+    "PolicyRemoved",
+    "PolicyRun",
     "Problem",
     "ReferencesRecorded",
     "RepositoryChecked",

@@ -1,8 +1,8 @@
 """`python -P -m agents --config FILE`: the agent of a site.
 
-Carries out commands (`agents.loop`), keeps a capture and an indexer process for every source that is to have them
-(`agents.processes`), and says every few seconds that it is alive. Exit status: 0 stopped by SIGTERM or SIGINT, 1 a defect,
-2 the settings or this machine are not fit, 4 the log cannot be read or written; 3 is not used.
+Carries out commands (`agents.loop`), makes policies happen (`agents.scheduling`), keeps a capture and an indexer process for
+every source that is to have them (`agents.processes`), and says every few seconds that it is alive. Exit status: 0 stopped by
+SIGTERM or SIGINT, 1 a defect, 2 the settings or this machine are not fit, 4 the log cannot be read or written; 3 is not used.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from agents.errors import AgentError
 from agents.loop import Loop
 from agents.processes import Processes, Role
 from agents.repository.node import Node
+from agents.scheduling.scheduler import Scheduler
 from agents.scratch.handlers import recover as recover_copies
 from agents.scratch.keeper import Keeper
 from agents.sources import Sources
@@ -41,6 +42,7 @@ EXIT_LOG = 4
 HEARTBEAT_S = 5.0
 # How long a capture process that ended for good may take to be heard of through the log.
 _WORD_S = 3.0
+_SCHEDULING_S = 10.0
 TOPICS = ("commands", "jobs", "inventory", "commits", "rollbacks", "repository", "blocks", "health")
 ROLES: dict[str, frozenset[Role]] = {
     "capturing": frozenset({"capture", "index"}),
@@ -73,15 +75,18 @@ class Agent:
             repositories=self.node,
         )
         self.loop = Loop(self.services, on_inventory=self._inventory)
+        self.scheduler = Scheduler(settings.kafka, self._publisher, self.services.agent, stop)
 
     def run(self) -> int:
         pulse = threading.Thread(target=self._pulse, name="heartbeat", daemon=True)
         pulse.start()
+        scheduling = threading.Thread(target=self._schedule, name="scheduling", daemon=True)
         try:
             ensure_topics(self._settings.kafka, [(name, None) for name in TOPICS])
             self.keeper.start()
             recover_copies(self.services)
             self.node.start()
+            scheduling.start()
             self.loop.run()
             if self.loop.fatal is not None:
                 raise self.loop.fatal
@@ -90,6 +95,8 @@ class Agent:
             self.processes.close()
             self.keeper.close()
             self.node.close()
+            if scheduling.ident is not None:
+                scheduling.join(_SCHEDULING_S)
             pulse.join()
             self._publisher.close(5.0)
         return 0
@@ -144,6 +151,15 @@ class Agent:
             self.loop.give_up(error)
         except Exception as error:  # noqa: BLE001 - the thread's edge: an agent whose heart has stopped must not go on
             _log.exception("the heartbeat met a defect")
+            self.loop.give_up(error)
+
+    def _schedule(self) -> None:
+        try:
+            self.scheduler.run()
+        except StreamError as error:
+            self.loop.give_up(error)
+        except Exception as error:  # noqa: BLE001 - the thread's edge: an agent that lets schedules pass must not go on
+            _log.exception("the scheduler met a defect")
             self.loop.give_up(error)
 
     def _health(self, state: str) -> HealthReported:

@@ -1,0 +1,170 @@
+"""An agent killed at each boundary of a policy's run, on real Kafka: started again, it makes each backup once and says so once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.scheduling.book import Book
+from streams.events import CommandRequested, JobChanged, PointSealed, PolicyDefined, PolicyRun, SessionOpened
+from streams.ids import now_us
+from streams.policies import canonical, parse, run_id
+from streams.policy_log import PolicyLog
+from streams.publish import Publisher
+from streams.settings import Settings
+from tests.stack.agent import AgentProcess, await_it, await_job, events, messages, send
+from tests.stack.servers import KafkaServer, PostgresServer, make_site
+
+pytestmark = pytest.mark.crash
+PLACES = (
+    "schedule.decided",
+    "schedule.fired",
+    "schedule.fired.durable",
+    "schedule.asked",
+    "schedule.asked:2",
+    "schedule.asked.durable:2",
+    "command.done:2",
+    "schedule.ended",
+    "schedule.ended.durable",
+)
+
+
+@dataclass
+class Ground:
+    """One site for all tests of this module: a policy of its own for each, all into one repository."""
+
+    settings: Settings
+    agent: AgentProcess
+    trees: Path
+
+    def define(self, policy: str, *assets: str, **given: Any) -> None:
+        document: dict[str, Any] = {
+            "kind": "backup.make",
+            "repository": "vault",
+            "paths": {asset: str(self.trees) for asset in assets},
+            "schedule": ["rolling 999d"],  # due at once, and not again
+            **given,
+        }
+        text = canonical(parse(document))
+        with Publisher(self.settings, "test") as publisher:
+            publisher.sent_and_durable(
+                PolicyDefined(policy=policy, version=1, document=text, defined_us=now_us(), by="ada")
+            )
+
+    def runs(self, policy: str, state: str) -> list[PolicyRun]:
+        """Those that count."""
+        log, found = PolicyLog(), []
+        for message in messages(self.settings, "inventory"):
+            if log.apply(message.event) and isinstance(message.event, PolicyRun):
+                found += [message.event] if (message.event.policy, message.event.state) == (policy, state) else []
+        return found
+
+    def ended(self, policy: str) -> PolicyRun:
+        return await_it(lambda: self.runs(policy, "ended"), f"the end of a run of {policy}")[0]
+
+    def points(self, *assets: str) -> list[str]:
+        return sorted(e.asset for e in events(self.settings, "repository", PointSealed) if e.asset in assets)
+
+
+@pytest.fixture(scope="module")
+def ground(kafka: KafkaServer, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("schedules")
+    database = postgres.fresh_database()
+    settings = make_site(folder / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database)
+    agent = AgentProcess(settings)
+    (folder / "vault").mkdir()
+    (folder / "trees").mkdir()
+    (folder / "trees" / "file").write_text("what is backed up")
+    try:
+        agent.start()
+        given = {"name": "vault", "store": {"kind": "local", "path": str(folder / "vault")}, "encrypted": False}
+        more = {"block_size": 131_072, "dedupe": "repository", "keep": "", "dry_run": False, "secrets": {}}
+        added = await_job(settings, send(settings, "repository.add", "repository/vault", **given, **more))
+        assert added.state == "finished", added.problems
+        agent.stop()
+        yield Ground(settings, agent, folder / "trees")
+    finally:
+        agent.end()
+        print(agent.tail(200))
+        postgres.drop_database(database.dbname)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_is_made_once_wherever_the_agent_dies(ground: Ground, place: str) -> None:
+    name = place.replace(".", "-").replace(":", "-")
+    one, other = f"{name}-a", f"{name}-b"
+    ground.agent.start(place)
+    ground.define(name, one, other)
+    assert ground.agent.wait() == -9, ground.agent.tail()
+    ground.agent.start()
+    ended = ground.ended(name)
+    assert ended.figures == {"done": 2, "assets": 2, "left_out": 0}
+    ground.agent.stop()
+    assert len(ground.runs(name, "fired")) == len(ground.runs(name, "ended")) == 1
+    assert ground.points(one, other) == [one, other]
+    commands = [e for e in events(ground.settings, "commands", CommandRequested) if e.requester == f"policy/{name}"]
+    assert len({c.command for c in commands}) == 2
+    done = [e.job for e in events(ground.settings, "jobs", JobChanged) if e.state == "finished"]
+    assert all(done.count(c.command) == 1 for c in commands)
+
+
+def test_two_schedulers_that_say_everything_twice_make_one_run(ground: Ground) -> None:
+    """Whatever the agent's scheduler says is said by another one, too, under the same ids."""
+    ground.define("twice", "twice-a")
+    twin = Book("agent-elsewhere")
+    with Publisher(ground.settings, "test") as publisher:
+        for topic in ("inventory", "commands", "jobs"):
+            for message in messages(ground.settings, topic):
+                twin.take(message.event)
+            twin.settle()
+        what = [event for _, event in twin.decide(now_us(), 0.0) if getattr(event, "policy", "") == "twice"]
+        assert [event.state for event in what if isinstance(event, PolicyRun)] == ["fired"]
+        publisher.sent_and_durable(*what)
+        for message in messages(ground.settings, "inventory"):
+            twin.take(message.event)
+        asked = [e for _, e in twin.decide(now_us(), 0.0) if getattr(e, "requester", "") == "policy/twice"]
+        publisher.sent_and_durable(*asked, *asked)
+    ground.agent.start()
+    assert ground.ended("twice").figures["done"] == 1
+    ground.agent.stop()
+    (command,) = {c.command for c in events(ground.settings, "commands", CommandRequested) if c in asked}
+    sessions = [e for e in events(ground.settings, "repository", SessionOpened) if e.job == command]
+    assert len(sessions) == 1
+    assert ground.points("twice-a") == ["twice-a"]
+
+
+def test_what_fails_is_tried_again_and_what_is_asked_for_runs_at_once(ground: Ground) -> None:
+    ground.agent.start()
+    ground.define(
+        "failing", "failing-a", paths={"failing-a": "/nowhere/at/all"}, retries_s=[0, 1], enabled=False, priority=1
+    )
+    at = now_us()
+    with Publisher(ground.settings, "test") as publisher:
+        run = run_id("failing", 0, at)
+        publisher.sent_and_durable(
+            PolicyRun(policy="failing", version=1, run=run, state="asked", instant_us=at, at_us=at, by="ada")
+        )
+    ended = ground.ended("failing")
+    assert (ended.run, ended.figures) == (run, {"failed": 1, "assets": 1, "left_out": 0})
+    assert (
+        len([e for e in events(ground.settings, "commands", CommandRequested) if e.requester == "policy/failing"]) == 3
+    )
+    ground.agent.stop()
+
+
+def test_repositories_are_looked_after_by_policies(ground: Ground) -> None:
+    ground.agent.start()
+    for kind in ("repository.verify", "repository.collect", "point.expire"):
+        name = kind.replace(".", "-")
+        document = canonical(parse({"kind": kind, "repository": "vault", "schedule": ["rolling 999d"]}))
+        with Publisher(ground.settings, "test") as publisher:
+            publisher.sent_and_durable(
+                PolicyDefined(policy=name, version=1, document=document, defined_us=now_us(), by="ada")
+            )
+        assert ground.ended(name).figures == {"done": 1, "assets": 1, "left_out": 0}, ground.agent.tail()
+    ground.agent.stop()

@@ -1,4 +1,4 @@
-"""An agent killed at each boundary of a policy's run, on real Kafka: started again, it makes each backup once and says so once."""
+"""An agent killed at each boundary of a policy's run, on real Kafka: started again, it makes each backup once."""
 
 from __future__ import annotations
 

@@ -82,8 +82,15 @@ def ground(kafka: KafkaServer, postgres: PostgresServer, tmp_path_factory: pytes
     (folder / "trees" / "file").write_text("what is backed up")
     try:
         agent.start()
-        given = {"name": "vault", "store": {"kind": "local", "path": str(folder / "vault")}, "encrypted": False}
-        more = {"block_size": 131_072, "dedupe": "repository", "keep": "", "dry_run": False, "secrets": {}}
+        given: dict[str, Any] = {"name": "vault", "encrypted": False}
+        given["store"] = {"kind": "local", "path": str(folder / "vault")}
+        more: dict[str, Any] = {
+            "block_size": 131_072,
+            "dedupe": "repository",
+            "keep": "",
+            "dry_run": False,
+            "secrets": {},
+        }
         added = await_job(settings, send(settings, "repository.add", "repository/vault", **given, **more))
         assert added.state == "finished", added.problems
         agent.stop()

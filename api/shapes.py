@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from projections.views.access import Token
+from projections.views.assets import Asset, Host
 from projections.views.audit import Call
 from projections.views.catalogue import Source
 from projections.views.copies import Scratch, TablePlan
@@ -388,6 +389,48 @@ def repository(row: Repository, holds: Holding) -> dict[str, Any]:
             for c in holds.checks
         ],
         "problems": [p for c in holds.checks for p in problems(c.problems)],
+    }
+
+
+def host(row: Host) -> dict[str, Any]:
+    return {
+        "name": row.host,
+        "kind": row.kind,
+        "url": row.url,
+        "account": row.account,
+        "options": dict(row.options),
+        "version": row.version,
+        "state": row.state,
+        "problems": problems(row.problems),
+        "defined": time(row.first_us),
+        "since": time(row.defined_us),
+        "by": row.by,
+        "machines": row.machines,
+    }
+
+
+def asset(row: Asset, newest: Point | None) -> dict[str, Any]:
+    return {
+        **{
+            name: getattr(row, name) for name in ("asset", "state", "host", "native", "name", "folder", "power", "cpus")
+        },
+        "memory": row.memory,
+        "firmware": row.firmware,
+        "tags": list(row.tags),
+        "disks": [dict(disk) for disk in row.disks],
+        "nics": [dict(nic) for nic in row.nics],
+        "first_seen": time(row.first_us),
+        "seen": time(row.seen_us),
+        "point": {
+            "point": newest.point,
+            "repository": newest.repository,
+            "created": time(newest.created_us),
+            "size": newest.size_bytes,
+            "mode": newest.facts.get("mode", ""),
+            "consistency": newest.facts.get("consistency", ""),
+        }
+        if newest is not None
+        else None,
     }
 
 

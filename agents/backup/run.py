@@ -32,7 +32,7 @@ from agents.backup.progress import Pace, Reading
 from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
-from agents.machines import DiskSnapshot, Host, MachineSnapshot, Quiesce, Wanted
+from agents.machines import DiskSnapshot, Host, Leftover, MachineSnapshot, Quiesce, Wanted
 from agents.repository.backups import backup_session, draft, ingest_of
 from agents.repository.extents import CHUNK
 from agents.repository.handlers import held_of, say_mark
@@ -199,7 +199,7 @@ def _back_up(command: Command, ctx: Context, held: Held, host: Host, asked: _Ask
         for machine in machines:
             _seal(command, ctx, machine, asked)
             failpoint("backup-point-sealed")
-        snapshot.keep(_needed(ctx, asked))
+        snapshot.keep(_to_keep(ctx, host, asked))
         failpoint("backup-marks-kept")
         snapshot.close()
         for machine in machines:
@@ -400,16 +400,25 @@ def _seal(command: Command, ctx: Context, machine: _Machine, asked: _Asked) -> S
 # --- what stays on the host -------------------------------------------------------------------------------------------
 
 
-def _needed(ctx: Context, asked: _Asked) -> dict[str, list[str]]:
-    ledgers = ctx.services.node.ledgers()
-    return {a.native: sorted(choosing.needed(ledgers, a.asset, a.native)) for a in asked.assets}
+def _to_keep(ctx: Context, host: Host, asked: _Asked) -> dict[str, list[str]]:
+    """By machine, the marks that stay when this job's are kept: those that may be asked since, and those that are not ours."""
+    found = host.leftovers()
+    gone = _dead(ctx, found, asked)
+    kept: dict[str, list[str]] = {a.native: [] for a in asked.assets}
+    for one in found:
+        if one.kind == "mark" and one.native in kept and one not in gone:
+            kept[one.native].append(one.name)
+    return kept
 
 
 def _tidy(ctx: Context, host: Host, asked: _Asked, asking: Collection[str] = ()) -> None:
     """Take away what dead jobs of ours left on these machines, but for marks that are needed or are to be asked since now."""
-    ledgers = ctx.services.node.ledgers()
-    wanted = {mark for marks in _needed(ctx, asked).values() for mark in marks}.union(asking)
-    natives = [a.native for a in asked.assets]
-    for one in choosing.dead(host.leftovers(), natives, ledgers, wanted, ctx.command.id):
+    for one in _dead(ctx, host.leftovers(), asked, asking):
         host.remove(one)
         failpoint("backup-leftover-removed")
+
+
+def _dead(ctx: Context, found: Sequence[Leftover], asked: _Asked, asking: Collection[str] = ()) -> list[Leftover]:
+    ledgers = ctx.services.node.ledgers()
+    wanted = {mark for a in asked.assets for mark in choosing.needed(ledgers, a.asset, a.native)}.union(asking)
+    return choosing.dead(found, [a.native for a in asked.assets], ledgers, wanted, ctx.command.id)

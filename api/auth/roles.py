@@ -4,9 +4,9 @@
     auditor    also sees what was in the rows, what differs between points, who called what, and which tokens and keys
                there are; changes nothing
     operator   also sees what was in the rows; pauses and resumes capture, plans, approves and runs rollbacks, makes
-               scratch copies; stars and holds points, has them expire by the rules, verifies and collects
-    admin      everything: adds and removes sources, changes their accounts, issues tokens, rebuilds read models; adds
-               repositories and their keys, sets retention, ends holds; has the agent read and write paths of its machine
+               scratch copies; backs machines up; stars and holds points, has them expire by the rules, verifies and collects
+    admin      everything: adds and removes sources and hosts, changes their accounts, issues tokens, rebuilds read models;
+               adds repositories and their keys, sets retention, ends holds; has the agent read and write paths of its machine
                (backup, restore)
 
 `public` operations need no token: they tell nothing of what is protected.
@@ -98,6 +98,14 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("key.remove", "DELETE", "/v1/repositories/{repository}/keys/{key}", _RULE, changes=True),
     Operation("key.reveal", "POST", "/v1/repositories/{repository}/keys/{key}/reveal", _RULE, changes=True),
     Operation("backup.make", "POST", "/v1/backups", _RULE, changes=True),
+    Operation("backup.run", "POST", "/v1/backups/machines", _ACT, changes=True),
+    Operation("host.list", "GET", "/v1/hosts", _SEE),
+    Operation("host.add", "POST", "/v1/hosts", _RULE, changes=True),
+    Operation("host.show", "GET", "/v1/hosts/{host}", _SEE),
+    Operation("host.remove", "DELETE", "/v1/hosts/{host}", _RULE, changes=True),
+    Operation("asset.list", "GET", "/v1/assets", _SEE),
+    Operation("asset.discover", "POST", "/v1/assets/discover", _ACT, changes=True),
+    Operation("asset.show", "GET", "/v1/assets/{asset}", _SEE),
     Operation("point.list", "GET", "/v1/points", _SEE),
     Operation("point.show", "GET", "/v1/points/{point}", _SEE),
     Operation("point.star", "POST", "/v1/points/{point}/star", _ACT, changes=True),

@@ -49,7 +49,9 @@ NOUNS = (
     Noun("row", "Every version of a row, and the transactions that wrote it."),
     Noun("rollback", "Plan a rollback, look at it, run it, go forward again."),
     Noun("scratch", "A source as it was after a step, on a private server: create, list, show, drop."),
-    Noun("backup", "Directories and disk images into a repository."),
+    Noun("host", "Hypervisors: add, list, show, remove."),
+    Noun("asset", "The machines on them: discover, list, show."),
+    Noun("backup", "Machines, directories and disk images into a repository."),
     Noun("repository", "Where points are kept: add, list, show, verify, collect, usage, adopt, keys."),
     Noun("point", "Restore points: list, show, star, hold, expire, diff, restore."),
     Noun("job", "What agents were asked to do, and how far it is."),
@@ -64,7 +66,7 @@ for _noun in NOUNS:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands, options and source names.
+    """Print what makes SHELL complete commands, options and names.
 
     \b
     bash:  holdfast completion bash > /etc/bash_completion.d/holdfast

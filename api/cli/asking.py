@@ -141,5 +141,25 @@ def repository_names(ctx: click.Context, parameter: click.Parameter, incomplete:
     return [r["name"] for r in found if r["name"].startswith(incomplete)]
 
 
+def host_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of hosts, likewise."""
+    try:
+        found = Api(find()).get("/v1/hosts")["items"]
+    except CliError:
+        return []
+    return [h["name"] for h in found if h["name"].startswith(incomplete)]
+
+
+def asset_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of machines, likewise."""
+    try:
+        found = Api(find()).get("/v1/assets")["items"]
+    except CliError:
+        return []
+    return [a["asset"] for a in found if a["asset"].startswith(incomplete)]
+
+
 SOURCE = click.argument("source", shell_complete=source_names)
 REPOSITORY = click.argument("repository", shell_complete=repository_names)
+HOST = click.argument("host", shell_complete=host_names)
+ASSET = click.argument("asset", shell_complete=asset_names)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from api.calls import Handler
 from api.routes import (
+    assets,
     audit,
     jobs,
     points,
@@ -68,6 +69,14 @@ HANDLERS: Mapping[str, Handler] = {
     "key.remove": repositories.remove_key,
     "key.reveal": repositories.reveal,
     "backup.make": points.backup,
+    "backup.run": assets.backup,
+    "host.list": assets.list_hosts,
+    "host.add": assets.add_host,
+    "host.show": assets.show_host,
+    "host.remove": assets.remove_host,
+    "asset.list": assets.list_all,
+    "asset.discover": assets.discover,
+    "asset.show": assets.show,
     "point.list": points.list_all,
     "point.show": points.show,
     "point.star": points.star,

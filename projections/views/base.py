@@ -85,6 +85,14 @@ def clock(message: Message) -> int:
     return message.hlc & 0x7FFF_FFFF_FFFF_FFFF
 
 
+_EVER = 0x7FFF_FFFF_FFFF_FFFF
+
+
+def moment(as_of_us: int | None) -> int:
+    """The last hybrid clock of that moment; of now without one."""
+    return _EVER if as_of_us is None else min(_EVER, ((as_of_us // 1000 + 1) << 16) - 1)
+
+
 def where(*conditions: tuple[LiteralString, Any]) -> tuple[sql.Composable, list[Any]]:
     """`WHERE a AND b …` of those conditions whose value is not None, and the values (a tuple fills several places).
 

@@ -24,6 +24,7 @@ from projections.views.base import (
     dump_problems,
     event_id,
     load_problems,
+    moment,
     text,
     where,
 )
@@ -57,7 +58,6 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 }
 UNDIGESTED: tuple[str, ...] = ()
 TOPICS = ("repository",)
-_EVER = 0x7FFF_FFFF_FFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,11 +368,6 @@ def _sealed(e: PointSealed) -> dict[str, Any]:
 # --- queries --------------------------------------------------------------------------------------------------------
 
 
-def _until(as_of_us: int | None) -> int:
-    """The last hybrid clock of that moment."""
-    return _EVER if as_of_us is None else min(_EVER, ((as_of_us // 1000 + 1) << 16) - 1)
-
-
 _DEFINITIONS = """
 SELECT * FROM (
     SELECT DISTINCT ON (repository) *, min(defined_us) OVER (PARTITION BY repository) AS first_us
@@ -393,14 +388,14 @@ def repository(conn: Connection, name: str, *, as_of_us: int | None = None) -> R
     """One repository; None for one that was removed or never was."""
     with conn.cursor(row_factory=kwargs_row(_repository)) as cur:
         query = _DEFINITIONS + " WHERE repository = %s AND state <> 'removed'"
-        return cur.execute(query, (_until(as_of_us), name)).fetchone()
+        return cur.execute(query, (moment(as_of_us), name)).fetchone()
 
 
 def repositories(conn: Connection, *, as_of_us: int | None = None) -> list[Repository]:
     """All repositories by name."""
     with conn.cursor(row_factory=kwargs_row(_repository)) as cur:
         query = _DEFINITIONS + " WHERE state <> 'removed' ORDER BY repository"
-        return cur.execute(query, (_until(as_of_us),)).fetchall()
+        return cur.execute(query, (moment(as_of_us),)).fetchall()
 
 
 _HOLDING = """
@@ -418,7 +413,7 @@ SELECT (SELECT coalesce(sum(stored_bytes), 0) FROM point
 
 def holding(conn: Connection, name: str, *, as_of_us: int | None = None) -> Holding:
     """What it holds and who works in it."""
-    given = {"repository": name, "until": _until(as_of_us)}
+    given = {"repository": name, "until": moment(as_of_us)}
     with conn.cursor() as cur:
         points, assets, newest = cur.execute(_HOLDING, given).fetchone() or (0, 0, None)
         stored = (cur.execute(_STORED, given).fetchone() or (0,))[0]
@@ -499,7 +494,7 @@ def points(
 ) -> list[Point]:
     """Newest first; those that were dropped only when asked for. `before` is `(created_us, point)` of the last one of the
     page before."""
-    until = _until(as_of_us)
+    until = moment(as_of_us)
     condition, values = where(
         ("counts = %s", 1),
         ("repository = %s", repository),
@@ -513,6 +508,21 @@ def points(
         return cur.execute(query, [*values, limit]).fetchall()
 
 
+def newest_points(conn: Connection, assets: Iterable[str], *, as_of_us: int | None = None) -> dict[str, Point]:
+    """The newest point of each of these machines, wherever it is kept."""
+    with conn.cursor(row_factory=kwargs_row(_point)) as cur:
+        cur.execute(
+            """
+            SELECT DISTINCT ON (asset) * FROM point
+            WHERE asset = ANY(%(assets)s) AND kind = 'disks' AND counts = 1 AND sealed_hlc <= %(until)s
+                AND (dropped_hlc IS NULL OR dropped_hlc > %(until)s)
+            ORDER BY asset, created_us DESC, point DESC
+            """,
+            {"assets": list(assets), "until": moment(as_of_us)},
+        )
+        return {row.asset: row for row in cur}
+
+
 def marks(conn: Connection, points: Iterable[str], *, as_of_us: int | None = None) -> dict[str, tuple[PointMark, ...]]:
     """Every mark that those points were ever given, oldest first."""
     found: dict[str, tuple[PointMark, ...]] = {}
@@ -522,7 +532,7 @@ def marks(conn: Connection, points: Iterable[str], *, as_of_us: int | None = Non
             SELECT point, mark, number, name, note, until_us, marked_us, by FROM point_mark
             WHERE point = ANY(%s) AND counts = 1 AND hlc <= %s ORDER BY point, hlc, event
             """,
-            (list(points), _until(as_of_us)),
+            (list(points), moment(as_of_us)),
         )
         for row in cur:
             found[row.point] = (*found.get(row.point, ()), row)

@@ -1,6 +1,6 @@
 """Processors: which views there are in each family, and the Faust shell around what applies them.
 
-    catalogue    sources, jobs, tokens, points   `inventory`, `commands`, `jobs`, `repository`
+    catalogue    sources, machines, jobs, points  `inventory`, `commands`, `jobs`, `repository`
     timelines    granules, plans, scratch copies `commits`, `rollbacks`, `inventory`
     dashboards   figures and the audit trail     `commits`, `health`, `audit`
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "catalogue": ("catalogue", "jobs", "access", "repositories"),
+    "catalogue": ("catalogue", "jobs", "access", "repositories", "assets"),
     "timelines": ("timeline", "copies"),
     "dashboards": ("dashboard", "audit"),
 }

@@ -13,6 +13,9 @@ from dataclasses import replace
 
 from streams.consume import Message
 from streams.events import (
+    AssetChanged,
+    AssetDisk,
+    AssetNic,
     CallAudited,
     CollectionChanged,
     CommandRequested,
@@ -21,6 +24,7 @@ from streams.events import (
     GranuleClosed,
     GranuleKeys,
     HealthReported,
+    HostDefined,
     JobChanged,
     KeyedTable,
     Landmark,
@@ -98,6 +102,8 @@ class History:
             *[self.job] * 2,
             self.source_defined,
             self.source_changed,
+            *[self.asset_changed] * 2,
+            self.host_defined,
             self.command,
             self.plan,
             self.plan_changed,
@@ -327,6 +333,43 @@ class History:
                 at_us=self.now(),
                 by="agent-1",
                 problems=(Problem("disk-full", "no room", ""),) if state == "failed" else (),
+            )
+        )
+
+    def host_defined(self) -> None:
+        host = self.rng.choice(["h1", "h2"])
+        self.write(
+            HostDefined(
+                host=host,
+                kind="kvm",
+                state=self.rng.choice(["added", "changed", "removed"]),
+                url=f"qemu+tls://{host}/system",
+                secrets={"password": f"hosts/{host}/password@1"},
+                options={"disks": "2"},
+                version="9.0",
+                defined_us=self.now(),
+                by="ada",
+            )
+        )
+
+    def asset_changed(self) -> None:
+        """Machines come, change and go; sometimes another machine is said to have a name that is taken."""
+        asset = self.rng.choice(["web", "db", "mail"])
+        self.write(
+            AssetChanged(
+                asset=asset,
+                state=self.rng.choice(["seen", "seen", "gone"]),
+                host=self.rng.choice(["h1", "h2"]),
+                native=self.rng.choice([f"{asset}-1", f"{asset}-1", f"{asset}-2"]),
+                name=f"{asset}\0",
+                tags=("gold",),
+                power="running",
+                cpus=self.rng.randrange(1, 5),
+                memory=1 << 33,
+                disks=(AssetDisk("vda", 1 << 40, "qcow2", tracked=True),),
+                nics=(AssetNic("52:54:00:00:00:01"),),
+                seen_us=self.now(),
+                by="node-1",
             )
         )
 

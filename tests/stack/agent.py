@@ -42,10 +42,11 @@ def await_it(look: Callable[[], T | None], what: str, timeout: float = PATIENCE_
 
 
 class AgentProcess:
-    """`python -P -m agents`. Its output is in `log`."""
+    """`python -P -m agents`, or another `module` that starts one. Its output is in `log`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, module: str = "agents") -> None:
         self.settings = settings
+        self.module = module
         self.log = settings.data_dir / "agent.log"
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("commands", "jobs", "inventory", "commits", "rollbacks", "health"):
@@ -55,7 +56,7 @@ class AgentProcess:
         environment = {**os.environ, "HOLDFAST_FAILPOINT": failpoint}
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "agents", "--config", str(config_file(self.settings))],
+                [sys.executable, "-P", "-m", self.module, "--config", str(config_file(self.settings))],
                 stdout=out,
                 stderr=out,
                 env=environment,

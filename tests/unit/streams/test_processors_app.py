@@ -73,7 +73,17 @@ def test_tls_trusts_the_site_s_authority_and_checks_names(tmp_path: Path, passwo
 def test_every_view_is_in_one_family() -> None:
     views = [view for family in FAMILIES.values() for view in family]
     assert len(views) == len(set(views))
-    assert set(views) == {"catalogue", "jobs", "access", "timeline", "dashboard", "audit", "copies", "repositories"}
+    assert set(views) == {
+        "catalogue",
+        "jobs",
+        "access",
+        "timeline",
+        "dashboard",
+        "audit",
+        "copies",
+        "repositories",
+        "assets",
+    }
 
 
 class Process:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from agents import registry
 from agents.backup.machine_facts import machine_of, marks_of
 from agents.commands import Interrupted
 from agents.errors import AgentError, SourceUnavailable
+from agents.machines import Wanted
 from agents.repository import packs
 from agents.repository.backups import is_damaged
 from agents.repository.handlers import say_mark
@@ -264,6 +266,18 @@ def test_somebody_elses_backup_is_left_alone(site: Site, shop: Guest) -> None:
     assert refused.value.code == "machine-busy"
     theirs.occupy(shop.native, False)
     site.backup("shop")
+
+
+def test_another_sites_marks_and_snapshots_are_left_alone(site: Site, shop: Guest) -> None:
+    host = registry.host(site.hypervisor.settings())
+    theirs = host.snapshot([Wanted(shop.native)], job="0198c0de-0000-7000-8000-00000000ffff")
+    theirs.keep({})
+    theirs.close()
+    (mark,) = site.hypervisor.marks(shop.native, "vda")
+    for mode in ("full", "incremental", "incremental"):
+        site.backup("shop", mode=mode)
+    assert mark in site.hypervisor.marks(shop.native, "vda")
+    assert len(site.hypervisor.marks(shop.native, "vda")) == 3
 
 
 def test_progress_tells_rate_and_what_takes_longest(site: Site, shop: Guest) -> None:

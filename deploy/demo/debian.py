@@ -47,25 +47,33 @@ class Root:
         return [str(loader), "--library-path", str(loader.parent), str(self.path / path)]
 
 
-def unpacked(package: str, suite: str, progress: Progress = lambda _: None) -> Root:
-    """`package` of `suite`, fetched where that is still to be done: the newest version of the day it was fetched.
+def unpacked(package: str, suite: str, series: str, progress: Progress = lambda _: None) -> Root:
+    """`package` of `suite`, of a version that begins with `series` (`9.7.`), fetched where that is still to be done.
 
-    Raises `PackageError` (`package-unavailable`).
+    A suite that moves on keeps no older versions: once the series is gone from it, and was not fetched before, it cannot be
+    had any more. Raises `PackageError` (`package-unavailable`, `package-gone`).
     """
-    if found := present(package, suite):
+    if found := present(package, suite, series):
         return found
     with exclusive(f"debian-{package}"):
-        if found := present(package, suite):
+        if found := present(package, suite, series):
             return found
-        progress(f"fetching {package} of Debian {suite}")
+        progress(f"fetching {package} {series}* of Debian {suite}")
         with tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-            return _fetch(package, suite, Path(scratch))
+            return _fetch(package, suite, series, Path(scratch))
 
 
-def present(package: str, suite: str) -> Root | None:
+def present(package: str, suite: str, series: str) -> Root | None:
     """What `unpacked` made earlier."""
-    found = sorted(cache_dir().glob(f"debian-{suite}_{package}_*"), key=lambda p: p.stat().st_mtime)
+    found = sorted(cache_dir().glob(f"debian-{suite}_{package}_{series}*"), key=lambda p: p.stat().st_mtime)
     return Root(found[-1]) if found else None
+
+
+def candidate(versions: str, series: str) -> str | None:
+    """The newest version that begins with `series` in what `apt-cache madison` says (`package | version | archive`), which
+    lists newest first."""
+    found = (line.split("|")[1].strip() for line in versions.splitlines() if line.count("|") >= 2)
+    return next((v for v in found if v.startswith(series)), None)
 
 
 def origin(etc: Path = Path("/etc")) -> Origin:
@@ -95,7 +103,7 @@ def _entries(apt: Path) -> Iterator[tuple[str, list[str], str]]:
             yield uri, [suite], signed_by[1] if signed_by else ""
 
 
-def _fetch(package: str, suite: str, scratch: Path) -> Root:
+def _fetch(package: str, suite: str, series: str, scratch: Path) -> Root:
     here = origin()
     for directory in ("state/lists/partial", "cache/archives/partial"):
         (scratch / directory).mkdir(parents=True)
@@ -118,9 +126,19 @@ def _fetch(package: str, suite: str, scratch: Path) -> Root:
         "Acquire::Retries": "3",
         "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
     }
-    apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
+    options = [f"-o{name}={value}" for name, value in settings.items()]
+    apt = ["apt-get", "-qq", *options]
     _run([*apt, "update"])
-    _run([*apt, "install", "--yes", "--download-only", package])
+    offered = _run(["apt-cache", *options, "madison", package])
+    version = candidate(offered, series)
+    if version is None:
+        there = ", ".join(dict.fromkeys(v.split("|")[1].strip() for v in offered.splitlines() if v.count("|") >= 2))
+        raise PackageError(
+            "package-gone",
+            f"Debian {suite} has no {package} {series}* any more (it has {there or 'none'})",
+            "what Holdfast is tested with is named in deploy/demo: raise it there, and see that its tests pass",
+        )
+    _run([*apt, "install", "--yes", "--download-only", f"{package}={version}"])
     root = scratch / "root"
     archives = sorted((scratch / "cache" / "archives").glob("*.deb"))
     for archive in archives:
@@ -131,7 +149,8 @@ def _fetch(package: str, suite: str, scratch: Path) -> Root:
     return Root(root.rename(cache_dir() / f"debian-{suite}_{package}_{version}"))
 
 
-def _run(command: list[str]) -> None:
+def _run(command: list[str]) -> str:
+    """What it wrote. Raises `PackageError` when it fails."""
     if shutil.which(command[0]) is None:
         raise PackageError("package-unavailable", f"this system has no {command[0]}")
     environ = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
@@ -150,6 +169,7 @@ def _run(command: list[str]) -> None:
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise PackageError("package-unavailable", f"{command[0]}: {said[0] if said else done.returncode}")
+    return done.stdout
 
 
 def _read(path: Path) -> str:

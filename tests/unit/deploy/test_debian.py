@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.debian import Origin, origin
+from deploy.demo import debian
+from deploy.demo.debian import Origin, candidate, origin
 from deploy.errors import PackageError
 
 DEBIAN = "ID=debian\nVERSION_CODENAME=bookworm\n"
@@ -44,3 +45,31 @@ def test_one_line_entries(tmp_path: Path) -> None:
 def test_a_system_without_such_an_entry_says_so(tmp_path: Path, release: str) -> None:
     with pytest.raises(PackageError, match="knows no Debian archive"):
         origin(machine(tmp_path, release))
+
+
+OFFERED = """mysql-server-core | 10.0.1-1 | http://mirror.test/debian sid/main amd64 Packages
+mysql-server-core | 9.7.4-2 | http://mirror.test/debian sid/main amd64 Packages
+mysql-server-core | 9.7.3-1 | http://mirror.test/debian sid/main amd64 Packages
+"""
+
+
+def test_the_newest_of_the_series_that_is_tested_with_is_taken() -> None:
+    assert candidate(OFFERED, "9.7.") == "9.7.4-2"
+    assert candidate(OFFERED, "9.8.") is None
+    assert candidate("", "9.7.") is None
+
+
+def test_a_series_that_the_suite_has_left_behind_is_said_to_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is what the tests that need it are skipped with."""
+    monkeypatch.setenv("HOLDFAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(debian, "origin", lambda: Origin("http://mirror.test/debian", ""))
+    monkeypatch.setattr(debian, "_run", lambda command: OFFERED if "madison" in command else "")
+    with pytest.raises(
+        PackageError, match=r"no mysql-server-core 9\.6\.\* any more \(it has 10\.0\.1-1, 9\.7\.4-2, 9\.7\.3-1\)"
+    ):
+        debian.unpacked("mysql-server-core", "sid", "9.6.")
+    earlier = tmp_path / "debian-sid_mysql-server-core_9.6.0-1"
+    earlier.mkdir()
+    assert debian.unpacked("mysql-server-core", "sid", "9.6.").path == earlier

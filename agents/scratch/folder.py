@@ -45,22 +45,27 @@ def parent(data_dir: Path) -> Path:
     return data_dir / "copies"
 
 
+def making(data_dir: Path, name: str) -> Path:
+    """Where a copy is made."""
+    return parent(data_dir) / f"{_PARTIAL}{name}"
+
+
 def begin(data_dir: Path, name: str) -> Path:
     """An empty folder to make a copy in; what a death left of an earlier attempt is removed."""
     abandon(data_dir, name)
-    folder = parent(data_dir) / f"{_PARTIAL}{name}"
+    folder = making(data_dir, name)
     folder.mkdir(mode=0o700, parents=True)
     return folder
 
 
 def abandon(data_dir: Path, name: str) -> None:
     """Remove what was begun under `name`."""
-    shutil.rmtree(parent(data_dir) / f"{_PARTIAL}{name}", ignore_errors=True)
+    shutil.rmtree(making(data_dir, name), ignore_errors=True)
 
 
 def complete(data_dir: Path, copy: Copy) -> Path:
     """Say that what was made is whole; returns where it is now. Its server must have ended in order; it has flushed nothing."""
-    folder = parent(data_dir) / f"{_PARTIAL}{copy.name}"
+    folder = making(data_dir, copy.name)
     _flush(folder)
     with (folder / FACTS).open("wb") as out:
         out.write(json.dumps(dataclasses.asdict(copy), indent=1, sort_keys=True).encode() + b"\n")

@@ -37,6 +37,9 @@ from streams.topics import topic_name
 
 # Room that is asked for beside the rows: logs, undo, indexes.
 _SPARE_BYTES = 512 << 20
+# With less than this a copy that is being made is given up. Servers wait on a full disk for somebody to make room; nobody
+# will, and the copy is what takes it.
+LEAST_BYTES = 8 << 20
 
 
 def create(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -125,7 +128,7 @@ def make(ctx: Context, name: str, source: str, lineage: str, ordinal: int, expir
         server.create()
         server.start_filling()
         failpoint("scratch.created")
-        position = _fill(ctx, replayer, server, baseline, manifest, ordinal)
+        position = _fill(ctx, replayer, server, folder, baseline, manifest, ordinal)
         server.stop()
         failpoint("scratch.settled")
         copy = Copy(
@@ -135,13 +138,13 @@ def make(ctx: Context, name: str, source: str, lineage: str, ordinal: int, expir
         failpoint("scratch.whole")
         return copy
     except BaseException as error:
+        told = _told(error, replayer, data_dir, name)  # while what took the room is still there
         if server is not None:
             server.kill()
         if not isinstance(error, Interrupted):
             folders.abandon(data_dir, name)
         if isinstance(error, (Interrupted, DeliveryFailed)):
             raise
-        told = _told(error, replayer, data_dir)
         problem = (
             told.problem() if told is not None else Problem("internal", "the agent met a defect; its log says more")
         )
@@ -151,11 +154,19 @@ def make(ctx: Context, name: str, source: str, lineage: str, ordinal: int, expir
         raise told from error
 
 
-def _fill(ctx: Context, replayer: Replayer, server: Server, baseline: Path, manifest: Manifest, ordinal: int) -> str:
+def _fill(
+    ctx: Context, replayer: Replayer, server: Server, folder: Path, baseline: Path, manifest: Manifest, ordinal: int
+) -> str:
     """Baseline and log into a server that runs; the position reached."""
+
+    def check() -> None:
+        ctx.check()
+        if shutil.disk_usage(folder).free < LEAST_BYTES:
+            raise _full(folder)
+
     loading = "loading the baseline"
     ctx.progress(loading, 0, manifest.rows, "rows")
-    replayer.load(server, baseline, lambda rows: ctx.progress(loading, rows, manifest.rows, "rows"), ctx.check)
+    replayer.load(server, baseline, lambda rows: ctx.progress(loading, rows, manifest.rows, "rows"), check)
     failpoint("scratch.loaded")
     pace = Pace()
     # No key: account statements are not applied to copies, so nothing of them is unsealed.
@@ -166,7 +177,7 @@ def _fill(ctx: Context, replayer: Replayer, server: Server, baseline: Path, mani
             manifest,
             ordinal,
             lambda done, total: ctx.progress(pace.words(done, total), done, total, "steps"),
-            ctx.check,
+            check,
         )
     failpoint("scratch.replayed")
     return position
@@ -219,22 +230,38 @@ def _program(services: Services, source: str, replayer: Replayer, manifest: Mani
 
 def _room(data_dir: Path, manifest: Manifest) -> None:
     wanted = sum(t.raw_bytes for t in manifest.tables) + _SPARE_BYTES
-    free = shutil.disk_usage(data_dir).free
+    there = folders.parent(data_dir)
+    free = shutil.disk_usage(there).free
     if free < wanted:
         raise AgentError(
             "disk-full",
             f"the copy needs about {wanted >> 20} MiB, {free >> 20} MiB are free",
-            f"make room in {data_dir}, or drop scratch copies",
+            f"make room in {there}, or drop scratch copies",
         )
 
 
-def _told(error: BaseException, replayer: Replayer, data_dir: Path) -> AgentError | None:
+def _full(folder: Path) -> AgentError:
+    free = shutil.disk_usage(folder).free >> 20
+    return AgentError(
+        "disk-full",
+        f"there is no room for the copy: {free} MiB were left; what was made is removed",
+        f"make room in {folder.parent}, or drop scratch copies",
+    )
+
+
+# What a server's failure is called that may have been the disk's.
+_SERVERS = frozenset({"private-failed", "replay-failed", "scratch-failed"})
+
+
+def _told(error: BaseException, replayer: Replayer, data_dir: Path, name: str) -> AgentError | None:
     """What a user is told; None for what is no answer (an interruption, a defect)."""
+    if isinstance(error, (Interrupted, DeliveryFailed)):
+        return None
+    folder = folders.making(data_dir, name)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = shutil.disk_usage(data_dir).free >> 20
-        return AgentError(
-            "disk-full", f"there is no room for the copy: {free} MiB are left", f"make room in {data_dir}"
-        )
+        return _full(folder)
+    if isinstance(error, AgentError) and error.code in _SERVERS and shutil.disk_usage(folder).free < LEAST_BYTES:
+        return _full(folder)
     if isinstance(error, StreamError):
         return AgentError(error.code, error.message, error.hint)
     return error if isinstance(error, AgentError) else replayer.told(error)

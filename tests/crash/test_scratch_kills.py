@@ -4,8 +4,11 @@ a whole copy or nothing of one."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,8 @@ import pytest
 from agents.scratch import folder as folders
 from deploy.demo.server import DatabaseServer
 from streams.capture_log import CaptureLog
-from streams.events import ScratchChanged
+from streams.events import ScratchChanged, SourceDefined
+from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from tests.stack.agent import (
@@ -112,6 +116,12 @@ class Scene:
         with contextlib.closing(conn):
             return everything(conn, "shop")
 
+    def require_approval(self) -> None:
+        """The source as it would be had it been added with `approval=required`."""
+        defined = events(self.site, "inventory", SourceDefined)[-1]
+        with Publisher(self.site, "test") as publisher:
+            publisher.sent_and_durable(replace(defined, options={**defined.options, "approval": "required"}))
+
     def folders(self) -> list[str]:
         there = folders.parent(self.site.data_dir)
         return sorted(e.name for e in there.iterdir()) if there.is_dir() else []
@@ -192,9 +202,71 @@ def test_copies_of_any_step_are_made_listed_expire_and_outlive_the_agent(scene: 
     assert scene.holds("end") == scene.states[steps[-1]]
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own at `folder`. Skips the test where none may be mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        pytest.skip(f"no small file system can be had: {error}")
+    if done.returncode:
+        pytest.skip(f"no small file system can be had: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def out_of_room(scene: Scene) -> None:
+    """The disk fills up while a copy is made: it is said, nothing is left running or lying about, and room made is used."""
+    there = folders.parent(scene.site.data_dir)
+    scene.commit("CREATE TABLE shop.large (id INT PRIMARY KEY, b LONGBLOB)")
+    ordinal = scene.commit(*[f"INSERT INTO shop.large VALUES ({i}, REPEAT('x', 8000000))" for i in range(5)])
+    before = scene.agent.children()
+    with small_disk(there, "600M"):
+        ballast(there, 200 << 20)
+        refused = await_job(scene.site, scene.create("larger", ordinal), 120)
+        assert [p.code for p in refused.problems] == ["disk-full"]
+        (there / "ballast").unlink()
+        job = scene.create("large", ordinal)
+        await_it(lambda: (folders.making(scene.site.data_dir, "large") / "data/s.sock").exists() or None, "a server")
+        ballast(there, shutil.disk_usage(there).free - (12 << 20))
+        failed = await_job(scene.site, job, 180)
+        assert [p.code for p in failed.problems] == ["disk-full"], failed
+        assert [p.code for p in scene.said("large")[-1].problems] == ["disk-full"]
+        assert scene.folders() == ["ballast"]
+        await_it(lambda: scene.agent.children() == before or None, "the end of the copy's server")
+        (there / "ballast").unlink()
+        assert await_job(scene.site, scene.create("large", ordinal), 180).state == "finished"
+        assert scene.holds("large") == scene.states[ordinal]
+        assert (
+            await_job(scene.site, send(scene.site, "scratch.drop", "scratch/large", name="large")).state == "finished"
+        )
+
+
+def ballast(folder: Path, size: int) -> Path:
+    """A file of that many bytes."""
+    path = folder / "ballast"
+    with path.open("wb") as out:
+        os.posix_fallocate(out.fileno(), 0, size)
+    return path
+
+
+@pytest.mark.parametrize("scene", ["mysql-9"], indirect=True)
+def test_copies_of_mysql_killed_or_out_of_room(scene: Scene) -> None:
+    killed(scene, scene.commit("UPDATE shop.item SET price = price + 1 WHERE id % 3 = 0"), PLACES[2:3])
+    out_of_room(scene)
+
+
 def test_killed_anywhere_there_is_a_whole_copy_or_none(scene: Scene) -> None:
-    ordinal = write(scene)[4]
-    for place in PLACES:
+    killed(scene, write(scene)[4], PLACES)
+    out_of_room(scene)
+
+
+def killed(scene: Scene, ordinal: int, places: Sequence[str]) -> None:
+    for place in places:
         name = place.replace(".", "-")
         scene.agent.end()
         scene.agent.start(failpoint=place)

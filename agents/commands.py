@@ -75,6 +75,7 @@ HANDLERS: Mapping[str, str] = {
     "rollback.abandon": "agents.rollback.handlers:abandon",
     "rollback.table-plan": "agents.scratch.tables:plan",
     "rollback.table-run": "agents.scratch.tables:run",
+    "rollback.table-approve": "agents.scratch.tables:approve",
     "rollback.table-abandon": "agents.scratch.tables:abandon",
 }
 

@@ -37,11 +37,13 @@ from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions
 from agents.mysql.dialects import dialect
 from agents.protocol import SourceSettings
-from agents.scratch.engine import TableState
+from agents.scratch.engine import ChildKey, TableState
 from streams.events import Problem, TableDefinition
 from streams.ids import now_us
 
 NEEDED: Final = ("SELECT", "INSERT", "CREATE", "ALTER", "DROP", "TRIGGER")
+NEEDED_OF_CHILDREN: Final = ("SELECT", "INSERT", "CREATE", "ALTER", "TRIGGER")
+"""Where tables are whose foreign keys are put on another one."""
 _COMMIT_BYTES: Final = 32 << 20
 _MODULUS: Final = 1 << 256
 _FOREIGN_KEY = re.compile(r"^\s+CONSTRAINT `(?:[^`]|``)*` FOREIGN KEY .*?,?$")
@@ -96,11 +98,6 @@ def look(conn: pymysql.Connection[Any], schema: str, table: str) -> TableState |
         row = _ask(conn, f"SHOW CREATE TRIGGER {quoted(schema, name)}")[0]
         triggers.append(CreateObject("trigger", schema, name, row[2], row[1], row[3], row[4], row[5], table=table))
         definers.append(str(definer))
-    keys = {}
-    for line in definitions[0].ddl.splitlines():
-        if _FOREIGN_KEY.match(line):
-            clause = line.strip().rstrip(",")
-            keys[clause.split("`")[1]] = clause
     plain = kind in ("BASE TABLE", "SYSTEM VERSIONED")
     return TableState(
         definition=definitions[0],
@@ -110,9 +107,43 @@ def look(conn: pymysql.Connection[Any], schema: str, table: str) -> TableState |
         versioned=bool(facts.get("system_versioned")),
         triggers=tuple(triggers),
         definers=tuple(definers),
-        foreign_keys=keys,
-        referenced_by=tuple((s, t, c) for s, t, c, *_ in facts.get("referenced_by", ()) if (s, t) != (schema, table)),
+        foreign_keys=_clauses(definitions[0]),
+        children=tuple(
+            _child(conn, s, t, c) for s, t, c, *_ in facts.get("referenced_by", ()) if (s, t) != (schema, table)
+        ),
         privileges=_privileges_on(conn, schema, table),
+    )
+
+
+def _clauses(definition: TableDefinition) -> dict[str, str]:
+    """What adds each of a table's foreign keys."""
+    lines = (line.strip().rstrip(",") for line in definition.ddl.splitlines() if _FOREIGN_KEY.match(line))
+    return {clause.split("`")[1]: clause for clause in lines}
+
+
+def _child(conn: pymysql.Connection[Any], schema: str, table: str, constraint: str) -> ChildKey:
+    (definition,) = read_definitions(conn, [(schema, table)])
+    key = json.loads(definition.definition)["foreign_keys"][constraint]
+    clause = _clauses(definition)[constraint]
+    return ChildKey(schema, table, constraint, tuple(key["columns"]), tuple(key["references"]), clause)
+
+
+def without(
+    conn: pymysql.Connection[Any], then: TableState, child: ChildKey, keys: Sequence[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """See `agents.scratch.engine.Tables.without`. The server compares, as the columns' collations do."""
+    name = quoted(then.definition.schema, then.definition.table)
+    columns = ", ".join(map(quoted, child.references))
+    joined = " AND ".join(f"p.{quoted(c)} = k.{quoted(c)}" for c in child.references)
+    _run(conn, "CREATE DATABASE IF NOT EXISTS `holdfast`")
+    _run(conn, "DROP TEMPORARY TABLE IF EXISTS `holdfast`.`child_keys`")
+    _run(conn, f"CREATE TEMPORARY TABLE `holdfast`.`child_keys` AS SELECT {columns} FROM {name} LIMIT 0")
+    with conn.cursor(Cursor) as cursor:
+        places = ", ".join(["%s"] * len(child.references))
+        cursor.executemany(f"INSERT INTO `holdfast`.`child_keys` ({columns}) VALUES ({places})", keys)
+    return _ask(
+        conn,
+        f"SELECT {columns} FROM `holdfast`.`child_keys` k WHERE NOT EXISTS (SELECT 1 FROM {name} p WHERE {joined})",
     )
 
 
@@ -180,7 +211,7 @@ class NativeTableTarget:
         with self._explained():
             return look(self._conn, schema, table)
 
-    def lacks(self, schema: str, then: TableState) -> list[Problem]:
+    def lacks(self, schema: str, then: TableState, children: Sequence[ChildKey]) -> list[Problem]:
         """What the account may not do here, with the statements that mend it."""
         with self._explained():
             user, _, host = str(_ask(self._conn, "SELECT CURRENT_USER()")[0][0]).rpartition("@")
@@ -196,10 +227,21 @@ class NativeTableTarget:
             role = _ask(self._conn, f"SELECT {self._dialect.current_role}")[0][0] is not None
             trusted = int(_ask(self._conn, "SELECT @@log_bin_trust_function_creators")[0][0])
         out = []
-        needed = [*NEEDED, *(["REFERENCES"] if then.foreign_keys else [])]
+        needed = [*NEEDED, *(["REFERENCES"] if then.foreign_keys or children else [])]
         missing = [p for p in needed if p not in here]
         if missing and not role:
             out.append(_grant(", ".join(missing), f"{quoted(schema)}.*", account))
+        for other in sorted({c.schema for c in children} - {schema}):
+            with self._explained():
+                there = everywhere | {str(r[0]) for r in _ask(
+                    self._conn,
+                    "SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s"
+                    " AND %s LIKE TABLE_SCHEMA",
+                    account, other,
+                )}  # fmt: skip
+            missing = [p for p in NEEDED_OF_CHILDREN if p not in there]
+            if missing and not role:
+                out.append(_grant(", ".join(missing), f"{quoted(other)}.*", account))
         foreign = [d for d in then.definers if d != f"{user}@{host}"]
         for purpose, any_of in _ADMIN[self._dialect.family].items():
             if (purpose != "definers" or foreign) and not everywhere.intersection(any_of) and not role:
@@ -329,6 +371,29 @@ class NativeTableTarget:
                     ))  # fmt: skip
         return out
 
+    def keys_of(self, child: ChildKey, most: int) -> list[tuple[Any, ...]] | None:
+        columns = ", ".join(map(quoted, child.columns))
+        set_ = " AND ".join(f"{quoted(c)} IS NOT NULL" for c in child.columns)
+        with self._explained():
+            found = _ask(
+                self._conn,
+                f"SELECT DISTINCT {columns} FROM {quoted(child.schema, child.table)} WHERE {set_} LIMIT {most + 1}",
+            )
+        return found if len(found) <= most else None
+
+    def dangling(self, child: ChildKey, schema: str, shadow: str) -> list[Problem]:
+        pairs = list(zip(child.columns, child.references, strict=True))
+        columns = ", ".join(f"c.{quoted(a)}" for a, _ in pairs)
+        joined = " AND ".join(f"p.{quoted(b)} = c.{quoted(a)}" for a, b in pairs)
+        set_ = " AND ".join(f"c.{quoted(a)} IS NOT NULL" for a, _ in pairs)
+        with self._explained():
+            found = _ask(
+                self._conn,
+                f"SELECT DISTINCT {columns} FROM {quoted(child.schema, child.table)} c WHERE {set_}"
+                f" AND NOT EXISTS (SELECT 1 FROM {quoted(schema, shadow)} p WHERE {joined})",
+            )
+        return [dangling_problem(child, found)] if found else []
+
     def read_only(self) -> str:
         with self._explained():
             return str(_ask(self._conn, "SELECT @@global.read_only")[0][0])
@@ -378,8 +443,11 @@ class NativeTableTarget:
             there = self._exists(schema, table) and not self._exists(schema, shadow)
             return bool(noted) and there and (not kept or self._exists(schema, kept))
 
-    def finish(self, then: TableState, kept: str) -> None:
-        """After the swap: foreign keys and triggers where they belong. May be called again after a death within it."""
+    def finish(self, then: TableState, kept: str, children: Sequence[ChildKey]) -> None:
+        """After the swap: foreign keys and triggers where they belong. May be called again after a death within it.
+
+        Foreign keys of other tables follow a table that is renamed. They are put back unchecked: `dangling` has looked,
+        and nobody has written since."""
         d = then.definition
         name = quoted(d.schema, d.table)
         with self._explained():
@@ -398,6 +466,9 @@ class NativeTableTarget:
             missing = [c for k, c in then.foreign_keys.items() if k not in _keys_of(self._conn, d.schema, d.table)]
             if missing:
                 _run(self._conn, f"ALTER TABLE {name} " + ", ".join(f"ADD {clause}" for clause in missing))
+            for child in children:
+                self._point_back(child, d)
+            failpoint("table.pointed-back")
             there = {str(r[0]) for r in _ask(
                 self._conn, "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = %s", d.schema
             )}  # fmt: skip
@@ -407,6 +478,21 @@ class NativeTableTarget:
                         _raw(self._conn, statement)
             _settle(self._conn)
             _run(self._conn, "SET NAMES utf8mb4")
+
+    def _point_back(self, child: ChildKey, parent: TableDefinition) -> None:
+        name = quoted(child.schema, child.table)
+        found = _ask(
+            self._conn,
+            "SELECT UNIQUE_CONSTRAINT_SCHEMA, REFERENCED_TABLE_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS"
+            " WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s AND CONSTRAINT_NAME = %s",
+            child.schema, child.table, child.constraint,
+        )  # fmt: skip
+        if found and found[0] == (parent.schema, parent.table):
+            return
+        if found:
+            _run(self._conn, f"ALTER TABLE {name} DROP FOREIGN KEY {quoted(child.constraint)}")
+            failpoint("table.child-stripped")
+        _run(self._conn, f"ALTER TABLE {name} ADD {child.clause}")
 
     def forget(self, schema: str, shadow: str) -> None:
         """Drop a shadow, if it is there."""
@@ -503,8 +589,22 @@ def _ask(conn: pymysql.Connection[Any], sql: str, *args: Any) -> list[tuple[Any,
         return list(cursor.fetchall())
 
 
+def dangling_problem(child: ChildKey, keys: Sequence[tuple[Any, ...]]) -> Problem:
+    """What is to be said of a child's keys that no row has any more."""
+    shown = ", ".join(str(k[0] if len(k) == 1 else k) for k in keys[:5]) + (", …" if len(keys) > 5 else "")
+    columns = ", ".join(child.columns)
+    return Problem(
+        "dangling-children",
+        f"rows of {child.text} point at {len(keys)} rows that the table does not have then: {columns} = {shown}",
+        f"delete those rows of {child.schema}.{child.table} or let them point elsewhere, then plan again",
+    )
+
+
 class NativeTables:
     """`agents.scratch.engine.Tables` for both families."""
+
+    without = staticmethod(without)
+    dangling_problem = staticmethod(dangling_problem)
 
     look = staticmethod(look)
     table_file = staticmethod(table_file)

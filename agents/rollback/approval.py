@@ -8,6 +8,7 @@ was taken back meanwhile does not free a plan that was made under it. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from agents.errors import AgentError
@@ -20,17 +21,31 @@ REQUIRED: Final = "required"
 
 def check(known: History, planned: RollbackPlanned, requester: str, policy: str) -> None:
     """Raises `AgentError` (`approval-missing`) unless the plan may run for `requester`."""
-    if policy != REQUIRED and not request_of(planned).approval:
-        return
-    given = [c.by for c in known.changes.get(planned.plan, []) if c.state == "approved" and c.digest == planned.digest]
-    if any(not same_person(by, planned.by) and not same_person(by, requester) for by in given):
+    if policy == REQUIRED or request_of(planned).approval:
+        given = [
+            c.by for c in known.changes.get(planned.plan, []) if c.state == "approved" and c.digest == planned.digest
+        ]
+        require(planned.plan, planned.by, requester, given)
+
+
+def require(plan: str, planned_by: str, requester: str, given: Sequence[str]) -> None:
+    """Raises `AgentError` (`approval-missing`) unless one of `given` neither planned nor runs it."""
+    if any(not same_person(by, planned_by) and not same_person(by, requester) for by in given):
         return
     raise AgentError(
         "approval-missing",
-        f"plan {planned.plan} needs the approval of somebody else than {_names(planned.by, requester)}"
+        f"plan {plan} needs the approval of somebody else than {_names(planned_by, requester)}"
         + (f"; it has that of {', '.join(sorted(set(given)))}" if given else ""),
-        f"have them look at it and say `holdfast rollback approve {planned.plan}`",
+        f"have them look at it and say `holdfast rollback approve {plan}`",
     )
+
+
+def not_own(planned_by: str, requester: str) -> None:
+    """Raises `AgentError` (`approval-own`) when who approves is who planned."""
+    if same_person(requester, planned_by):
+        raise AgentError(
+            "approval-own", f"{planned_by} planned this and cannot approve it", "somebody else must look at it"
+        )
 
 
 def same_person(one: str, other: str) -> bool:

@@ -209,10 +209,7 @@ def approve(command: Command, ctx: Context) -> Mapping[str, Any]:
         raise AgentError(
             "digest-mismatch", f"the approved digest is not that of plan {name}", "approve what `rollback show` says"
         )
-    if approval.same_person(command.requester, planned.by):
-        raise AgentError(
-            "approval-own", f"{planned.by} planned this and cannot approve it", "somebody else must look at it"
-        )
+    approval.not_own(planned.by, command.requester)
     ctx.durable(
         RollbackChanged(
             lineage=planned.lineage,

@@ -6,7 +6,7 @@ says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,10 +93,25 @@ class Replayer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ChildKey:
+    """A foreign key of another table that points at one: `columns` there at `references` here. `clause` adds it."""
+
+    schema: str
+    table: str
+    constraint: str
+    columns: tuple[str, ...]
+    references: tuple[str, ...]
+    clause: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.schema}.{self.table} ({self.constraint})"
+
+
+@dataclass(frozen=True, slots=True)
 class TableState:
     """A table as it is on some server. `triggers` are what creates them, `definers` whom they belong to; `foreign_keys`
-    clauses of its own definition by name; `referenced_by` schema, table and constraint of each key that points at it;
-    `privileges` for people."""
+    clauses of its own definition by name; `children` the keys of other tables that point at it; `privileges` for people."""
 
     definition: TableDefinition
     kind: str
@@ -106,7 +121,7 @@ class TableState:
     triggers: tuple[CreateObject, ...]
     definers: tuple[str, ...]
     foreign_keys: Mapping[str, str]
-    referenced_by: tuple[tuple[str, str, str], ...]
+    children: tuple[ChildKey, ...]
     privileges: tuple[str, ...]
 
 
@@ -117,8 +132,16 @@ class TableTarget(Protocol):
         """What there is; None when there is no such table."""
         ...
 
-    def lacks(self, schema: str, then: TableState) -> list[Problem]:
+    def lacks(self, schema: str, then: TableState, children: Sequence[ChildKey]) -> list[Problem]:
         """What the account may not do, with the statements that mend it."""
+        ...
+
+    def keys_of(self, child: ChildKey, most: int) -> list[tuple[Any, ...]] | None:
+        """The different values that rows of a child point with; None when there are more than `most`."""
+        ...
+
+    def dangling(self, child: ChildKey, schema: str, shadow: str) -> list[Problem]:
+        """Rows of a child that would point nowhere if the shadow were what they point at."""
         ...
 
     def hold(self, *, at_once: bool = True) -> None:
@@ -157,8 +180,9 @@ class TableTarget(Protocol):
         """Whether that has happened."""
         ...
 
-    def finish(self, then: TableState, kept: str) -> None:
-        """After the swap, and again after a death within: foreign keys and triggers where they belong."""
+    def finish(self, then: TableState, kept: str, children: Sequence[ChildKey]) -> None:
+        """After the swap, and again after a death within: foreign keys and triggers where they belong, and the keys of
+        `children`, which went with the table that is kept, on the table of then."""
         ...
 
     def forget(self, schema: str, shadow: str) -> None:
@@ -177,6 +201,16 @@ class Tables(Protocol):
 
     def keep(self, conn: Any, table: TableFile, path: Path, progress: Callable[[int], None]) -> tuple[int, bytes]:
         """All rows into a rows file; how many, and the digest of what they are."""
+        ...
+
+    def dangling_problem(self, child: ChildKey, keys: Sequence[tuple[Any, ...]]) -> Problem:
+        """What is to be said of keys of a child that no row has."""
+        ...
+
+    def without(
+        self, conn: Any, then: TableState, child: ChildKey, keys: Sequence[tuple[Any, ...]]
+    ) -> list[tuple[Any, ...]]:
+        """Those of `keys` that no row of the table has, on a private server."""
         ...
 
     def target(self, settings: SourceSettings) -> TableTarget: ...

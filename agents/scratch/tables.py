@@ -1,9 +1,9 @@
-"""The commands that bring one table back: `rollback.table-plan`, `rollback.table-run`, `rollback.table-abandon`.
+"""The commands that bring one table back: `rollback.table-plan`, `.table-approve`, `.table-run`, `.table-abandon`.
 
 A plan is made on a scratch copy (one that stands at the step already, else one made for it and dropped again): the table's
 rows and definition go into `<data_dir>/tables/<plan>/`, beside what the source has now. What is confirmed is its digest.
 
-    planned ──> confirmed ──> loading ──> fenced ──> applied
+    planned ──> confirmed ──> loading ──> fenced ──> applied      (`approved` between planned, or failed, and confirmed)
        │           ^ │            │          │
        v           │ v            v          v
     abandoned     failed <────────┴──────────┘
@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ from agents.baseline.manifest import CreateObject, TableFile, flush_folder
 from agents.commands import Command, Context, Interrupted, JobFailed, Services
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
-from agents.rollback.approval import REQUIRED
+from agents.rollback import approval
 from agents.rollback.rights import option
 from agents.scratch import handlers
-from agents.scratch.engine import TableState, TableTarget
+from agents.scratch.engine import ChildKey, Tables, TableState, TableTarget
 from streams.consume import read_topic
 from streams.events import Problem, TableDefinition, TableRollbackChanged, TableRollbackPlanned
 from streams.ids import now_us
@@ -44,7 +44,9 @@ FACTS = "table.json"
 ROWS = "rows.zst"
 _UNDECIDED = frozenset({"confirmed", "loading", "fenced"})
 _FINAL = frozenset({"applied", "abandoned"})
-_RUNNABLE = frozenset({"planned", "failed"})
+_RUNNABLE = frozenset({"planned", "approved", "failed"})
+_MOST_KEYS = 100_000
+"""Keys of a child that are compared when a plan is made. All are when it runs."""
 
 
 @dataclass
@@ -136,18 +138,16 @@ def _plan(ctx: Context, source: str, plan: str, copy: str) -> TableRollbackPlann
     file = dataclasses.replace(file, rows=count)
     with contextlib.closing(tables.target(services.source_settings(source))) as target:
         now = target.look(schema, table)
-        obstacles = [
-            *_unapproved(services, source),
-            *_in_the_way(schema, table, then, now),
-            *target.lacks(schema, then),
-        ]
+        children = now.children if now is not None else ()
+        obstacles = [*_in_the_way(schema, table, then, now), *target.lacks(schema, then, children)]
+        dangling, unseen = _dangling(ctx, tables, copy, target, then, children)
     short = plan.replace("-", "")[-12:]
     shadow, kept = f"_holdfast_new_{short}", f"_holdfast_old_{short}" if now is not None else ""
-    facts = _facts(then, file, content)
+    facts = _facts(then, file, content, children)
     _write(folder, facts)
     keys = [f"{table}: {clause}" for clause in then.foreign_keys.values()]
     if now is not None:
-        keys += [f"{s}.{t}: {c} points at this table" for s, t, c in now.referenced_by]
+        keys += [f"{c.text} points at this table" for c in now.children]
     triggers = [f"{t.name} (then)" for t in then.triggers]
     triggers += [f"{t.name} (now)" for t in (now.triggers if now is not None else ())]
     digest = blake3(_json([
@@ -175,22 +175,60 @@ def _plan(ctx: Context, source: str, plan: str, copy: str) -> TableRollbackPlann
         kept=kept,
         scratch=copy,
         content=content,
-        obstacles=tuple(obstacles),
-        warnings=tuple(_to_know(then, now)),
+        obstacles=(*obstacles, *dangling),
+        warnings=(*_asks_for_approval(services, source), *_to_know(then, now), *unseen),
         digest=digest,
         planned_us=now_us(),
         by=ctx.command.requester,
     )
 
 
-def _unapproved(services: Services, source: str) -> list[Problem]:
-    """A source whose rollbacks a second person must approve is not changed by a plan that nobody can approve."""
-    if option(services.source_settings(source), "approval") != REQUIRED:
+def _asks_for_approval(services: Services, source: str) -> list[Problem]:
+    if option(services.source_settings(source), "approval") != approval.REQUIRED:
         return []
     return [Problem(
-        "approval-required", "rollbacks of this source need a second person's approval, which plans for single tables cannot "
-        "be given yet", "take what is needed from a scratch copy",
+        _APPROVAL, "it runs only when somebody has approved it who neither planned it nor runs it",
+        "have them look at it and say `holdfast rollback approve`",
     )]  # fmt: skip
+
+
+# A plan that was made with this warning needs an approval, whatever the source's policy is when it runs.
+_APPROVAL = "approval-required"
+
+
+def _check_approval(services: Services, known: History, planned: TableRollbackPlanned, requester: str) -> None:
+    """Raises `AgentError` (`approval-missing`) unless the plan may run for `requester`."""
+    policy = option(services.source_settings(planned.source), "approval")
+    if policy == approval.REQUIRED or any(w.code == _APPROVAL for w in planned.warnings):
+        said = known.changes.get(planned.plan, [])
+        given = [c.by for c in said if c.state == "approved" and c.digest == planned.digest]
+        approval.require(planned.plan, planned.by, requester, given)
+
+
+def _dangling(
+    ctx: Context, tables: Tables, copy: str, target: TableTarget, then: TableState, children: Sequence[ChildKey]
+) -> tuple[list[Problem], list[Problem]]:
+    """Rows of other tables that would point nowhere; what was not looked at."""
+    found, unseen = [], []
+    with contextlib.closing(ctx.services.copies.connect(copy)) as conn:
+        for child in children:
+            ctx.progress(f"looking at what points at the table from {child.text}")
+            there = set(child.references) <= {c["name"] for c in json.loads(then.definition.definition)["columns"]}
+            if not there:
+                found.append(Problem(
+                    "foreign-key-to", f"{child.text} points at {', '.join(child.references)}, which the table of then lacks",
+                    f"ALTER TABLE `{child.schema}`.`{child.table}` DROP FOREIGN KEY `{child.constraint}`, then plan again",
+                ))  # fmt: skip
+                continue
+            keys = target.keys_of(child, _MOST_KEYS)
+            if keys is None:
+                unseen.append(Problem(
+                    "children-unseen", f"{child.text} points at more than {_MOST_KEYS:,} rows; whether all of them are there"
+                    " then is looked at when this runs, before anything is changed",
+                ))  # fmt: skip
+            elif gone := tables.without(conn, then, child, keys):
+                found.append(tables.dangling_problem(child, gone))
+    return found, unseen
 
 
 def _in_the_way(schema: str, table: str, then: TableState, now: TableState | None) -> list[Problem]:
@@ -201,11 +239,6 @@ def _in_the_way(schema: str, table: str, then: TableState, now: TableState | Non
     if now is not None and now.kind != "BASE TABLE":
         out.append(Problem(
             "not-a-table", f"{schema}.{table} is a {now.kind.lower()} now", "rename or drop it, then plan again"
-        ))  # fmt: skip
-    for s, t, c in now.referenced_by if now is not None else ():
-        out.append(Problem(
-            "foreign-key-to", f"{s}.{t} points at {schema}.{table} ({c}); it would go on pointing at the table that is replaced",
-            f"ALTER TABLE `{s}`.`{t}` DROP FOREIGN KEY `{c}`, plan again, and add it again afterwards",
         ))  # fmt: skip
     return out
 
@@ -223,6 +256,11 @@ def _to_know(then: TableState, now: TableState | None) -> list[Problem]:
     if now is not None and now.triggers:
         out.append(
             Problem("kept-without-triggers", "the table that is kept loses its triggers; those of then are made")
+        )
+    if now is not None and now.children:
+        names = ", ".join(c.text for c in now.children)
+        out.append(
+            Problem("children-follow", f"foreign keys that point at the table are taken off and put on again: {names}")
         )
     if now is None:
         out.append(Problem("children", "foreign keys of other tables that named this one hold again, unchecked"))
@@ -251,12 +289,13 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         raise AgentError(
             "digest-mismatch", f"the confirmed digest is not that of plan {name}", "confirm what was shown"
         )
-    if obstacles := (*planned.obstacles, *_unapproved(services, source)):
-        raise JobFailed(obstacles)
-    then, file = _read(_folder(services, name), planned)
+    if planned.obstacles:
+        raise JobFailed(planned.obstacles)
+    _check_approval(services, known, planned, command.requester)
+    then, file, children = _read(_folder(services, name), planned)
     tables = registry.tables(services.sources.get(source).defined.kind)
     with contextlib.closing(tables.target(services.source_settings(source))) as target:
-        return _result(_Run(ctx, planned, then, file, target).run())
+        return _result(_Run(ctx, planned, then, file, children, target).run())
 
 
 @dataclass
@@ -265,6 +304,7 @@ class _Run:
     planned: TableRollbackPlanned
     then: TableState
     file: TableFile
+    children: tuple[ChildKey, ...]
     target: TableTarget
 
     def run(self) -> TableRollbackChanged:
@@ -272,7 +312,7 @@ class _Run:
         self.say("confirmed")
         fenced = ""
         try:
-            if lacking := target.lacks(p.schema, self.then):
+            if lacking := target.lacks(p.schema, self.then, self.children):
                 raise JobFailed(tuple(lacking))
             target.hold()
             now = self._unchanged()
@@ -292,8 +332,11 @@ class _Run:
             failpoint("table.fenced")
             target.fence()
             self._unchanged()
-            if orphans := target.orphans(self.then, p.shadow):
-                raise JobFailed(tuple(orphans))
+            pointless = [*target.orphans(self.then, p.shadow)]
+            for child in self.children:
+                pointless += target.dangling(child, p.schema, p.shadow)
+            if pointless:
+                raise JobFailed(tuple(pointless))
             target.swap(p.plan, p.digest, p.schema, p.table, p.shadow, p.kept)
             failpoint("table.swapped")
         except Exception as error:
@@ -309,7 +352,7 @@ class _Run:
     def complete(self, read_only_before: str) -> TableRollbackChanged:
         """After the swap."""
         p = self.planned
-        problems = _finish(self.target, self.then, p.kept)
+        problems = _finish(self.target, self.then, p.kept, self.children)
         failpoint("table.finished")
         position = self.target.position()
         if read_only_before:
@@ -329,6 +372,12 @@ class _Run:
             raise AgentError(
                 "source-moved-on", f"{p.schema}.{p.table} is not what it was when this was planned", "plan again"
             )
+        if set(now.children if now is not None else ()) != set(self.children):
+            raise AgentError(
+                "source-moved-on",
+                f"other foreign keys point at {p.schema}.{p.table} than when this was planned",
+                "plan again",
+            )
         return now
 
     def _progress(self, what: str) -> Callable[[int], None]:
@@ -344,14 +393,15 @@ class _Run:
         return event
 
 
-def _finish(target: TableTarget, then: TableState, kept: str) -> tuple[Problem, ...]:
+def _finish(target: TableTarget, then: TableState, kept: str, children: Sequence[ChildKey]) -> tuple[Problem, ...]:
     """The table is there whatever this meets; what could not be put on it is told."""
     try:
-        target.finish(then, kept)
+        target.finish(then, kept, children)
     except SourceUnavailable:
         raise
     except AgentError as error:
         missing = [*then.foreign_keys.values(), *(t.sql for t in then.triggers)]
+        missing += [f"ALTER TABLE `{c.schema}`.`{c.table}` ADD {c.clause}" for c in children]
         hint = "make what is missing by hand: " + "; ".join(missing)
         return (Problem("unfinished", f"the table is back, but not all that belongs to it: {error.message}", hint),)
     return ()
@@ -365,6 +415,24 @@ def _why(error: BaseException) -> tuple[Problem, ...]:
     if isinstance(error, Interrupted):
         return (Problem("interrupted", "the agent was to end; nothing was changed", "run the plan again"),)
     return (Problem("internal", "the agent met a defect; nothing was changed", "its log says more"),)
+
+
+def approve(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `rollback.table-approve`: who asks has looked at the plan of this digest and agrees that it runs."""
+    services, source = ctx.services, command.asset
+    name, digest = str(command.parameters.get("plan", "")), str(command.parameters.get("digest", ""))
+    known = read_history(services, source)
+    planned = known.plans.get(name)
+    if planned is None:
+        raise AgentError("plan-unknown", f"{source} has no plan {name}")
+    state = known.state(name)
+    if state not in _RUNNABLE:
+        raise AgentError(f"plan-{state}", f"plan {name} is {state} and cannot be approved", "make a new plan")
+    if planned.digest.hex() != digest.lower():
+        raise AgentError("digest-mismatch", f"the approved digest is not that of plan {name}", "approve what was shown")
+    approval.not_own(planned.by, command.requester)
+    ctx.durable(_changed(services, planned, "approved", by=command.requester))
+    return {"plan": name, "by": command.requester}
 
 
 def abandon(command: Command, ctx: Context) -> Mapping[str, Any]:
@@ -401,8 +469,8 @@ def recover(services: Services, source: str) -> None:
             fenced = known.last(name, "fenced") if state == "fenced" else None
             before = fenced.read_only_before if fenced is not None else ""
             if fenced is not None and target.swapped(name, planned.schema, planned.table, planned.shadow, planned.kept):
-                then, _ = _read(_folder(services, name), planned)
-                problems = _finish(target, then, planned.kept)
+                then, _, children = _read(_folder(services, name), planned)
+                problems = _finish(target, then, planned.kept, children)
                 position = target.position()
                 target.unfence(before)
                 said = _changed(
@@ -429,8 +497,7 @@ def _changed(services: Services, planned: TableRollbackPlanned, state: str, **mo
         state=state,
         digest=planned.digest,
         at_us=now_us(),
-        by=services.agent,
-        **more,
+        **{"by": services.agent, **more},
     )
 
 
@@ -447,9 +514,11 @@ def _folder(services: Services, plan: str) -> Path:
     return services.settings.data_dir / "tables" / plan
 
 
-def _facts(then: TableState, file: TableFile, content: bytes) -> dict[str, Any]:
+def _facts(then: TableState, file: TableFile, content: bytes, children: Sequence[ChildKey]) -> dict[str, Any]:
+    """`children`: what points at the table of now."""
     return {
         "file": dataclasses.asdict(file),
+        "children": [dataclasses.asdict(c) for c in children],
         "state": {
             **dataclasses.asdict(then),
             "definition": {**dataclasses.asdict(then.definition), "fingerprint": then.definition.fingerprint.hex()},
@@ -468,7 +537,7 @@ def _write(folder: Path, facts: Mapping[str, Any]) -> None:
     flush_folder(folder.parent)
 
 
-def _read(folder: Path, planned: TableRollbackPlanned) -> tuple[TableState, TableFile]:
+def _read(folder: Path, planned: TableRollbackPlanned) -> tuple[TableState, TableFile, tuple[ChildKey, ...]]:
     """Raises `AgentError` (`plan-gone`)."""
     try:
         raw = json.loads((folder / FACTS).read_text())
@@ -483,12 +552,16 @@ def _read(folder: Path, planned: TableRollbackPlanned) -> tuple[TableState, Tabl
             "definition": definition,
             "triggers": tuple(CreateObject(**t) for t in state["triggers"]),
             "definers": tuple(state["definers"]),
-            "referenced_by": tuple(tuple(r) for r in state["referenced_by"]),
+            "children": _children(state["children"]),
             "privileges": tuple(state["privileges"]),
         })  # fmt: skip
         lists = ("columns", "types", "expressions")
-        return then, TableFile(**file | {name: tuple(file[name]) for name in lists})
+        return then, TableFile(**file | {name: tuple(file[name]) for name in lists}), _children(raw["children"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AgentError(
             "plan-gone", f"what plan {planned.plan} would load is not here: {error}", "plan again"
         ) from error
+
+
+def _children(raw: Sequence[Mapping[str, Any]]) -> tuple[ChildKey, ...]:
+    return tuple(ChildKey(**{**c, "columns": tuple(c["columns"]), "references": tuple(c["references"])}) for c in raw)

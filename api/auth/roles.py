@@ -78,6 +78,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("table_rollback.plan", "POST", "/v1/sources/{source}/table-rollbacks", _ACT, changes=True),
     Operation("table_rollback.show", "GET", "/v1/table-rollbacks/{plan}", _SEE),
     Operation("table_rollback.run", "POST", "/v1/table-rollbacks/{plan}/run", _ACT, changes=True),
+    Operation("table_rollback.approve", "POST", "/v1/table-rollbacks/{plan}/approve", _ACT, changes=True),
     Operation("table_rollback.abandon", "POST", "/v1/table-rollbacks/{plan}/abandon", _ACT, changes=True),
     Operation("scratch.list", "GET", "/v1/scratch", _SEE),
     Operation("scratch.create", "POST", "/v1/scratch", _ACT, changes=True),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -450,16 +451,28 @@ def _state(plan: Mapping[str, Any]) -> str:
 @asks
 def approve(ask: Ask, plan: str, digest: str | None, yes: bool) -> None:
     """Agree that a plan runs which somebody else made. Sources added with approval=required ask for it."""
-    found = _get(ask, plan)
+    path = f"/v1/rollbacks/{segment(plan)}"
+    try:
+        found = ask.api.get(path)
+        show: Callable[[dict[str, Any]], None] = functools.partial(_summary, ask)
+        then = f"holdfast rollback run {plan}"
+        what = f"{found['kind']} {found['target']}, planned by {found['planned_by']}, may run: {found['rows']:,} rows"
+    except CliError as error:
+        if error.exit_code != ABSENT:
+            raise
+        path = f"/v1/table-rollbacks/{segment(plan)}"
+        found = ask.api.get(path)
+        table = f"{found['schema']}.{found['table']}"
+        show, then = _table_summary, f"holdfast rollback table {found['source']} {table} --plan {plan}"
+        what = f"{table} {found['target']}, planned by {found['planned_by']}, may run: {found['rows_then']:,} rows"
     if not ask.as_json and not yes:
-        _summary(ask, found)
-    what = f"{found['kind']} {found['target']}, planned by {found['planned_by']}, may run: {found['rows']:,} rows"
+        show(found)
     confirm(ask, found["source"], what, yes)
-    job = ask.api.post(f"/v1/rollbacks/{segment(plan)}/approve", {"digest": digest or found["digest"]})["job"]
+    job = ask.api.post(f"{path}/approve", {"digest": digest or found["digest"]})["job"]
     done = ask.wait(job, "approving the plan")
 
     def human() -> None:
-        click.echo(f"Approved. Anybody else but you runs it:  holdfast rollback run {plan}")
+        click.echo(f"Approved. Anybody else but you runs it:  {then}")
 
     ask.out({"plan": plan, "digest": digest or found["digest"], "job": done}, human)
 
@@ -510,8 +523,11 @@ def table(
         raise click.UsageError(f"plan {plan_id} is for {found['schema']}.{found['table']} of {found['source']}")
     if not ask.as_json:
         _table_summary(found)
-    if dry_run or not found["runnable"]:
+    unapproved = found["state"] != "approved" and "approval-required" in {w["code"] for w in found["warnings"]}
+    if dry_run or not found["runnable"] or (unapproved and to is not None):
         again = f"\nRun it:       holdfast rollback table {source} {table} --plan {plan_id}"
+        if unapproved:
+            again = f"\nSomebody else:  holdfast rollback approve {plan_id}\nThen run it:    {again.split(':', 1)[1].strip()}"
         ask.out(found, lambda: click.echo(again) if found["runnable"] else None)
         if not found["runnable"]:
             sys.exit(REFUSED)

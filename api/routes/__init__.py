@@ -49,6 +49,7 @@ HANDLERS: Mapping[str, Handler] = {
     "table_rollback.plan": table_rollbacks.plan,
     "table_rollback.show": table_rollbacks.show,
     "table_rollback.run": table_rollbacks.run,
+    "table_rollback.approve": table_rollbacks.approve,
     "table_rollback.abandon": table_rollbacks.abandon,
     "scratch.list": scratch.list_all,
     "scratch.create": scratch.create,

@@ -58,6 +58,24 @@ def show(call: Call) -> Reply:
 
 def run(call: Call) -> Reply:
     found = _plan(call)
+    _as_shown(call, found)
+    return _ask(call, "rollback.table-run", found)
+
+
+def approve(call: Call) -> Reply:
+    """The digest is that of the plan as it was shown to who approves; whoever planned it cannot. Whether a plan that runs
+    has the approval that it needs, the agent looks for itself."""
+    found = _plan(call)
+    _as_shown(call, found)
+    planner = found.facts["by"]
+    if call.actor.strip().casefold() == planner.strip().casefold():
+        raise ApiError(
+            409, "approval-own", f"{planner} planned this and cannot approve it", "somebody else must look at it"
+        )
+    return _ask(call, "rollback.table-approve", found)
+
+
+def _as_shown(call: Call, found: TablePlan) -> None:
     if call.body["digest"] != found.facts["digest"]:
         raise ApiError(
             409,
@@ -65,7 +83,7 @@ def run(call: Call) -> Reply:
             "that is not the digest of this plan: what would run is not what was shown",
             "look again",
         )
-    if found.state not in ("planned", "failed"):
+    if found.state not in ("planned", "approved", "failed"):
         raise ApiError(409, f"plan-{found.state}", f"this plan is {found.state}", "make another")
     obstacles = found.facts["obstacles"]
     if obstacles:
@@ -73,7 +91,10 @@ def run(call: Call) -> Reply:
             409, "plan-not-runnable", f"something stands in the way of this plan: {obstacles[0].message}",
             obstacles[0].hint, problems=obstacles,
         )  # fmt: skip
-    job = ask(call, "rollback.table-run", found.source, {"plan": found.plan, "digest": found.facts["digest"]})
+
+
+def _ask(call: Call, kind: str, found: TablePlan) -> Reply:
+    job = ask(call, kind, found.source, {"plan": found.plan, "digest": found.facts["digest"]})
     return Reply({"job": job}, status=202, note={"job": job, "source": found.source})
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from streams.events.base import Event, Problem, event
 
 ScratchState = Literal["making", "ready", "ended", "failed"]
-TableRollbackState = Literal["confirmed", "loading", "fenced", "applied", "failed", "abandoned"]
+TableRollbackState = Literal["approved", "confirmed", "loading", "fenced", "applied", "failed", "abandoned"]
 
 
 @event

@@ -109,6 +109,10 @@ def test_a_table_plan_is_asked_for_shown_and_run_by_its_digest(
     api.apply("copies")
     shown = operator.get(f"/v1/table-rollbacks/{event.plan}")
     assert (shown["state"], shown["rows_now"], shown["rows_then"], shown["runnable"]) == ("planned", None, 1, True)
+    approve = f"/v1/table-rollbacks/{event.plan}/approve"
+    assert operator.refused("POST", approve, 409, json={"digest": "00" * 32}) == "digest-differs"
+    command = asked(api, operator.post(approve, {"digest": event.digest.hex()})["job"])
+    assert (command.kind, event.plan in command.parameters) == ("rollback.table-approve", True)
     run = f"/v1/table-rollbacks/{event.plan}/run"
     assert operator.refused("POST", run, 409, json={"digest": "00" * 32}) == "digest-differs"
     command = asked(api, operator.post(run, {"digest": event.digest.hex()})["job"])

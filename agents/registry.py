@@ -22,7 +22,9 @@ PLATFORMS: Mapping[str, str] = {
     "mysql": "agents.platforms.mysql",
 }
 # Of hosts of virtual machines (`agents.machines`).
-HOSTS: Mapping[str, str] = {}
+HOSTS: Mapping[str, str] = {
+    "kvm": "agents.platforms.kvm",
+}
 EXTRAS: Mapping[str, str] = {
     "mariadb": "mariadb",
     "mysql": "mariadb",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,37 @@ from tests.contract.hosts import (
     snapshot_of,
     the_disk,
 )
+from tests.stack.kvm import KvmGround, LibvirtServer, why_not
+from tests.stack.servers import Scratch
 
 SIZE = 8 << 20
 K = 64 << 10
 
 
-@pytest.fixture(params=["memory"])
-def ground(request: pytest.FixtureRequest, tmp_path: Path) -> HostGround:
-    return MemoryGround(tmp_path / "host")
+@pytest.fixture(scope="module")
+def libvirt_server() -> Iterator[LibvirtServer]:
+    if reason := why_not():
+        pytest.skip(reason)
+    scratch = Scratch("kvm")
+    server = LibvirtServer(scratch.path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        scratch.remove()
+
+
+@pytest.fixture(params=["memory", "kvm"])
+def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HostGround]:
+    if request.param == "memory":
+        yield MemoryGround(tmp_path / "host")
+        return
+    kvm = KvmGround(request.getfixturevalue("libvirt_server"))
+    try:
+        yield kvm
+    finally:
+        kvm.clear()
 
 
 @pytest.fixture
@@ -529,7 +553,8 @@ def test_overwriting_a_disk_needs_the_machine_off_and_its_marks_go(ground: HostG
     )
     host.settle(native)
     assert not host.machine(native).restoring
-    assert ground.content(native, "vda") == bytes(4096) + content[4096:K] + some(3, 512) + content[K + 512 :]
+    content = bytes(4096) + content[4096:K] + some(3, 512) + content[K + 512 :]
+    assert ground.content(native, "vda") == content
     with snapshot_of(ground.host(), native, "j3", since={"vda": mark}) as snapshot:
         assert the_disk(snapshot).why_whole
-        assert read_whole(the_disk(snapshot)) == ground.content(native, "vda")
+        assert read_whole(the_disk(snapshot)) == content

@@ -1,0 +1,311 @@
+"""A libvirt of the tests' own, with QEMU and without hardware virtualisation: its own daemon, as the unprivileged service user,
+in a folder of its own (a *session* daemon with XDG directories there). The system's is never touched.
+
+    libvirt = LibvirtServer(Scratch("kvm").path); libvirt.start() … libvirt.stop()
+
+QEMU emulates (TCG) and starts in half a second where /dev/kvm is not to be opened and QEMUs, which make daemons of themselves,
+are reaped at once: so the daemon runs below `tests.stack.reaper`. `why_not` says what this machine lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from agents.errors import AgentError
+from agents.machines import Host, HostSettings
+from agents.platforms.kvm import host as kvm_host
+from agents.platforms.kvm.library import folders, libvirt
+from deploy.embedded.process import Command, Identity, RunningProcess, wait_until
+from deploy.embedded.user import service_user
+
+START_S: Final = 90.0
+_PROGRAMS: Final = ("libvirtd", "qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd")
+_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def why_not() -> str:
+    """Empty: this machine can run it."""
+    missing = [program for program in _PROGRAMS if shutil.which(program, path=_PATH) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    try:
+        libvirt()
+    except AgentError as error:
+        return error.message
+    return ""
+
+
+def libvirt_qemu() -> Any:
+    """libvirt's binding to QEMU's monitor, by which tests write to the disks of machines that have no guest."""
+    libvirt()
+    if "libvirt_qemu" not in sys.modules:
+        folder = next(f for f in folders() if (f / "libvirt_qemu.py").is_file())
+        sys.path.append(str(folder))
+        try:
+            importlib.import_module("libvirt_qemu")
+        finally:
+            sys.path.remove(str(folder))
+    return sys.modules["libvirt_qemu"]
+
+
+class LibvirtServer:
+    """One daemon and its folder. `url` is for `HostSettings`; `images` and `scratch` are folders its machines may use."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.images = directory / "images"
+        self.scratch = directory / "scratch"
+        self.user = service_user()
+        config = directory / "config" / "libvirt"
+        for path in (self.images, self.scratch, config, directory / "run", directory / "cache", directory / "data"):
+            path.mkdir(parents=True)
+        (config / "qemu.conf").write_text('stdio_handler = "file"\nsecurity_driver = "none"\n')
+        (config / "libvirtd.conf").write_text(f'log_outputs = "3:file:{directory}/libvirtd.log"\n')
+        self.user.own_tree(directory)
+        self._process: RunningProcess | None = None
+        self.command = Command(
+            "libvirtd",
+            [
+                shutil.which("python3", path=_PATH) or sys.executable,
+                "-I",
+                str(Path(__file__).with_name("reaper.py")),
+                "libvirtd",
+                "-f",
+                str(config / "libvirtd.conf"),
+            ],
+            directory / "reaper.log",
+            directory,
+            {
+                "PATH": _PATH,
+                "HOME": str(directory),
+                "XDG_RUNTIME_DIR": str(directory / "run"),
+                "XDG_CONFIG_HOME": str(directory / "config"),
+                "XDG_CACHE_HOME": str(directory / "cache"),
+                "XDG_DATA_HOME": str(directory / "data"),
+            },
+            user=self.user,
+            death_signal=signal.SIGKILL,
+            stop_timeout=30,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"qemu:///session?socket={self.directory}/run/libvirt/libvirt-sock"
+
+    def settings(self, name: str = "kvm") -> HostSettings:
+        return HostSettings(name, "kvm", self.url, options={"scratch": str(self.scratch), "shutdown_s": "1"})
+
+    def host(self) -> Host:
+        return kvm_host(self.settings())
+
+    def start(self) -> None:
+        self._process = RunningProcess(self.command)
+        self._process.wait_ready(self._silence, START_S)
+
+    def _silence(self) -> str | None:
+        try:
+            self.connect().close()
+        except libvirt().libvirtError as error:
+            return str(error)
+        return None
+
+    def connect(self) -> Any:
+        return libvirt().open(self.url)
+
+    def stop(self) -> None:
+        """The daemon, and all machines."""
+        if self._process is None:
+            return
+        machines = self.machines()
+        self._process.stop()
+        for machine in machines:
+            machine.signal(signal.SIGKILL)
+            machine.wait_gone(30)
+
+    def interrupt(self) -> None:
+        """The daemon alone; machines go on, and the next `start` finds them."""
+        assert self._process is not None
+        os.kill(int((self.directory / "run" / "libvirt" / "libvirtd.pid").read_text()), signal.SIGTERM)
+        wait_until(lambda: self._silence() is not None, 30)
+
+    def resume(self) -> None:
+        """After `interrupt`: another daemon under the same reaper."""
+        assert self._process is not None
+        self._process.signal(signal.SIGHUP)
+        assert wait_until(lambda: self._silence() is None, START_S)
+
+    def machines(self) -> list[Identity]:
+        """The QEMUs that run."""
+        found = []
+        for file in (self.directory / "run" / "libvirt" / "qemu" / "run").glob("*.pid"):
+            with contextlib.suppress(OSError, ValueError):
+                identity = Identity.of(int(file.read_text()))
+                if identity is not None:
+                    found.append(identity)
+        return found
+
+    def qemu_of(self, name: str) -> Identity:
+        identity = Identity.of(int((self.directory / "run" / "libvirt" / "qemu" / "run" / f"{name}.pid").read_text()))
+        assert identity is not None
+        return identity
+
+    def image(self, name: str, size: int, format_: str) -> Path:
+        path = self.images / name
+        run("qemu-img", "create", "-q", "-f", format_, str(path), str(size))
+        self.user.own(path)
+        return path
+
+
+def run(program: str, *arguments: str) -> str:
+    """What it says. It must succeed."""
+    command = [shutil.which(program, path=_PATH) or program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+    assert done.returncode == 0, f"{program}: {done.stderr}"
+    return done.stdout
+
+
+def domain_xml(
+    name: str, disks: Mapping[str, tuple[Path, str]], *, native: str, more: str = "", memory: int = 64
+) -> str:
+    """A machine that has nothing to boot from, unless `more` says so."""
+    described = "".join(
+        f"<disk type='file' device='disk'><driver name='qemu' type='{format_}' discard='unmap'/><source file='{path}'/>"
+        f"<target dev='{disk}' bus='virtio'/></disk>"
+        for disk, (path, format_) in disks.items()
+    )
+    return (
+        f"<domain type='qemu'><name>{name}</name><uuid>{native}</uuid><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>"
+        "<os><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features>"
+        "<cpu mode='custom' match='exact'><model>qemu64</model></cpu><devices>"
+        f"<emulator>/usr/bin/qemu-system-x86_64</emulator>{described}<interface type='user'><model type='virtio'/></interface>"
+        f"<memballoon model='none'/>{more}</devices></domain>"
+    )
+
+
+class KvmGround:
+    """Implements `tests.contract.hosts.HostGround` on a server that runs. Its machines find nothing to boot: only tests write.
+
+    `clear` takes away everything on it.
+    """
+
+    quiesces = False
+    grows = True
+
+    def __init__(self, server: LibvirtServer) -> None:
+        self.server = server
+        self._contents: dict[tuple[str, str], bytearray] = {}
+        self._conn = server.connect()
+
+    def host(self) -> Host:
+        return self.server.host()
+
+    def add(
+        self,
+        name: str,
+        disks: Mapping[str, int],
+        *,
+        untracked: Sequence[str] = (),
+        running: bool = True,
+        guest_agent: bool = True,
+    ) -> str:
+        native = str(uuid4())
+        made = {}
+        for disk, size in disks.items():
+            format_ = "raw" if disk in untracked else "qcow2"
+            made[disk] = (self.server.image(f"{name}-{disk}-{native[:8]}", size, format_), format_)
+            self._contents[native, disk] = bytearray(size)
+        domain = self._conn.defineXML(domain_xml(name, made, native=native))
+        if running:
+            # Not paused, or nobody would ask it to freeze. Its firmware finds nothing to boot, and writes nothing.
+            domain.create()
+        return native
+
+    def _domain(self, native: str) -> Any:
+        return self._conn.lookupByUUIDString(native)
+
+    def _image(self, native: str, disk: str) -> tuple[str, str]:
+        seen = {d.disk: d for d in self.host().machine(native).disks}
+        return seen[disk].place, seen[disk].format
+
+    def write(self, native: str, disk: str, offset: int, data: bytes) -> None:
+        domain = self._domain(native)
+        pattern = self.server.directory / "pattern"
+        pattern.write_bytes(data)
+        pattern.chmod(0o644)
+        device = "/machine/peripheral/virtio-disk{}/virtio-backend".format("abcdefgh".index(disk[-1]))
+        if domain.isActive():
+            for command in (f"write -s {pattern} {offset} {len(data)}", "flush"):
+                said = libvirt_qemu().qemuMonitorCommand(domain, f'qemu-io -d {device} "{command}"', 1)
+                assert not said.strip(), said
+        else:
+            place, format_ = self._image(native, disk)
+            run("qemu-io", "-f", format_, "-c", f"write -s {pattern} {offset} {len(data)}", "-c", "flush", place)
+        self._contents[native, disk][offset : offset + len(data)] = data
+
+    def content(self, native: str, disk: str) -> bytes:
+        domain = self._domain(native)
+        if domain.isActive():
+            return bytes(self._contents[native, disk])
+        place, format_ = self._image(native, disk)
+        raw = self.server.directory / "content"
+        run("qemu-img", "convert", "-f", format_, "-O", "raw", place, str(raw))
+        return raw.read_bytes()
+
+    def resize(self, native: str, disk: str, size: int) -> None:
+        self._domain(native).blockResize(disk, size, libvirt().VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+        self._contents[native, disk].extend(bytes(size - len(self._contents[native, disk])))
+
+    def turn_off(self, native: str) -> None:
+        self._domain(native).destroy()
+
+    def lose_tracking(self, native: str, disk: str) -> None:
+        domain = self._domain(native)
+        self.server.qemu_of(domain.name()).signal(signal.SIGKILL)
+        assert wait_until(lambda: not domain.isActive(), 60)
+        domain.create()
+
+    @contextmanager
+    def others_backup(self, native: str) -> Iterator[None]:
+        domain = self._domain(native)
+        scratch = self.server.scratch
+        xml = (
+            f"<domainbackup mode='pull'><server transport='unix' socket='{scratch}/theirs.sock'/><disks>"
+            f"<disk name='vda' backup='yes' type='file'><driver type='qcow2'/><scratch file='{scratch}/theirs'/></disk>"
+            "</disks></domainbackup>"
+        )
+        domain.backupBegin(xml, "<domaincheckpoint><name>theirs</name></domaincheckpoint>", 0)
+        yield
+        assert "theirs" in domain.backupGetXMLDesc(0), "somebody else's backup was ended"
+        assert [c.getName() for c in domain.listAllCheckpoints(0)] == ["theirs"]
+        domain.abortJob()
+        assert wait_until(lambda: not domain.jobStats(0).get("type"), 60)
+
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        self.server.interrupt()
+        yield
+        self.server.resume()
+        self._conn = self.server.connect()
+
+    def clear(self) -> None:
+        library = libvirt()
+        for domain in self._conn.listAllDomains(0):
+            if domain.isActive():
+                domain.destroy()
+            domain.undefineFlags(
+                library.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | library.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            )
+        for path in self.server.images.iterdir():
+            path.unlink()
+        self._conn.close()

@@ -28,7 +28,7 @@ DIRTY: Final = 1  # of `qemu:dirty-bitmap:NAME`
 
 _MAGIC, _OPTION, _REPLY_OPTION = 0x4E42444D41474943, 0x49484156454F5054, 0x3E889045565A9
 _REQUEST, _SIMPLE, _CHUNK = 0x25609513, 0x67446698, 0x668E33EF
-_OPT_GO, _OPT_STRUCTURED, _OPT_SET_CONTEXT = 7, 8, 10
+_OPT_STARTTLS, _OPT_GO, _OPT_STRUCTURED, _OPT_SET_CONTEXT = 5, 7, 8, 10
 _REP_ACK, _REP_INFO, _REP_CONTEXT = 1, 3, 4
 _FLAG_ERROR: Final = 1 << 31
 _READ, _WRITE, _DISCONNECT, _FLUSH, _ZEROES, _STATUS = 0, 1, 2, 3, 6, 7
@@ -51,8 +51,16 @@ class Nbd:
     Not for several threads at once.
     """
 
-    def __init__(self, connection: socket.socket, export: str = "", contexts: Sequence[str] = ()) -> None:
-        """`connection` is ours from now on. `contexts`: what `status` is to tell, where the server knows it."""
+    def __init__(
+        self,
+        connection: socket.socket,
+        export: str = "",
+        contexts: Sequence[str] = (),
+        *,
+        secure: Callable[[socket.socket], socket.socket] | None = None,
+    ) -> None:
+        """`connection` is ours from now on. `contexts`: what `status` is to tell, where the server knows it. `secure`: puts TLS
+        around a connection; a server that has none is refused then."""
         self._socket = connection
         self._socket.settimeout(_PATIENCE_S)
         self._cookie = 0
@@ -60,9 +68,9 @@ class Nbd:
         self.size = 0
         self._flags = 0
         try:
-            self._handshake(export, contexts)
+            self._handshake(export, contexts, secure)
         except BaseException:
-            connection.close()
+            self._socket.close()
             raise
 
     @property
@@ -76,11 +84,20 @@ class Nbd:
 
     # --- handshake -------------------------------------------------------------------------------------------------------
 
-    def _handshake(self, export: str, contexts: Sequence[str]) -> None:
+    def _handshake(
+        self, export: str, contexts: Sequence[str], secure: Callable[[socket.socket], socket.socket] | None
+    ) -> None:
         magic, version, flags = struct.unpack(">QQH", self._received(18))
         if magic != _MAGIC or version != _OPTION or not flags & 1:
             raise _broken("the server does not speak the fixed newstyle of NBD")
         self._send(struct.pack(">I", flags & 3))
+        if secure is not None:
+            if self._asked(_OPT_STARTTLS, b"") is None:
+                raise _broken("the server has no TLS")
+            try:
+                self._socket = secure(self._socket)
+            except OSError as error:
+                raise _gone(error) from error
         structured = self._asked(_OPT_STRUCTURED, b"") is not None
         name = export.encode()
         if structured and contexts:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.nbd.client import Connection as NbdConnection
-from agents.nbd.client import Pool, unix
+from agents.nbd import Nbd, Pool
 from agents.platforms.kvm import marks, notes, seeing
 from agents.platforms.kvm.connection import Connection
 from agents.platforms.kvm.description import DiskDescribed
-from agents.platforms.kvm.reach import start_child, stop_child, wait_for_socket
+from agents.platforms.kvm.reach import start_child, stop_child, unix, wait_for_socket
 
 _EXPORT: Final = "disk"
 _CLIENTS: Final = 16
+_CONNECTIONS: Final = 4
 _TIMEOUT_S: Final = 120
 
 
@@ -74,16 +74,14 @@ def _opened(disk: DiskDescribed, *, blank: bool, read_only: bool) -> KvmDiskTarg
     process = start_child(command)
     try:
         wait_for_socket(process, socket, "qemu-nbd")
-        pool = Pool(lambda: NbdConnection(unix(str(socket)), _EXPORT))
-        with pool.take() as connection:
-            size = connection.size
+        pool = Pool(lambda: Nbd(unix(str(socket))(), _EXPORT), _CONNECTIONS)
     except BaseException as error:
         stop_child(process)
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, SourceUnavailable) and "lock" in error.message:
             raise AgentError("disk-busy", f"{disk.place} is in use: {error.message}", "wait until it is not") from error
         raise
-    return KvmDiskTarget(size, blank, read_only, disk.disk, pool, process, folder)
+    return KvmDiskTarget(pool.size, blank, read_only, disk.disk, pool, process, folder)
 
 
 def _remove_bitmaps(image: DiskDescribed, names: Sequence[str]) -> None:
@@ -107,7 +105,7 @@ class KvmDiskTarget:
     _folder: Path = field(repr=False)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        with self._pool.take() as connection:
+        with self._io() as connection:
             connection.read_into(offset, buffer)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
@@ -124,11 +122,19 @@ class KvmDiskTarget:
             connection.flush()
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[NbdConnection]:
+    def _writing(self) -> Iterator[Nbd]:
         if self._read_only:
             raise AgentError("disk-read-only", f"disk {self._disk} was opened to be read only")
-        with self._pool.take() as connection:
+        with self._io() as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def _io(self) -> Iterator[Nbd]:
+        try:
+            with self._pool.one() as connection:
+                yield connection
+        except OSError as error:
+            raise AgentError("disk-io", f"disk {self._disk}: {error}", "see the storage that it is on") from error
 
     def close(self) -> None:
         self._pool.close()

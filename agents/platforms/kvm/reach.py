@@ -11,12 +11,13 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +27,17 @@ from xml.sax.saxutils import quoteattr
 
 from agents import child
 from agents.errors import AgentError, SourceUnavailable
-from agents.nbd.client import Connection as NbdConnection
-from agents.nbd.client import Dial, tcp, unix
+from agents.nbd import Nbd
 from agents.platforms.kvm import seeing
 from agents.platforms.kvm.connection import Connection
 
 _START_S: Final = 30.0
+_CONNECT_S: Final = 60.0
 # A child asks to die with the thread that starts it (`agents.child`): so that is one which lives as long as we do.
 _STARTER: Final = ThreadPoolExecutor(1, thread_name_prefix="kvm-children")
 
-Connector = Callable[[str], NbdConnection]
+Dial = Callable[[], socket.socket]
+Connector = Callable[[Sequence[str]], Nbd]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,19 @@ def reach(connection: Connection, scratch: str) -> Reach:
     if connection.scheme == "qemu+ssh":
         return SshReach(connection, scratch)
     return TlsReach(connection)
+
+
+def unix(path: str) -> Dial:
+    def dial() -> socket.socket:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            made.connect(path)
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    return dial
 
 
 def _socket(scratch: str, native: str, name: str) -> str:
@@ -144,13 +159,26 @@ class TlsReach:
         )
         if certificate := settings.options.get("tls_certificate"):
             context.load_cert_chain(certificate, settings.options.get("tls_key"))
-        dial = tcp(self._connection.hostname, int(server.get("port", "0")))
-        return _access(dial, lambda: None, context, self._connection.hostname)
+        name, port = self._connection.hostname, int(server.get("port", "0"))
+        return _access(
+            lambda: socket.create_connection((name, port), _CONNECT_S),
+            lambda: None,
+            lambda plain: context.wrap_socket(plain, server_hostname=name),
+        )
 
 
-def _access(dial: Dial, close: Callable[[], None], tls: ssl.SSLContext | None = None, tls_name: str = "") -> Access:
+def _access(
+    dial: Dial, close: Callable[[], None], secure: Callable[[socket.socket], socket.socket] | None = None
+) -> Access:
     def connector(disk: str) -> Connector:
-        return lambda context: NbdConnection(dial, disk, context=context, tls=tls, tls_name=tls_name)
+        def connect(contexts: Sequence[str]) -> Nbd:
+            try:
+                made = dial()
+            except OSError as error:
+                raise SourceUnavailable("disk-unreachable", f"nobody answers for disk {disk}: {error}") from error
+            return Nbd(made, disk, contexts, secure=secure)
+
+        return connect
 
     return Access(connector, close)
 

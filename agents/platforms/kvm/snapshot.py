@@ -31,9 +31,7 @@ from agents.machines import (
     Quiesce,
     Wanted,
 )
-from agents.nbd import wire
-from agents.nbd.client import Connection as NbdConnection
-from agents.nbd.client import Pool
+from agents.nbd import ALLOCATION, DIRTY, ZERO, Nbd, Pool
 from agents.platforms.kvm import marks, notes, seeing
 from agents.platforms.kvm.connection import Connection
 from agents.platforms.kvm.library import libvirt
@@ -43,6 +41,7 @@ from streams.ids import now_us
 
 _FREEZE_S: Final = 30
 _END_S: Final = 60.0
+_READERS: Final = 4  # connections of a disk
 _BITMAP: Final = "changes"
 
 
@@ -277,7 +276,7 @@ class Taker:
                     since=each.since.get(seen.disk, ""),
                     why_whole=each.why.get(seen.disk, ""),
                     _connect=connect,
-                    _read=Pool(functools.partial(connect, "")),
+                    _read=Pool(functools.partial(connect, ()), _READERS),
                 )
             )
         clean = each.frozen or (each.seen.power == "off" and each.shut_down)
@@ -446,35 +445,42 @@ class KvmDiskSnapshot:
 
     def extents(self, *, whole: bool = False) -> Iterator[tuple[int, int, ExtentKind]]:
         # Two connections, one a context: where little has changed, QEMU is asked of zeros only there.
-        allocation = self._connect("base:allocation")
-        try:
+        with self._lost(), contextlib.closing(self._connect([ALLOCATION])) as allocation:
             for offset, length in self._flagged(whole):
                 yield from _merged(allocation, offset, length)
-        finally:
-            allocation.close()
 
     def _flagged(self, whole: bool) -> Iterator[tuple[int, int]]:
         if whole or not self.since:
             yield 0, self.seen.size
             return
-        dirty = self._connect(f"qemu:dirty-bitmap:{_BITMAP}")
-        try:
-            for offset, length, flags in dirty.extents(0, self.seen.size):
-                if flags & wire.STATE_DIRTY:
+        context = f"qemu:dirty-bitmap:{_BITMAP}"
+        with contextlib.closing(self._connect([context])) as dirty:
+            for offset, length, flags in dirty.status(0, self.seen.size, context):
+                if flags & DIRTY:
                     yield offset, length
-        finally:
-            dirty.close()
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        with self._read.take() as connection:
+        with self._lost(), self._read.one() as connection:
             connection.read_into(offset, buffer)
 
+    @contextlib.contextmanager
+    def _lost(self) -> Iterator[None]:
+        """A machine that goes off, or a host that goes away, ends the snapshot."""
+        try:
+            yield
+        except (AgentError, OSError) as error:
+            raise SourceUnavailable(
+                "snapshot-lost",
+                f"disk {self.seen.disk} cannot be read as it was: {error}",
+                "was the machine switched off, or its host? the backup is to be run again",
+            ) from error
 
-def _merged(allocation: NbdConnection, offset: int, length: int) -> Iterator[tuple[int, int, ExtentKind]]:
+
+def _merged(allocation: Nbd, offset: int, length: int) -> Iterator[tuple[int, int, ExtentKind]]:
     """Neighbours of one kind as one."""
     start, end, kind = offset, offset, ""
-    for at, size, flags in allocation.extents(offset, length):
-        this = "zero" if flags & wire.STATE_ZERO else "data"
+    for at, size, flags in allocation.status(offset, length):
+        this = "zero" if flags & ZERO else "data"
         if this != kind and end > start:
             yield start, end - start, "zero" if kind == "zero" else "data"
             start = at

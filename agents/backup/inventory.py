@@ -4,6 +4,7 @@
                     host.defined      a host of which no machine is known; the same command goes on
                     asset.changed …   those that are missing are said by the same command, or the next `asset.discover`
     host.remove     asset.changed …   some of its machines are said to be gone; the same command says the rest
+                    marks on the host some of them, which are of no use any more
                     host.defined      done
     asset.discover  asset.changed …   the same: only what is different from what was said is said
 
@@ -18,12 +19,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agents import registry
+from agents.backup import choosing
 from agents.commands import Command, Context, JobFailed
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
 from agents.hosts import host_settings
 from agents.machines import DiskSeen, Host, MachineSeen, NicSeen
-from streams.events import AssetChanged, AssetDisk, AssetNic, HostDefined
+from streams.events import AssetChanged, AssetDisk, AssetNic, HostDefined, Problem
 from streams.ids import now_us, slug
 
 _NAME: Final = 44  # characters of a slug that are left for a number
@@ -89,8 +91,24 @@ def remove(command: Command, ctx: Context) -> Mapping[str, Any]:
     mine = [a for a in ctx.services.hosts.assets().values() if a.host == name and a.state != "gone"]
     _say(ctx, *(replace(a, state="gone", seen_us=now_us(), by=command.requester) for a in mine))
     failpoint("host-assets-gone")
+    try:
+        _let_go(ctx, open_host(ctx, name))
+    except AgentError as error:
+        why = f"marks of points may be left on {name}: {error.message}"
+        ctx.warn(
+            Problem(
+                "host-not-tidied", why, "they do no harm, and go when the host is added again and a machine backed up"
+            )
+        )
     _say(ctx, replace(defined, state="removed", defined_us=now_us(), by=command.requester))
     return {"machines": len(mine)}
+
+
+def _let_go(ctx: Context, host: Host) -> None:
+    """Take away everything of ours but what jobs are at work on: nobody will ask since these marks any more."""
+    found = host.leftovers()
+    for one in choosing.dead(found, {f.native for f in found}, ctx.services.node.ledgers(), (), ctx.command.id):
+        host.remove(one)
 
 
 def discover(command: Command, ctx: Context) -> Mapping[str, Any]:

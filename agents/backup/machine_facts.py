@@ -18,6 +18,7 @@
       whole/<disk>             why it was read whole, a sentence; no entry where it was not, or where that was asked for
       left_out/<disk>          why it is not in the point
       scrub/<disk>             `next/of`: which part of the blocks that nothing said had changed is to be looked at next
+      scrubbed/<disk>          how many bytes of them this run looked at
       problem/<n>              what the user was told, `code: message`
 
 The point's `created_us` is the snapshot's time. Knows no hosts.

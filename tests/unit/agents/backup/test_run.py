@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agents import registry
+from agents.backup import inventory
 from agents.backup.machine_facts import machine_of, marks_of
-from agents.commands import Interrupted
+from agents.commands import Command, Interrupted
 from agents.errors import AgentError, SourceUnavailable
 from agents.machines import Wanted
 from agents.repository import packs
 from agents.repository.backups import is_damaged
 from agents.repository.handlers import say_mark
 from agents.repository.points import Point
+from streams.ids import uuid7
 from tests.stand_ins.memory_host import Fault, registered
 from tests.unit.agents.backup.site import BLOCK, Guest, Site, closing
 
@@ -278,6 +281,17 @@ def test_another_sites_marks_and_snapshots_are_left_alone(site: Site, shop: Gues
         site.backup("shop", mode=mode)
     assert mark in site.hypervisor.marks(shop.native, "vda")
     assert len(site.hypervisor.marks(shop.native, "vda")) == 3
+
+
+def test_a_host_that_is_removed_is_left_without_marks_of_ours(site: Site, shop: Guest) -> None:
+    site.backup("shop")
+    command = Command(uuid7(), "host.remove", "host/h1", {"host": "h1"}, "tests", 1)
+    assert inventory.remove(command, site.ctx(command)) == {"machines": 1}
+    assert site.hypervisor.marks(shop.native, "vda") == []
+    with pytest.raises(AgentError) as refused:
+        site.backup("shop")
+    assert refused.value.code == "asset-gone"
+    assert inventory.remove(replace(command, resumed=True), site.ctx(command)) == {"machines": 0}
 
 
 def test_progress_tells_rate_and_what_takes_longest(site: Site, shop: Guest) -> None:

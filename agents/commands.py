@@ -59,6 +59,7 @@ HANDLERS: Mapping[str, str] = {
     "point.prove": "agents.repository.collecting:prove",
     "point.restore": "agents.repository.backups:restore",
     "point.diff": "agents.repository.backups:diff",
+    "point.compare": "agents.restore.handlers:compare",
     "restore.run": "agents.restore.handlers:run",
     "backup.make": "agents.repository.backups:make",
     "host.add": "agents.backup.inventory:add",

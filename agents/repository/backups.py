@@ -71,7 +71,7 @@ def make(command: Command, ctx: Context) -> Mapping[str, Any]:
     """Handler of `backup.make`."""
     p = command.parameters
     held, asset = held_of(command, ctx), str(p["asset"])
-    path = _allowed(str(p["path"]), held, ctx)
+    path = path_of(str(p["path"]), held, ctx)
     ledger = held.sessions.ledger()
     done = _done(ledger, command.id)
     if done is None:
@@ -297,7 +297,7 @@ def _inodes(places: list[Path]) -> frozenset[tuple[int, int]]:
     return frozenset((s.st_dev, s.st_ino) for s in found)
 
 
-def _allowed(text: str, held: Held, ctx: Context) -> Path:
+def path_of(text: str, held: Held, ctx: Context) -> Path:
     """The path itself, links followed. Raises `AgentError` (`path-own`, `path-missing`)."""
     path = Path(text).resolve()
     for own in _own_places(held, ctx):
@@ -428,6 +428,7 @@ def _restore_files(
     scratch = target.with_name(f".{target.name}.{command.id[-8:]}")
     if command.resumed and scratch.is_dir():  # of the run that died: what it had is not known to be whole
         shutil.rmtree(scratch)
+        ctx.warn(Problem("restore-anew", "the restore was interrupted, and begins anew: files are not gone on with"))
     skip_lost = bool(command.parameters.get("skip_lost"))
     done = unpacking.unpack(held.repository, kept.root, scratch, path=inside, skip_lost=skip_lost, progress=progress)
     scratch.rename(target)

@@ -1,4 +1,5 @@
-"""The command `restore.run`: disks of a point to files in a folder, to the machine they were of, or to a new one.
+"""The commands `restore.run` (disks of a point to files in a folder, to the machine they were of, or to a new one) and
+`point.compare` (whether a file or device is what a disk was).
 
     session.opened (restore, pins the point) → what `agents.restore.folder`, `.machine` say → session.closed → job finished
 
@@ -18,7 +19,7 @@ from agents.backup.machine_facts import machine_of
 from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.machines import Host, NicSeen
-from agents.repository.backups import target_of
+from agents.repository.backups import path_of, target_of
 from agents.repository.comparing import same_by
 from agents.repository.errors import RepositoryError
 from agents.repository.handlers import held_of
@@ -26,9 +27,9 @@ from agents.repository.node import Held, closing
 from agents.repository.points import Point
 from agents.repository.reader import UNREADABLE
 from agents.repository.repository import Repository
-from agents.restore import folder, machine
-from agents.restore.progress import Limit
-from agents.restore.task import Task, chosen
+from agents.restore import folder, images, machine, writing
+from agents.restore.progress import Limit, Meter
+from agents.restore.task import Task, chosen, one_of
 from streams.publish import rfc3339
 
 _NOTES: Final = "restores"  # in the data directory
@@ -54,6 +55,37 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
     lost = sum(disk["lost_bytes"] for disk in result["disks"])
     about = {"how": str(p["how"]), "asset": point.asset, "created": rfc3339(point.created_us)}
     return {**result, **about, "written": written, "lost_bytes": lost, "dry_run": bool(p.get("dry_run"))}
+
+
+def compare(command: Command, ctx: Context) -> Mapping[str, Any]:
+    """Handler of `point.compare`: reads a file, a device or an image on this machine and changes nothing."""
+    p = command.parameters
+    held, name, format = held_of(command, ctx), str(p["point"]), str(p.get("format") or "raw")
+    path = path_of(str(p["target"]), held, ctx)
+    images.check(format)
+    session = held.sessions.open("restore", by=command.requester, pins=[name], job=command.id)
+    with closing(session):
+        point = held.repository.point(name)
+        task = task_of(held.repository, point, command, ctx)
+        disk = one_of(task)
+        try:
+            with images.opened(path, format, read_only=True) as image:
+                found = writing.differing(task.work(disk), image, Meter(ctx, f"comparing {path.name}", disk.size))
+                longer = image.size - disk.size
+        except OSError as error:
+            raise AgentError(
+                "path-unreadable", f"{path}: {error.strerror or error}", "give the agent's user the right to read it"
+            ) from error
+        session.close("done", points=[name])
+    return {
+        "target": str(path),
+        "disk": disk.disk,
+        "compared": disk.size,
+        "differs": found.size,
+        "ranges": [{"offset": offset, "length": length} for offset, length in found.first],
+        "left_out": found.ranges - len(found.first),
+        "longer": longer,
+    }
 
 
 def task_of(repository: Repository, point: Point, command: Command, ctx: Context) -> Task:

@@ -49,3 +49,11 @@ def chosen(point: Point, names: list[str]) -> tuple[Disk, ...]:
         return point.disks
     wanted = {disk_of(point, name).disk for name in names}
     return tuple(disk for disk in point.disks if disk.disk in wanted)
+
+
+def one_of(task: Task) -> Disk:
+    """The only disk that was chosen, or that there is. Raises `AgentError` (`disk-unknown`)."""
+    if len(task.disks) != 1:
+        names = ", ".join(disk.disk for disk in task.disks)
+        raise AgentError("disk-unknown", f"point {task.point.point} has several disks: {names}", "say which: `--disk`")
+    return task.disks[0]

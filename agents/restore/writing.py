@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from agents.errors import AgentError
 from agents.repository import restoring
-from agents.repository.comparing import Same, differences
+from agents.repository.comparing import Readable, Same, differences
 from agents.repository.content import ChunkSource
 from agents.repository.extents import LOST
 from agents.repository.points import Disk
@@ -27,15 +27,11 @@ from agents.restore.progress import Limit, Meter
 DIFFERS: Final = "restore-differs"
 _SHOWN: Final = 5
 _SHOWN_LOST: Final = 200
+_SHOWN_RANGES: Final = 200
 
 
-class Place(Protocol):
+class Place(Readable, Protocol):
     """A disk that is written and read (`agents.machines.DiskTarget`, `agents.restore.images.Image`)."""
-
-    @property
-    def size(self) -> int: ...
-
-    def read_into(self, offset: int, buffer: memoryview) -> None: ...
 
     def write(self, offset: int, data: Buffer) -> None: ...
 
@@ -149,6 +145,30 @@ def weigh(work: Work, place: Place, meter: Meter) -> Written:
     for window in range(work.windows):
         differed += sum(length for _, length in _ranges(work, place, window, meter))
     return Written(work.disk.size, differed=differed)
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """Bytes and ranges in which a disk is another, and the first ranges."""
+
+    size: int
+    ranges: int
+    first: list[tuple[int, int]]
+
+
+def differing(work: Work, place: Readable, meter: Meter) -> Differing:
+    """Where `place` is not what the disk was; what is lost in the point differs."""
+    first: list[tuple[int, int]] = []
+    size = ranges = end = 0
+    for offset, length, _ in differences(place, work.source, work.disk, work.same, progress=meter.add):
+        if not ranges or offset != end:
+            ranges += 1
+            if len(first) < _SHOWN_RANGES:
+                first.append((offset, 0))
+        if ranges == len(first):
+            first[-1] = (first[-1][0], first[-1][1] + length)
+        size, end = size + length, offset + length
+    return Differing(size, ranges, first)
 
 
 def _ranges(work: Work, place: Place, window: int, meter: Meter) -> list[tuple[int, int]]:

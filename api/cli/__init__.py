@@ -54,6 +54,7 @@ NOUNS = (
     Noun("backup", "Machines, directories and disk images into a repository."),
     Noun("repository", "Where points are kept: add, list, show, verify, collect, usage, adopt, keys."),
     Noun("point", "Restore points: list, show, star, hold, expire, diff, restore."),
+    Noun("restore", "Machines and disks of points: to files, to the original, to a new machine."),
     Noun("job", "What agents were asked to do, and how far it is."),
     Noun("projections", "The read models: lag, digests, building them again from the log."),
     Noun("audit", "Who asked for what."),

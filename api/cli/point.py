@@ -288,13 +288,32 @@ def diff(ask: Ask, point: str, other: str, limit: int) -> None:
 
 @click.command("prove")
 @POINT
+@click.option("--against", metavar="FILE", help="Also compare a restored disk on the agent's machine with the point.")
+@click.option("--disk", default="", help="Which disk that is, of a point with several.")
+@click.option(
+    "--format",
+    type=click.Choice(["raw", "qcow2", "vmdk", "vhdx"]),
+    default="raw",
+    show_default=True,
+    help="What FILE is.",
+)
 @asks
-def prove(ask: Ask, point: str) -> None:
+def prove(ask: Ask, point: str, against: str | None, disk: str, format: str) -> None:
     """Follow a point's chain of digests to its first point and into the log. Exit code 4 when two do not say the same.
 
-    Each record is named by the one after it, by the log, and by what is in the repository now.
+    Each record is named by the one after it, by the log, and by what is in the repository now. With --against every block of
+    a restored disk is named too, and compared with the point: one chain from a restored byte to the log.
     """
+    if against is not None and not against.startswith("/"):
+        raise click.BadParameter(
+            f"{against!r} must be an absolute path, on the agent's machine", param_hint="--against"
+        )
     result = ask.wait(ask.api.post(f"/v1/points/{segment(point)}/prove")["job"], f"proving {point}")["result"]
+    compared: dict[str, Any] | None = None
+    if against is not None:
+        body = {"target": against, "disk": disk, "format": format}
+        job = ask.api.post(f"/v1/points/{segment(point)}/compare", body)["job"]
+        compared = result["compared"] = ask.wait(job, f"comparing {against}")["result"]
 
     def human() -> None:
         from api.cli.tables import table
@@ -308,10 +327,29 @@ def prove(ask: Ask, point: str) -> None:
             click.echo(f"✘ {problem}", err=True)
         end = "to its first point" if result["whole"] else "as far as anybody knows it"
         click.echo(f"{'Not proven' if result['problems'] else 'Proven'}, {end}.")
+        if compared is not None:
+            _compared(compared)
 
     ask.out(result, human)
-    if result["problems"]:
+    if result["problems"] or (compared is not None and compared["differs"]):
         sys.exit(UNWELL)
+
+
+def _compared(found: Mapping[str, Any]) -> None:
+    from api.cli.tables import clean, size
+
+    if not found["differs"]:
+        click.echo(clean(f"{found['target']} is what disk {found['disk']} was: {size(found['compared'])} compared."))
+        if found["longer"]:
+            click.echo(f"It is {found['longer']:,} bytes longer, which were not looked at.")
+        return
+    click.echo(
+        clean(f"✘ {found['target']} is not what disk {found['disk']} was: {size(found['differs'])} differ:"), err=True
+    )
+    for part in found["ranges"]:
+        click.echo(f"  at {part['offset']:,}, {part['length']:,} bytes", err=True)
+    if found["left_out"]:
+        click.echo(f"  … and {found['left_out']:,} more ranges.", err=True)
 
 
 @click.command("restore")

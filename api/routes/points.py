@@ -149,9 +149,14 @@ def prove(call: Call) -> Reply:
     return _ask(call, "point.prove", f"prove/{found.point}", found, {})
 
 
-def restore(call: Call) -> Reply:
+def found_there(call: Call) -> Point:
+    """The point that a call is about, which has not been dropped. Raises `ApiError` (`point-unknown`, `point-dropped`)."""
     with call.site.views() as conn:
-        found = _there(_known(call, conn))
+        return _there(_known(call, conn))
+
+
+def restore(call: Call) -> Reply:
+    found = found_there(call)
     return _ask(call, "point.restore", f"restore/{found.point}", found, call.body)
 
 

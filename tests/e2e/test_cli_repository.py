@@ -143,6 +143,22 @@ def test_an_image_is_stored_by_what_differs_and_comes_back(site: RunningSite, va
     site.cli("point", "restore", second["point"], "--to", str(folder / "restored.img"))
     assert (folder / "restored.img").read_bytes() == image.read_bytes()
     assert (folder / "restored.img").stat().st_blocks < (16 << 20) // 512, "holes stay holes"
+    proven = site.cli("point", "prove", second["point"], "--against", str(folder / "restored.img"))
+    assert "is what disk 0 was: 64.0 MiB compared" in proven
+    with (folder / "restored.img").open("r+b") as file:
+        os.pwrite(file.fileno(), b"!", 40 << 20)
+    another = site.json("point", "prove", second["point"], "--against", str(folder / "restored.img"), expect=4)
+    assert another["compared"]["ranges"] == [{"offset": 40 << 20, "length": 131_072}]
+    planned = site.json(
+        "restore", "files", second["point"], "--to", str(folder / "images"), "--format", "raw", "--dry-run"
+    )
+    assert planned["result"]["disks"][0]["differed"] <= 4 << 20
+    restored = site.cli("restore", "files", second["point"], "--to", str(folder / "images"), "--format", "raw")
+    assert "READ BACK, THE SAME" in restored
+    assert (folder / "images" / "disk.img.raw").read_bytes() == image.read_bytes()
+    again = site.cli("restore", "files", second["point"], "--to", str(folder / "images"), "--format", "raw", expect=11)
+    assert "path-taken" in again
+    assert "point-unfit" in site.cli("restore", "original", second["point"], "--yes", expect=11)
     os.truncate(image, 10 << 20)
     shorter = backed_up(site, "image", str(image), "--asset", "disk")
     assert site.json("point", "diff", second["point"], shorter["point"])["disks"] == [], (

@@ -220,6 +220,34 @@ def test_work_is_asked_of_the_agent(api: RunningApi, vault: list[PointSealed]) -
     assert client.refused("POST", f"/v1/points/{vault[1].point}/star", 409, json={}) == "point-dropped"
 
 
+def test_restores_of_disks_are_asked_of_the_agent(api: RunningApi, vault: list[PointSealed]) -> None:
+    admin, id = api.client("admin"), uuid7()
+    disks = sealed("vault", id, kind="disks", asset="shop")
+    api.scribe.write(session("vault", id), disks)
+    api.apply("repositories")
+    path = f"/v1/points/{disks.point}"
+    command, given = asked(api, admin.post(f"{path}/restore/files", {"to": "/srv/out"})["job"])
+    assert (command.kind, command.asset) == ("restore.run", f"restore/{disks.point}")
+    assert given == {
+        "how": "files", "repository": "vault", "point": disks.point, "to": "/srv/out", "format": "qcow2", "disks": [],
+        "skip_lost": False, "bandwidth": 0, "dry_run": False,
+    }  # fmt: skip
+    command, given = asked(api, admin.post(f"{path}/restore/original", {"stop": True, "disks": ["vda"]})["job"])
+    assert command.asset == "shop", "in line with the machine's backups"
+    assert (given["how"], given["stop"], given["start"], given["disks"]) == ("original", True, False, ["vda"])
+    more = {"host": "h1", "cpus": 4, "nics": [{"network": "lab", "model": "e1000"}], "keep_identity": True}
+    command, given = asked(api, admin.post(f"{path}/restore/machine", more)["job"])
+    assert (given["how"], given["host"], given["cpus"], given["memory"]) == ("machine", "h1", 4, None)
+    assert given["nics"] == [{"network": "lab", "model": "e1000"}]
+    command, given = asked(api, admin.post(f"{path}/compare", {"target": "/srv/x", "disk": "vda"})["job"])
+    assert (command.kind, given["target"], given["disks"]) == ("point.compare", "/srv/x", ["vda"])
+    refused = admin.refused("POST", f"{path}/restore/machine", 422, json={"host": "h1", "bus": "floppy"})
+    assert refused == "request-invalid"
+    files = f"/v1/points/{vault[0].point}/restore/files"
+    assert admin.refused("POST", files, 422, json={"to": "/srv/out"}) == "point-unfit"
+    assert api.client("operator").refused("POST", f"{path}/restore/original", 403, json={}) == "role-insufficient"
+
+
 def test_a_recovery_code_is_told_once(api: RunningApi, vault: list[PointSealed]) -> None:
     client = api.client("admin")
     store = api.server.config.app.state.site.secrets  # type: ignore[union-attr]

@@ -32,7 +32,7 @@ from agents.repository.points import Disk, Point
 from agents.repository.restoring import Notes, progress_path
 from agents.restore import images, writing
 from agents.restore.progress import Meter
-from agents.restore.task import Task
+from agents.restore.task import Task, data_bytes
 
 MARKER: Final = "holdfast-restore.json"
 _FORMAT: Final = 1
@@ -68,7 +68,10 @@ def restore(task: Task, folder: Path, format: str, *, dry_run: bool) -> dict[str
         there = _marker(folder) if folder.is_dir() else None
         _refuse(folder, there, what, task)
         _room(folder if folder.is_dir() else folder.parent, task, names, folder)
-        told = [writing.said(d, writing.Written(d.size, differed=_data(d)), file=names[d.disk]) for d in task.disks]
+        told = [
+            writing.said(d, writing.Written(d.size, differed=data_bytes(task.source, d)), file=names[d.disk])
+            for d in task.disks
+        ]
         return {"to": str(folder), "format": format, "disks": told, "goes_on": there is not None}
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -209,10 +212,6 @@ def _refuse(folder: Path, there: dict[str, Any] | None, what: dict[str, Any], ta
         )
 
 
-def _data(disk: Disk) -> int:
-    return min(disk.size, disk.counts.get("data", disk.size // disk.block_size) * disk.block_size)
-
-
 def _room(at: Path, task: Task, names: Mapping[str, str], folder: Path) -> None:
     needed = 0
     for disk in task.disks:
@@ -221,7 +220,7 @@ def _room(at: Path, task: Task, names: Mapping[str, str], folder: Path) -> None:
         for place in (path, _part(path)):
             with contextlib.suppress(FileNotFoundError):
                 there += place.stat().st_blocks * 512
-        needed += max(0, _data(disk) - there)
+        needed += max(0, data_bytes(task.source, disk) - there)
     free = shutil.disk_usage(at).free
     if needed + _KEPT_FREE > free:
         raise AgentError(

@@ -27,7 +27,7 @@ from typing import IO, Final
 from agents.errors import AgentError
 from agents.nbd import ALLOCATION, ZERO, Nbd, Pool
 from agents.repository.comparing import FileDisk
-from agents.repository.restoring import FileTarget
+from agents.repository.restoring import THREADS, FileTarget
 
 FORMATS: Final = ("raw", "qcow2", "vmdk", "vhdx")
 SECTOR: Final = 512  # images other than raw are whole sectors long
@@ -84,7 +84,7 @@ def forget_cached(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_image(path: Path, format: str, *, read_only: bool = False, threads: int = 2) -> Image:
+def open_image(path: Path, format: str, *, read_only: bool = False, threads: int = THREADS) -> Image:
     """Raises `AgentError` (`image-unfit`, `image-busy`, `qemu-missing`), `OSError`."""
     if format == "raw":
         return RawRead(path) if read_only else RawImage(path)
@@ -100,6 +100,7 @@ class RawImage:
         self._file = FileTarget(path, descriptor, self.size)
         self._reading = FileDisk(path)
         self.write, self.zero, self.flush = self._file.write, self._file.zero, self._file.flush
+        self.reserve = self._file.reserve
         self.read_into, self.holes = self._reading.read_into, self._reading.holes
 
     def close(self) -> None:

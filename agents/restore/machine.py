@@ -27,7 +27,7 @@ from agents.machines import DiskTarget, DiskWanted, Host, MachineSeen, MachineWa
 from agents.repository.points import Disk
 from agents.restore import writing
 from agents.restore.progress import Meter
-from agents.restore.task import Task
+from agents.restore.task import Task, data_bytes
 from streams.errors import DeliveryFailed
 from streams.events import Problem
 
@@ -168,7 +168,7 @@ def new(
     wanted = _wanted(task, kept, changes)
     if dry_run:
         _free(host, wanted)
-        planned = [writing.said(d, writing.Written(d.size, differed=_data(d))) for d in task.disks]
+        planned = [writing.said(d, writing.Written(d.size, differed=data_bytes(task.source, d))) for d in task.disks]
         return {**_result(host, None, planned, started=False), "name": wanted.name}
     notes.mkdir(mode=0o700, exist_ok=True)
     mine = next((left for left in host.leftovers() if (left.job, left.kind) == (task.job, "machine")), None)
@@ -218,10 +218,6 @@ def _free(host: Host, wanted: MachineWanted) -> None:
                 f"there is a machine {seen.name} on {host.settings.host}",
                 "choose another name (`--name`), without `--keep-identity`; or delete it",
             )
-
-
-def _data(disk: Disk) -> int:
-    return min(disk.size, disk.counts.get("data", disk.size // disk.block_size) * disk.block_size)
 
 
 def _whole(host: Host, noted: Path) -> tuple[MachineSeen, list[dict[str, Any]]] | None:

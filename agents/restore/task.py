@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from agents.commands import Context
 from agents.errors import AgentError
+from agents.repository import tree
 from agents.repository.comparing import Same
 from agents.repository.content import ChunkSource
+from agents.repository.extents import CHUNK
 from agents.repository.points import Disk, Point
 from agents.repository.reader import disk_of
 from agents.restore.progress import Limit
@@ -49,6 +51,14 @@ def chosen(point: Point, names: list[str]) -> tuple[Disk, ...]:
         return point.disks
     wanted = {disk_of(point, name).disk for name in names}
     return tuple(disk for disk in point.disks if disk.disk in wanted)
+
+
+def data_bytes(source: ChunkSource, disk: Disk) -> int:
+    """How much of a disk is data, by its tree."""
+    blocks = 0
+    for run in tree.iterate(source, disk.root, 0, -(-disk.size // disk.block_size)):
+        blocks += sum(extent.blocks for extent in run.extents() if extent.tag == CHUNK)
+    return min(disk.size, blocks * disk.block_size)
 
 
 def one_of(task: Task) -> Disk:

@@ -20,7 +20,7 @@ from agents.repository.comparing import Readable, Same, differences
 from agents.repository.content import ChunkSource
 from agents.repository.extents import LOST
 from agents.repository.points import Disk
-from agents.repository.restoring import Notes, restore_disk
+from agents.repository.restoring import Notes, Reserving, restore_disk
 from agents.repository.stores import Buffer
 from agents.restore.progress import Limit, Meter
 
@@ -81,6 +81,8 @@ class _Limited:
         self._limit = limit
         self.zero = place.zero
         self.flush = place.flush
+        if isinstance(place, Reserving):
+            self.reserve = place.reserve
 
     def write(self, offset: int, data: Buffer) -> None:
         self._limit.take(len(data))

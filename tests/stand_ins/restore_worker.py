@@ -40,8 +40,7 @@ def disk(store: ChunkStore, name: str, seed: int = 1) -> tuple[Disk, bytes]:
         if block % 3:
             builder.add(block, 1, CHUNK, store.put(DATA, data))
         image += data
-    counts = {"data": BLOCKS[name] * 2 // 3}
-    return Disk(name, name, len(image), BLOCK, tree.build(store, [builder.take()]), counts=counts), bytes(image)
+    return Disk(name, name, len(image), BLOCK, tree.build(store, [builder.take()])), bytes(image)
 
 
 def images() -> dict[str, bytes]:

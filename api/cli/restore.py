@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from api.cli.asking import Ask, asks, confirm, host_names
+from api.cli.backup import Rate
 from api.cli.connection import segment
 from api.cli.errors import UNWELL
 from api.cli.point import POINT
@@ -17,22 +18,7 @@ from api.cli.repository import NO_WAIT, asked
 from api.cli.times import local
 
 FORMATS = ("raw", "qcow2", "vmdk", "vhdx")
-_RATE = re.compile(r"(\d{1,6})(K|M|G)?(?:iB|B)?(?:/s)?", re.IGNORECASE)
 _MEMORY = re.compile(r"(\d{1,7})(M|G|T)(?:iB|B)?", re.IGNORECASE)
-
-
-class Rate(click.ParamType):
-    """`50M` to bytes a second."""
-
-    name = "rate"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = _RATE.fullmatch(value.strip())
-        if found is None:
-            self.fail(f"{value!r} is no rate; say 50M", param, ctx)
-        return int(found[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[(found[2] or "").lower()]
 
 
 class Memory(click.ParamType):

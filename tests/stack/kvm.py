@@ -12,10 +12,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from agents.platforms.kvm import host as kvm_host
 from agents.platforms.kvm.library import folders, libvirt
 from deploy.embedded.process import Command, Identity, RunningProcess, wait_until
 from deploy.embedded.user import service_user
+from tests.stack.guest import Guest, make_disk
 
 START_S: Final = 90.0
 _PROGRAMS: Final = ("libvirtd", "qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd")
@@ -67,12 +70,15 @@ class LibvirtServer:
         self.images = directory / "images"
         self.scratch = directory / "scratch"
         self.user = service_user()
-        config = directory / "config" / "libvirt"
+        # Its own folder right below /tmp: libvirt makes sockets deep in it, whose paths may be 107 bytes long.
+        self.config = Path(tempfile.mkdtemp(prefix="hf", dir="/tmp"))
+        config = self.config / "libvirt"
         for path in (self.images, self.scratch, config, directory / "run", directory / "cache", directory / "data"):
             path.mkdir(parents=True)
         (config / "qemu.conf").write_text('stdio_handler = "file"\nsecurity_driver = "none"\n')
         (config / "libvirtd.conf").write_text(f'log_outputs = "3:file:{directory}/libvirtd.log"\n')
         self.user.own_tree(directory)
+        self.user.own_tree(self.config)
         self._process: RunningProcess | None = None
         self.command = Command(
             "libvirtd",
@@ -90,7 +96,7 @@ class LibvirtServer:
                 "PATH": _PATH,
                 "HOME": str(directory),
                 "XDG_RUNTIME_DIR": str(directory / "run"),
-                "XDG_CONFIG_HOME": str(directory / "config"),
+                "XDG_CONFIG_HOME": str(self.config),
                 "XDG_CACHE_HOME": str(directory / "cache"),
                 "XDG_DATA_HOME": str(directory / "data"),
             },
@@ -125,13 +131,13 @@ class LibvirtServer:
 
     def stop(self) -> None:
         """The daemon, and all machines."""
-        if self._process is None:
-            return
-        machines = self.machines()
-        self._process.stop()
-        for machine in machines:
-            machine.signal(signal.SIGKILL)
-            machine.wait_gone(30)
+        if self._process is not None:
+            machines = self.machines()
+            self._process.stop()
+            for machine in machines:
+                machine.signal(signal.SIGKILL)
+                machine.wait_gone(30)
+        shutil.rmtree(self.config, ignore_errors=True)
 
     def interrupt(self) -> None:
         """The daemon alone; machines go on, and the next `start` finds them."""
@@ -191,6 +197,62 @@ def domain_xml(
         f"<emulator>/usr/bin/qemu-system-x86_64</emulator>{described}<interface type='user'><model type='virtio'/></interface>"
         f"<memballoon model='none'/>{more}</devices></domain>"
     )
+
+
+def add_guest(server: LibvirtServer, guest: Guest, name: str, size: int = 64 << 20, *, start: bool = True) -> str:
+    """A machine that boots `guest` and writes to its `vda` all the while; its native identity. The disk of a guest of 64 MiB is
+    hardly ever full. What is made of its description has the same console file: lines in it begin with who says them."""
+    native = str(uuid4())
+    raw = server.directory / f"{name}.raw"
+    make_disk(raw, size)
+    image = server.images / f"{name}.qcow2"
+    run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image))
+    raw.unlink()
+    server.user.own(image)
+    more = (
+        f"<serial type='file'><source path='{server.directory}/console.log' append='on'/></serial>"
+        "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+    )
+    xml = domain_xml(name, {"vda": (image, "qcow2")}, native=native, more=more, memory=192)
+    xml = xml.replace("</type></os>", f"</type>{guest.boot}</os>")
+    conn = server.connect()
+    try:
+        domain = conn.defineXML(xml)
+        if start:
+            domain.create()
+    finally:
+        conn.close()
+    return native
+
+
+def said(server: LibvirtServer, native: str, pattern: str, *, after: int = 0, timeout: float = 240) -> re.Match[str]:
+    """What guest `native` says on its console that matches, once it has, from byte `after` of the console file on: a guest that
+    is emulated on a busy machine may take minutes to boot."""
+    wanted = re.compile(f"^{native} {pattern}", re.MULTILINE)
+    console = server.directory / "console.log"
+    found: re.Match[str] | None = None
+
+    def has_said() -> bool:
+        nonlocal found
+        with contextlib.suppress(FileNotFoundError):
+            found = wanted.search(console.read_bytes()[after:].decode(errors="replace").replace("\r", ""))
+        return found is not None
+
+    wait_until(has_said, timeout, 0.2)
+    assert found is not None, f"{pattern} was not said: {console.read_bytes()[-2000:]!r}"
+    return found
+
+
+def domain_state(server: LibvirtServer, native: str) -> str:
+    """As libvirt has it: `running`, `paused`, `off`."""
+    library = libvirt()
+    conn = server.connect()
+    try:
+        state = conn.lookupByUUIDString(native).state()[0]
+    finally:
+        conn.close()
+    names = {library.VIR_DOMAIN_RUNNING: "running", library.VIR_DOMAIN_PAUSED: "paused"}
+    return names.get(state, "off")
 
 
 class KvmGround:

@@ -1,0 +1,254 @@
+"""Backups and restores of a real guest that writes all the while, on a real libvirt."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agents.errors import AgentError, SourceUnavailable
+from agents.machines import DiskWanted, Host, MachineWanted, NicSeen, Snapshot, Wanted
+from deploy.embedded.process import wait_until
+from tests.contract.hosts import patched, read_whole, the_disk
+from tests.stack.guest import NoGuest, check, files_in, guest
+from tests.stack.kvm import KvmGround, LibvirtServer, add_guest, domain_state, said, why_not
+from tests.stack.servers import Scratch
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """A libvirt with a guest that has begun to write."""
+
+    server: LibvirtServer
+    native: str
+
+    def host(self) -> Host:
+        return self.server.host()
+
+    def goes_on(self) -> None:
+        """Return when the guest has written something more from now on."""
+        so_far = (self.server.directory / "console.log").stat().st_size
+        said(self.server, self.native, "GUEST-WROTE", after=so_far)
+
+    def is_whole(self, content: bytes) -> int:
+        """Of a disk: the file system is clean and every file holds what it is named by. How many files."""
+        image = self.server.directory / "image"
+        image.write_bytes(content)
+        assert check(image) == ""
+        files = files_in(image)
+        assert {name: f"{digest}.bin" for name, digest in files.items()} == {name: name for name in files}
+        assert files
+        return len(files)
+
+
+@pytest.fixture(scope="module")
+def shop() -> Iterator[Shop]:
+    if reason := why_not():
+        pytest.skip(reason)
+    try:
+        program = guest()
+    except NoGuest as reason:
+        pytest.skip(str(reason))
+    scratch = Scratch("kvm-cycle")
+    server = LibvirtServer(scratch.path)
+    try:
+        server.start()
+        native = add_guest(server, program, "shop")
+        said(server, native, "GUEST-WROTE 3")
+        yield Shop(server, native)
+    finally:
+        server.stop()
+        scratch.remove()
+
+
+@dataclass(slots=True)
+class Chain:
+    """Backups of the guest, one after the other: what the last one's point holds, and its mark."""
+
+    shop: Shop
+    content: bytes = b""
+    mark: str = ""
+    consistency: str = ""
+    why_whole: str = ""
+
+    def back_up(self, job: str) -> None:
+        since = {"vda": self.mark} if self.mark else {}
+        snapshot = self.shop.host().snapshot([Wanted(self.shop.native, since=since)], job=job)
+        try:
+            self.take(snapshot)
+            snapshot.keep({})
+        finally:
+            snapshot.close()
+
+    def take(self, snapshot: Snapshot) -> None:
+        disk = the_disk(snapshot)
+        self.content = patched(self.content, disk) if disk.since else read_whole(disk)
+        self.mark, self.why_whole = disk.mark, disk.why_whole
+        self.consistency = snapshot.machines[0].consistency
+        # What QEMU says has changed is all that has.
+        assert self.content == read_whole(disk)
+
+
+def test_a_guest_is_backed_up_while_it_writes_and_made_again_elsewhere(shop: Shop) -> None:
+    chain = Chain(shop)
+    chain.back_up("full")
+    assert chain.consistency == "files"
+    shop.is_whole(chain.content)
+    for job in ("first", "second"):
+        shop.goes_on()
+        chain.back_up(job)
+        assert not chain.why_whole
+        shop.is_whole(chain.content)
+
+    # QEMU is killed in the middle of a backup: it writes its bitmaps when it ends, so what changed since is not known.
+    shop.goes_on()
+    host = shop.host()
+    snapshot = host.snapshot([Wanted(shop.native, since={"vda": chain.mark})], job="cut")
+    booted = (shop.server.directory / "console.log").stat().st_size
+    try:
+        shop.server.qemu_of("shop").signal(signal.SIGKILL)
+        with pytest.raises(SourceUnavailable):
+            read_whole(the_disk(snapshot))
+    finally:
+        snapshot.close()
+    assert wait_until(lambda: host.machine(shop.native).power == "off", 60)
+    host.start(shop.native)
+    assert said(shop.server, shop.native, r"GUEST-CHECKED ok=\d+ bad=(\d+)", after=booted)[1] == "0"
+    shop.goes_on()
+    left = [found for found in host.leftovers() if found.kind == "file"]
+    assert {found.job for found in left} == {"cut"}, "the killed QEMU's scratch file"
+    for found in left:
+        host.remove(found)
+    assert not [found for found in host.leftovers() if found.kind == "file"]
+    chain.back_up("after")
+    assert chain.why_whole
+    shop.is_whole(chain.content)
+    shop.goes_on()
+    chain.back_up("again")
+    assert not chain.why_whole, "it is kept track of again"
+    shop.is_whole(chain.content)
+
+    # Off, it is read by a QEMU that is there for that alone, and what changed up to the end is known.
+    host.stop(shop.native)
+    chain.back_up("off")
+    assert not chain.why_whole
+    assert host.machine(shop.native).power == "off"
+    shop.is_whole(chain.content)
+
+    # A new machine with other hardware, of the description and the bytes alone.
+    seen = host.machine(shop.native)
+    made = host.create(
+        MachineWanted(
+            "elsewhere",
+            seen.description,
+            (DiskWanted("vda", seen.disks[0].size),),
+            cpus=2,
+            memory=256 << 20,
+            bus="scsi",
+            nics=(NicSeen("", "user"), NicSeen("", "user")),
+        ),
+        job="restore",
+    )
+    target = host.open_disk(made.native, "vda", job="restore")
+    try:
+        for at in range(0, len(chain.content), 1 << 20):
+            part = chain.content[at : at + (1 << 20)]
+            if any(part):
+                target.write(at, part)
+        target.flush()
+    finally:
+        target.close()
+    host.settle(made.native)
+    host.start(made.native)
+    hardware = said(shop.server, made.native, r"GUEST-HARDWARE cpus=(\d) memory_kib=(\d+) disk=(\w+) nics=(\d)")
+    assert (hardware[1], hardware[3], hardware[4]) == ("2", "sda", "2")
+    assert int(hardware[2]) > 200 << 10
+    checked = said(shop.server, made.native, r"GUEST-CHECKED ok=(\d+) bad=(\d+)")
+    assert int(checked[1]) == len(files_in(shop.server.directory / "image"))
+    assert checked[2] == "0"
+    host.stop(made.native)
+    host.delete(made.native)
+    host.start(shop.native)
+    shop.goes_on()
+
+
+def taker(shop: Shop, failpoint: str, job: str, wanted: Mapping[str, Mapping[str, str]], quiesce: str = "try") -> int:
+    """Another process takes a snapshot and dies at `failpoint`; how it ended."""
+    request = {
+        "url": shop.server.url,
+        "scratch": str(shop.server.scratch),
+        "job": job,
+        "quiesce": quiesce,
+        "wanted": list(wanted.items()),
+        "keep": True,
+    }
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "tests.stand_ins.kvm_taker"],
+        input=json.dumps(request),
+        text=True,
+        env={**os.environ, "HOLDFAST_FAILPOINT": failpoint},
+        timeout=300,
+        check=False,
+    ).returncode
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("failpoint", ["kvm.held", "kvm.begun", "kvm.kept"])
+def test_a_node_that_dies_over_a_snapshot_leaves_guests_that_go_on_and_forgets_nothing(
+    shop: Shop, failpoint: str, tmp_path: Path
+) -> None:
+    """The guest and another machine, at one moment: frozen and paused when the node dies at `kvm.held`."""
+    host = shop.host()
+    ground = KvmGround(shop.server)
+    other = ground.add(f"other-{failpoint}", {"vda": 1 << 20})
+    chain = Chain(shop)
+    chain.back_up("before")
+    shop.goes_on()
+    job = f"dead-{failpoint}"
+    assert taker(shop, failpoint, job, {shop.native: {"vda": chain.mark}, other: {}}) == -signal.SIGKILL
+    if failpoint == "kvm.held":
+        assert domain_state(shop.server, shop.native) == "paused"
+    left = [found for found in shop.host().leftovers() if found.job == job]
+    assert {found.native for found in left if found.kind == "snapshot"} == {shop.native, other}
+    for found in left:
+        if found.kind == "snapshot" or failpoint != "kvm.kept":
+            host.remove(found)
+    shop.goes_on()
+    assert domain_state(shop.server, other) == "running"
+    marks = [found.name for found in host.leftovers() if found.native == shop.native and found.kind == "mark"]
+    if failpoint == "kvm.kept":
+        # The point was sealed: the dead job's mark counts, and the earlier one is gone.
+        (kept,) = marks
+        snapshot = host.snapshot([Wanted(shop.native, since={"vda": kept})], job="later")
+        try:
+            assert the_disk(snapshot).since == kept
+        finally:
+            snapshot.close()
+    else:
+        assert marks == [chain.mark]
+        chain.back_up("later")
+        assert not chain.why_whole
+        shop.is_whole(chain.content)
+    host.stop(other)
+    host.delete(other)
+
+
+def test_a_machine_that_is_frozen_by_force_is_said_to_be_of_files(shop: Shop) -> None:
+    snapshot = shop.host().snapshot([Wanted(shop.native)], job="frozen", quiesce="require")
+    try:
+        assert snapshot.machines[0].consistency == "files"
+        with pytest.raises(AgentError) as refused:
+            shop.host().snapshot([Wanted(shop.native)], job="another")
+        assert refused.value.code == "machine-busy"
+    finally:
+        snapshot.close()
+    shop.goes_on()

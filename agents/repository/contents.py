@@ -11,8 +11,9 @@ Implements `agents.repository.collection.Contents`.
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Protocol
 from uuid import UUID
 
@@ -105,8 +106,8 @@ class RepositoryContents:
         try:
             found = packs.rows_of(self.store, pack.name)
             if found is not None:
-                rows = list(_ROW.iter_unpack(found[1]))
-                return b"".join([name for name, _ in rows]), [stored + FRAME_BYTES for _, stored in rows]
+                flat = list(chain.from_iterable(_ROW.iter_unpack(found[1])))
+                return b"".join(flat[::2]), list(map(FRAME_BYTES.__add__, flat[1::2]))
             entries = packs.contents_of(self.store, pack.name).entries
         except RepositoryError as error:
             if error.code != "chunk-missing":  # gone since the listing
@@ -253,14 +254,12 @@ class _Seen:
 
     def __init__(self) -> None:
         self._names: set[bytes] = set()
-
-    def __call__(self, name: bytes) -> bool:
-        return name in self._names
+        self.has: Final[Callable[[bytes], bool]] = self._names.__contains__  # asked of every entry of every node
 
     def add(self, joined: bytes) -> None:
         if len(self._names) > _REMEMBERED:
-            self._names = set()
-        self._names.update(joined[i : i + NAME_SIZE] for i in range(0, len(joined), NAME_SIZE))
+            self._names.clear()
+        self._names.update(runs.slices(joined, NAME_SIZE))
 
 
 class Marker:
@@ -281,13 +280,13 @@ class Marker:
         self._names.add(b"".join(name for _, name in points.needs(point).chunks))
         for disk in point.disks:
             self._walk(
-                tree.walk(self._repository, disk.root, self._read if whole else self._named, leaves=whole), whole
+                tree.walk(self._repository, disk.root, (self._read if whole else self._named).has, leaves=whole), whole
             )
             if not whole:
                 for _, data in self._repository.get_many(list(dict.fromkeys(disk.delta)), DELTA):
                     self._names.add(delta.references(data))
         for taken in point.trees:
-            for kind, joined in directories.walk(self._repository, taken.root, self._folders):
+            for kind, joined in directories.walk(self._repository, taken.root, self._folders.has):
                 self._names.add(joined)
                 if kind == DIRECTORY:
                     self._folders.add(joined)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import struct
+import sys
 import tempfile
 from array import array
 from bisect import bisect_left
@@ -22,8 +23,8 @@ from agents.repository.content import NAME_SIZE
 
 PARTS: Final = 256
 LIMIT_BYTES: Final = 64 * 1024 * 1024
-_KEYS = struct.Struct(">Q24x")
-assert _KEYS.size == NAME_SIZE
+_NAME = struct.Struct(">Q24x")
+assert _NAME.size == NAME_SIZE
 
 
 class Names:
@@ -33,6 +34,7 @@ class Names:
         self._folder = folder
         self._limit = limit_bytes // 8
         self._parts: list[array[int]] = [array("Q") for _ in range(PARTS)]
+        self._adders = [part.append for part in self._parts]
         self._held = 0
         self._spill: IO[bytes] | None = None
         self._spilled: list[list[tuple[int, int]]] = [[] for _ in range(PARTS)]  # (offset, bytes) of each part
@@ -43,8 +45,8 @@ class Names:
 
     def add(self, packed: bytes | memoryview) -> None:
         """Names of 32 bytes each, joined."""
-        add = [part.append for part in self._parts]
-        for (key,) in _KEYS.iter_unpack(packed):
+        add = self._adders
+        for key in _keys(packed):
             add[key >> 56](key)
         self._held += len(packed) // NAME_SIZE
         if self._held > self._limit:
@@ -87,7 +89,7 @@ class Names:
         assert self._sorted is not None, "not settled"
         held, starts, out = self._sorted, self._starts, bytearray()
         say = out.append
-        for (key,) in _KEYS.iter_unpack(packed):
+        for key in _keys(packed):
             small = key >> 48
             end = starts[small + 1]
             at = bisect_left(held, key, starts[small], end)
@@ -100,7 +102,7 @@ class Names:
         step = 1 << 16
         total = self._starts[-1]
         return sum(
-            sum(other.among(b"".join(_KEYS.pack(key) for key in self._sorted[at : min(at + step, total)])))
+            sum(other.among(b"".join(_NAME.pack(key) for key in self._sorted[at : min(at + step, total)])))
             for at in range(0, total, step)
         )
 
@@ -148,3 +150,13 @@ class Names:
                 offset += len(data)
             del part[:]
         self._held = 0
+
+
+def _keys(packed: bytes | memoryview) -> array[int]:
+    """The first eight bytes of each of these names, as numbers that sort as they do."""
+    words: array[int] = array("Q")
+    words.frombytes(packed)
+    found = words[:: NAME_SIZE // words.itemsize]
+    if sys.byteorder == "little":
+        found.byteswap()
+    return found

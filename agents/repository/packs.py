@@ -50,7 +50,7 @@ from agents.repository.pack_format import (
 )
 from agents.repository.stores import MISSING, SHORT, Appender, Store, StoreError
 
-_TAIL: Final = 256 << 10  # read at once from a pack's end: a usual footer is within
+_TAIL: Final = 128 << 10  # read at once from a pack's end: the footer of 1,900 frames, more than a usual one, is within
 _WINDOW: Final = 1 << 20
 _GAP: Final = 64 << 10  # frames this near to each other are read together
 _RUN: Final = 8 << 20

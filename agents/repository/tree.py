@@ -15,7 +15,9 @@ Knows no packs and no points.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator
+from itertools import filterfalse
 from typing import Final
 
 from agents.repository.content import DATA, NAME_SIZE, NODE, ChunkSink, ChunkSource
@@ -41,6 +43,7 @@ EMPTY: Final = bytes(NAME_SIZE)  # the root of a disk on which every block is ze
 _WINDOW: Final = 3  # levels updated together: 64^3 blocks, whose leaves' nodes are 8 MiB
 _BATCH: Final = 4096  # extents handed out at once
 
+_apart: Final = [struct.Struct(f"{NAME_SIZE}s" * count) for count in range(FAN_OUT + 1)]  # joined names
 Seen = Callable[[bytes], bool]
 # -- making trees
 
@@ -501,7 +504,7 @@ def _walked(source: ChunkSource, data: bytes, level: int, seen: Seen, leaves: bo
         if names and leaves:
             yield DATA, names
         return
-    below = {name: None for i in range(0, len(names), NAME_SIZE) if not seen(name := names[i : i + NAME_SIZE])}
+    below = dict.fromkeys(filterfalse(seen, _apart[len(names) // NAME_SIZE].unpack(names)))
     if below:
         yield NODE, b"".join(below)
         if level == 1 and not leaves:

@@ -37,6 +37,8 @@ BENCHMARKS: dict[str, str] = {
     "collect": "tests.bench.collecting:collect",
     "adopt": "tests.bench.repository:adopt",
     "node-memory": "tests.bench.repository:node_memory",
+    "backup-incremental": "tests.bench.machines:incremental",
+    "backup-kvm": "tests.bench.machines:kvm",
     "repository-chunks": "tests.bench.chunks:run",
 }
 

@@ -271,6 +271,23 @@ def test_somebody_elses_backup_is_left_alone(site: Site, shop: Guest) -> None:
     site.backup("shop")
 
 
+def test_a_mark_that_was_lost_is_made_up_for_by_an_older_one(site: Site, shop: Guest) -> None:
+    site.backup("shop")
+    shop.scatter()
+    (second,) = site.backup("shop")
+    shop.scatter()
+    host = registry.host(site.hypervisor.settings())
+    lost = marks_of(second.facts)["vda"]
+    for left in host.leftovers():
+        if left.name == lost:
+            host.remove(left)
+    (third,) = site.backup("shop", scrub=False)
+    same(site, third, shop)
+    assert site.told[0]["whole"] == {}
+    assert site.told[0]["read"] < SIZE // 2
+    assert third.continues == second.point
+
+
 def test_another_sites_marks_and_snapshots_are_left_alone(site: Site, shop: Guest) -> None:
     host = registry.host(site.hypervisor.settings())
     theirs = host.snapshot([Wanted(shop.native)], job="0198c0de-0000-7000-8000-00000000ffff")

@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from typing import cast
 
 from projections.errors import ProjectionError
-from projections.views import access, assets, audit, catalogue, copies, dashboard, jobs, repositories, timeline
+from projections.views import (
+    access,
+    assets,
+    audit,
+    catalogue,
+    copies,
+    dashboard,
+    jobs,
+    policies,
+    repositories,
+    timeline,
+)
 from projections.views.base import View
 
 VIEWS: Mapping[str, View] = {
     module.NAME: cast("View", module)
-    for module in (catalogue, jobs, access, timeline, dashboard, audit, copies, repositories, assets)
+    for module in (catalogue, jobs, access, timeline, dashboard, audit, copies, repositories, assets, policies)
 }
 
 

@@ -1,6 +1,7 @@
 """Processors: which views there are in each family, and the Faust shell around what applies them.
 
-    catalogue    sources, machines, jobs, points  `inventory`, `commands`, `jobs`, `repository`
+    catalogue    sources, machines, jobs, points,
+                 policies                        `inventory`, `commands`, `jobs`, `repository`
     timelines    granules, plans, scratch copies `commits`, `rollbacks`, `inventory`
     dashboards   figures and the audit trail     `commits`, `health`, `audit`
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "catalogue": ("catalogue", "jobs", "access", "repositories", "assets"),
+    "catalogue": ("catalogue", "jobs", "access", "repositories", "assets", "policies"),
     "timelines": ("timeline", "copies"),
     "dashboards": ("dashboard", "audit"),
 }

@@ -32,6 +32,9 @@ from streams.events import (
     PointDropped,
     PointMarked,
     PointSealed,
+    PolicyDefined,
+    PolicyRemoved,
+    PolicyRun,
     Problem,
     RepositoryChecked,
     RepositoryDefined,
@@ -77,6 +80,8 @@ class History:
         self._table_plans: list[tuple[str, str, bytes]] = []
         self._sessions: list[tuple[str, str]] = []
         self._points: list[tuple[str, str]] = []
+        self._versions: dict[str, int] = {}
+        self._runs: list[tuple[str, str]] = []
 
     def now(self) -> int:
         self._clock += self.rng.randrange(1, 20 * SECOND)
@@ -109,6 +114,7 @@ class History:
             self.plan_changed,
             self.scratch_changed,
             *[self.repository] * 3,
+            *[self.policy] * 3,
             self.table_plan,
             self.table_plan_changed,
             self.call,
@@ -370,6 +376,43 @@ class History:
                 nics=(AssetNic("52:54:00:00:00:01"),),
                 seen_us=self.now(),
                 by="node-1",
+            )
+        )
+
+    def policy(self) -> None:
+        """Something is said of a policy; also what does not count: versions that are taken, instants that are decided."""
+        name, rng = self.rng.choice(["nightly", "hourly"]), self.rng
+        version = self._versions.get(name, 0)
+        if not version or rng.random() < 0.15:
+            version += rng.choice([0, 1, 1])
+            document = '{"kind":"repository.collect","repository":"vault","schedule":["daily 02:00"]}'
+            self.write(PolicyDefined(policy=name, version=version, document=document, defined_us=self.now(), by="root"))
+            self._versions[name] = max(version, self._versions.get(name, 0))
+            return
+        if rng.random() < 0.1:
+            self.write(PolicyRemoved(policy=name, version=version, removed_us=self.now(), by="root"))
+            return
+        state = rng.choice(["asked", "fired", "fired", "skipped", "ended", "ended", "rewound"])
+        known = [run for run, of in self._runs if of == name]
+        run = rng.choice(known) if known and (state == "ended" or rng.random() < 0.4) else self.id("run")
+        if (run, name) not in self._runs:
+            self._runs.append((run, name))
+        at = self.now()
+        self.write(
+            PolicyRun(
+                policy=name,
+                version=version - (rng.random() < 0.1),
+                run=run,
+                state=state,
+                instant_us=at - rng.randrange(100 * SECOND),
+                until_us=at - rng.randrange(50 * SECOND) if state == "skipped" else 0,
+                closes_us=rng.choice([None, at + SECOND]),
+                reason=rng.choice(["due", "asked", "late"]),
+                assets=("web", "db") if state == "fired" else (),
+                left_out=rng.choice([{}, {"mail": "still-running"}]),
+                figures={"done": 2} if state == "ended" else {},
+                at_us=at,
+                by="agent-1",
             )
         )
 

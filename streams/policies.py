@@ -2,17 +2,19 @@
 
     {"kind": "backup.run", "repository": "vault",
      "assets": {"names": ["web-*"], "hosts": [], "folders": ["/prod"], "tags": []}, "except": {"names": ["web-test*"], …},
-     "mode": "incremental", "quiesce": "try",
+     "mode": "incremental", "quiesce": "try", "bandwidth": 0,
      "schedule": ["daily 02:00"], "zone": "Europe/Berlin", "windows": ["22:00-06:00"], "blackouts": [],
      "missed": "run", "overrun": "finish", "retries_s": [300, 900], "priority": 0, "late_s": 3600, "enabled": true}
 
 `kind` is that of the commands it makes:
 
-    backup.run           one for each machine that is selected when it runs: `assets`, less `except`; `mode`, `quiesce`
+    backup.run           one for each machine that is selected when it runs: `assets`, less `except`; `mode`, `quiesce`, and
+                         `bandwidth` in bytes a second (0: as fast as can be)
     backup.make          one for each of `paths`, asset → path on the agent's machine; `what`: files or image
     repository.verify    of `repository`; `level`, `percent`
     repository.collect   of `repository`
     point.expire         of `repository`, by its rules of that moment
+    asset.discover       what machines there are on all hosts; no `repository`
 
 A selection takes what every list that is not empty has a pattern for: `*`, `?`, `[…]`, capitals or not. A folder holds what is in
 folders below it. `schedule`, `windows`, `blackouts` are `streams.calendar`'s.
@@ -39,7 +41,14 @@ from streams import calendar
 from streams.calendar import Schedule
 from streams.errors import StreamError
 
-KINDS: Final = ("backup.run", "backup.make", "repository.verify", "repository.collect", "point.expire")
+KINDS: Final = (
+    "backup.run",
+    "backup.make",
+    "repository.verify",
+    "repository.collect",
+    "point.expire",
+    "asset.discover",
+)
 BACKUPS: Final = ("backup.run", "backup.make")
 MODES: Final = ("", "full", "incremental", "differential")
 QUIESCE: Final = ("off", "try", "require")
@@ -114,8 +123,8 @@ class Policy:
     """A document as a value; texts of the schedule in their one spelling (`streams.calendar.rule_text`)."""
 
     kind: str
-    repository: str
     schedule: tuple[str, ...]
+    repository: str = ""
     zone: str = "UTC"
     assets: Selection = Selection()
     excepts: Selection = Selection()
@@ -123,6 +132,7 @@ class Policy:
     what: str = "files"
     mode: str = ""
     quiesce: str = "try"
+    bandwidth: int = 0
     level: str = "sample"
     percent: int = 10
     windows: tuple[str, ...] = ()
@@ -145,11 +155,13 @@ _OF: Final[Mapping[str, tuple[str, ...]]] = {
     "except": ("backup.run",),
     "mode": ("backup.run",),
     "quiesce": ("backup.run",),
+    "bandwidth": ("backup.run",),
     "paths": ("backup.make",),
     "what": ("backup.make",),
     "level": ("repository.verify",),
     "percent": ("repository.verify",),
     "late_s": BACKUPS,
+    "repository": tuple(kind for kind in KINDS if kind != "asset.discover"),
 }
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "kind": KINDS,
@@ -160,7 +172,12 @@ _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "missed": ("run", "skip"),
     "overrun": ("finish", "stop"),
 }
-_NUMBERS: Final[Mapping[str, tuple[int, int]]] = {"percent": (1, 100), "priority": (-9, 9), "late_s": (0, 366 * 86_400)}
+_NUMBERS: Final[Mapping[str, tuple[int, int]]] = {
+    "percent": (1, 100),
+    "priority": (-9, 9),
+    "late_s": (0, 366 * 86_400),
+    "bandwidth": (0, 1 << 40),
+}
 
 
 def parse(document: str | Mapping[str, Any]) -> Policy:
@@ -174,10 +191,10 @@ def parse(document: str | Mapping[str, Any]) -> Policy:
     names = {("except" if f.name == "excepts" else f.name) for f in fields(Policy)}
     if strange := given.keys() - names:
         raise _wrong(f"there is no {', '.join(sorted(map(repr, strange)))}", f"known: {', '.join(sorted(names))}")
-    for name in ("kind", "repository", "schedule"):
-        if not given.get(name):
+    kind = _choice("kind", given.get("kind"))
+    for name in ("repository", "schedule"):
+        if kind in _OF.get(name, (kind,)) and not given.get(name):
             raise _wrong(f"{name} is missing")
-    kind = _choice("kind", given["kind"])
     if out := [n for n in given if kind not in _OF.get(n, (kind,))]:
         raise _wrong(f"{', '.join(sorted(out))} says nothing for {kind}")
     values: dict[str, Any] = {"kind": kind}
@@ -304,6 +321,8 @@ def selected(policy: Policy, assets: Iterable[Asset]) -> list[str]:
             return sorted(a.asset for a in assets if policy.assets.takes(a) and not policy.excepts.takes(a))
         case "backup.make":
             return [asset for asset, _ in policy.paths]
+        case "asset.discover":
+            return ["hosts"]
         case _:
             return [policy.repository]
 
@@ -313,11 +332,14 @@ def command_of(policy: Policy, asset: str) -> tuple[str, dict[str, Any]]:
     repository = policy.repository
     match policy.kind:
         case "backup.run":
-            more = {"mode": policy.mode} if policy.mode else {}
+            more: dict[str, Any] = {"mode": policy.mode} if policy.mode else {}
+            more |= {"bandwidth": policy.bandwidth} if policy.bandwidth else {}
             return f"asset/{asset}", {"repository": repository, "asset": asset, "quiesce": policy.quiesce, **more}
         case "backup.make":
             path = dict(policy.paths)[asset]
             return f"asset/{asset}", {"kind": policy.what, "repository": repository, "path": path, "asset": asset}
+        case "asset.discover":
+            return "hosts", {"host": ""}
         case "repository.verify":
             given = {"repository": repository, "level": policy.level, "percent": policy.percent}
             return f"verify/{repository}", given

@@ -11,6 +11,7 @@ from psycopg import sql
 
 from projections import generations
 from projections.database import Connection, connect
+from projections.views import VIEWS
 from projections.views import policies as view
 from streams.events import PolicyDefined, PolicyRemoved, PolicyRun
 from streams.policy_log import PolicyLog
@@ -43,7 +44,7 @@ def test_what_counts_is_what_counts_for_agents(conn: Connection, seed: int) -> N
             at_half = [(s.policy, s.version) for s in log.standings.values() if s.there]
     schema = f"policies_{seed}"
     with conn.transaction():
-        generations._create(conn, schema, view)
+        generations._create(conn, schema, VIEWS["policies"])
         conn.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(schema)))
         with conn.cursor() as cursor:
             for batch in cut_up(messages, rng):

@@ -83,6 +83,7 @@ def test_every_view_is_in_one_family() -> None:
         "copies",
         "repositories",
         "assets",
+        "policies",
     }
 
 

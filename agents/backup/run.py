@@ -33,13 +33,16 @@ from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
 from agents.machines import DiskSnapshot, Host, Leftover, MachineSnapshot, Quiesce, Wanted
+from agents.repository import nodes, points
 from agents.repository.backups import backup_session, draft, ingest_of
+from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK
 from agents.repository.handlers import held_of, say_mark
 from agents.repository.ingest import Ingest, Sealed
 from agents.repository.ledger import Ledger, PointState
 from agents.repository.node import Held
 from agents.repository.points import Disk
+from agents.repository.reader import UNREADABLE
 from agents.repository.sessions import Session
 from streams.events import AssetChanged, Problem
 
@@ -48,6 +51,7 @@ _LOOK_S: Final = 0.25
 _SESSION_S: Final = 2.0
 _PIECE_BYTES: Final = 64 << 20  # between two looks at whether to go on
 _PROBLEMS: Final = 20
+_UNREADABLE: Final = UNREADABLE | {nodes.DAMAGED}
 _QUIESCE: Final[Mapping[str, Quiesce]] = {"off": "off", "try": "try", "require": "require"}
 
 
@@ -247,7 +251,12 @@ def _begun(
 ) -> _Machine:
     before: Mapping[str, Disk] = {}
     if base.point is not None and base.takes:
-        before = {disk.disk: disk for disk in held.repository.point(base.point.sealed.point).disks}
+        try:
+            before = {disk.disk: disk for disk in held.repository.point(base.point.sealed.point).disks}
+        except RepositoryError as error:
+            if error.code != points.DAMAGED:
+                raise
+            base = replace(base, takes=False, whole={"": error.message})
     inventory.note(ctx, asset, taken.seen)
     machine = _Machine(asset, base, session, ingest, taken, before)
     machine.problems.extend(taken.problems)
@@ -256,29 +265,50 @@ def _begun(
 
 def _disk(ctx: Context, held: Held, asked: _Asked, machine: _Machine, disk: DiskSnapshot, pace: Pace) -> Disk:
     """One disk, on a thread of its own: a place to read in, what is to be read, its tree."""
-    seen, ingest = disk.seen, machine.ingest
+    name = disk.seen.disk
     options = ctx.services.hosts.get(asked.host).options
-    with ctx.services.limits.disk(asked.host, seen.storage, options, pace.go_on):
-        before = machine.before.get(seen.disk)
-        block_size = before.block_size if before else int(held.defined.options.get("block_size", "0"))
-        new = ingest.disk(
-            seen.disk,
-            size=seen.size,
-            block_size=block_size,
-            continues=before,
-            geometry={"format": seen.format, "bus": seen.bus},
-        )
-        whole = _is_whole(held, asked, machine, disk, before, pace)
+    with ctx.services.limits.disk(asked.host, disk.seen.storage, options, pace.go_on):
+        before = machine.before.get(name)
+        try:
+            whole = _is_whole(held, asked, machine, disk, before, pace)
+            return _read(held, machine, disk, before, whole, pace)
+        except RepositoryError as error:
+            if before is None or error.code not in _UNREADABLE:
+                raise
+            with machine.lock:
+                machine.facts.pop(f"since/{name}", None)
+            machine.whole(
+                name, f"the point before cannot be read, `holdfast repository verify` says more: {error.message}"
+            )
+        return _read(held, machine, disk, None, True, pace)
 
-        def blocks() -> Iterator[tuple[int, int, int]]:
-            found = disk.extents(whole=whole)
-            if before is not None and not whole:
-                found = reading.resized(found, before.size, seen.size, new.block_size)
-            return reading.blocks(found, new.block_size, seen.size)
 
-        pace.expect(reading.bytes_to_read(blocks(), new.block_size))
-        new.feed(Reading(disk, pace), _pieces(blocks(), new.block_size, pace), compare=before is not None)
-        return new.finish()
+def _read(held: Held, machine: _Machine, disk: DiskSnapshot, before: Disk | None, whole: bool, pace: Pace) -> Disk:
+    """A disk's tree: `before` with what differs, or one of its own."""
+    seen = disk.seen
+    new = machine.ingest.disk(
+        seen.disk,
+        size=seen.size,
+        block_size=before.block_size if before else _block_size(held, machine),
+        continues=before,
+        geometry={"format": seen.format, "bus": seen.bus},
+    )
+
+    def blocks() -> Iterator[tuple[int, int, int]]:
+        found = disk.extents(whole=whole)
+        if before is not None and not whole:
+            found = reading.resized(found, before.size, seen.size, new.block_size)
+        return reading.blocks(found, new.block_size, seen.size)
+
+    pace.expect(reading.bytes_to_read(blocks(), new.block_size))
+    new.feed(Reading(disk, pace), _pieces(blocks(), new.block_size, pace), compare=before is not None)
+    return new.finish()
+
+
+def _block_size(held: Held, machine: _Machine) -> int:
+    """An asset keeps its blocks: those of its other disks, else the repository's."""
+    others = (disk.block_size for disk in machine.before.values())
+    return next(others, int(held.defined.options.get("block_size", "0")))
 
 
 def _is_whole(

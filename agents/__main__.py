@@ -13,7 +13,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import TextIO
 
 from agents.commands import Services
 from agents.errors import AgentError
-from agents.loop import Loop
+from agents.loop import Loop, beat_s
+from agents.nodes import names
 from agents.processes import Processes, Role
 from agents.repository.node import Node
 from agents.scheduling.scheduler import Scheduler
@@ -39,7 +39,6 @@ from streams.settings import Settings, load
 EXIT_DEFECT = 1
 EXIT_UNFIT = 2
 EXIT_LOG = 4
-HEARTBEAT_S = 5.0
 # How long a capture process that ended for good may take to be heard of through the log.
 _WORD_S = 3.0
 _SCHEDULING_S = 10.0
@@ -53,18 +52,19 @@ _log = logging.getLogger("holdfast.agent")
 
 
 class Agent:
-    """One run of the agent. `run` returns the exit status."""
+    """One run of the agent, for the owner of its data directory's lock. `run` returns the exit status."""
 
     def __init__(self, settings: Settings, config: Path, stop: threading.Event) -> None:
+        called = names(settings)
         self._settings = settings
         self._stop = stop
         self._publisher = Publisher(settings, "agent")
         self.processes = Processes(config, self._child_stopped)
-        self.keeper = Keeper(settings.data_dir, f"agent-{socket.gethostname()}", self._publisher.publish)
+        self.keeper = Keeper(settings.data_dir, called.agent, self._publisher.publish)
         secrets = SecretStore(settings)
-        self.node = Node(settings, self._publisher, secrets)
+        self.node = Node(settings, self._publisher, secrets, called.node)
         self.services = Services(
-            agent=f"agent-{socket.gethostname()}",
+            agent=called.agent,
             settings=settings,
             publisher=self._publisher,
             secrets=secrets,
@@ -73,6 +73,7 @@ class Agent:
             stop=stop,
             keeper=self.keeper,
             repositories=self.node,
+            names=called,
         )
         self.loop = Loop(self.services, on_inventory=self._inventory)
         self.scheduler = Scheduler(settings.kafka, self._publisher, self.services.agent, stop)
@@ -141,7 +142,7 @@ class Agent:
 
     def _pulse(self) -> None:
         try:
-            while not self._stop.wait(HEARTBEAT_S):
+            while not self._stop.wait(beat_s(self._settings.agent.lease_s)):
                 if self.keeper.failure is not None:
                     raise self.keeper.failure
                 if not self.processes.alive:

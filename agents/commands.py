@@ -1,11 +1,16 @@
 """Commands: what a handler of one kind is given and gives back, and which handlers there are.
 
 The loop (`agents.loop`) reads `commands`, claims what is open, and calls the handler of its kind in a thread. Commands
-of one source run one at a time, in the order they came; different sources in parallel. Knows nothing of what a handler
+of one asset run one at a time, in the order they came; different assets in parallel. Knows nothing of what a handler
 does.
 
-A handler must be safe to call again for the same command: `Context.resumed` says that an earlier run of this agent had
-claimed it and died somewhere. It then completes the work, or finds it complete, or raises what the user must know.
+A handler must be safe to call again for the same command: `Command.resumed` says that somebody had claimed it before, this
+agent or another, and died somewhere, or that the log was away in the midst of it. It then completes the work, or finds it
+complete, or raises what the user must know.
+
+Between pieces of work it calls `Context.check`. Whoever's claim is over, or is to end, gets `Interrupted` there: whatever
+cleans up must then say nothing. Whose job somebody cancels gets `Cancelled`, an `AgentError` like any other: it leaves things as
+after a failure.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import importlib
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -24,8 +29,10 @@ from agents.hosts import Hosts
 from agents.protocol import SourceSettings, source_settings
 from streams.events import CommandRequested, Event, JobChanged, Problem
 from streams.ids import now_us
+from streams.job_states import Life
 
 if TYPE_CHECKING:
+    from agents.nodes import Names
     from agents.processes import Processes
     from agents.repository.node import Node
     from agents.scratch.keeper import Keeper
@@ -45,6 +52,7 @@ HANDLERS: Mapping[str, str] = {
     "scratch.drop": "agents.scratch.handlers:drop",
     "repository.add": "agents.repository.handlers:add",
     "repository.adopt": "agents.repository.handlers:adopt",
+    "repository.move": "agents.repository.moving:move",
     "repository.usage": "agents.repository.handlers:usage",
     "repository.retention": "agents.repository.expiring:set_retention",
     "repository.verify": "agents.repository.collecting:verify",
@@ -93,6 +101,14 @@ class JobFailed(AgentError):
         self.problems = problems
 
 
+class Cancelled(AgentError):
+    """Somebody asked to end this job. It ends `cancelled`, with what was done."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__("cancelled", f"{by} cancelled it", "ask again to have it done")
+        self.by = by
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """A requested piece of work. `parameters` as docs/design.md has them for its kind; `resumed`: see the module."""
@@ -105,6 +121,8 @@ class Command:
     requested_us: int
     deadline_us: int | None = None
     resumed: bool = False
+    priority: int = 0
+    node: str = ""
 
 
 def command_of(event: CommandRequested, *, resumed: bool = False) -> Command:
@@ -124,12 +142,15 @@ def command_of(event: CommandRequested, *, resumed: bool = False) -> Command:
         event.requested_us,
         event.deadline_us,
         resumed,
+        event.priority,
+        event.node,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What one run of an agent has. `agent` is its name in events (`by`); `stop` is set when it is to end."""
+    """What one run of an agent has. `agent` is its name in events (`by`); `stop` is set when it is to end. `names`: all that it
+    is and ever was called (`agents.nodes`); without, only that."""
 
     agent: str
     settings: Settings
@@ -142,6 +163,11 @@ class Services:
     repositories: Node | None = None
     hosts: Hosts = field(default_factory=Hosts)
     limits: Limits = field(default_factory=Limits)
+    names: Names | None = None
+
+    def mine(self, owner: str) -> bool:
+        """Whether that is a name of this agent's."""
+        return owner == self.agent if self.names is None else self.names.mine(owner)
 
     @property
     def copies(self) -> Keeper:
@@ -162,11 +188,14 @@ class Services:
 
 @dataclass(slots=True)
 class Context:
-    """What a handler has for one command. Used by one thread."""
+    """What a handler has for one command. `claim` names the claim that it works under, `life` is what the log says of the job."""
 
     services: Services
     command: Command
+    claim: str = ""
+    life: Callable[[], Life] | None = None
     _said: float = 0.0  # monotonic time of the last progress event
+    _last: Mapping[str, Any] = field(default_factory=dict)
 
     def publish(self, event: Event, *, of: str | None = None) -> None:
         """Queue an event that this command causes; in order, durable after `durable()`."""
@@ -181,10 +210,15 @@ class Context:
     def progress(self, message: str, done: int = 0, total: int = 0, unit: str = "", *, every_s: float = 0.5) -> None:
         """Say how far the work is. What comes within `every_s` of the last one is dropped, but for a finished count."""
         now = time.monotonic()
+        self._last = {"message": message, "done": done, "total": total, "unit": unit}
         if now - self._said < every_s and not (total and done >= total):
             return
         self._said = now
-        self.publish(self.job("progressed", message=message, done=done, total=total, unit=unit))
+        self.publish(self.job("progressed", **self._last))
+
+    def so_far(self) -> Mapping[str, Any]:
+        """The last progress there was, said or not: fields of an event."""
+        return self._last
 
     def warn(self, *problems: Problem) -> None:
         """Say what the user should know though the work goes on."""
@@ -201,26 +235,41 @@ class Context:
             state=state,
             at_us=now_us(),
             by=self.services.agent,
+            claim=self.claim,
             **fields,
         )
 
+    @property
+    def void(self) -> bool:
+        """Whether the claim is over: somebody else has the job, or may."""
+        return self.life is not None and self.life().claim != self.claim
+
     def check(self) -> None:
-        """Call between pieces of work. Raises `Interrupted` (the agent is to end), `AgentError` (`deadline-passed`)."""
-        if self.services.stop.is_set():
+        """Call between pieces of work. Raises `Interrupted` (the agent is to end, or another has the job), `Cancelled`,
+        `AgentError` (`deadline-passed`)."""
+        if self.services.stop.is_set() or self.void:
             raise Interrupted
+        if self.life is not None and (by := self.life().cancel):
+            raise Cancelled(by)
         deadline = self.command.deadline_us
         if deadline is not None and now_us() > deadline:
             raise AgentError("deadline-passed", f"{self.command.kind} was not done by its deadline", "ask again")
 
+    def ending(self) -> bool:
+        """Whether `check` would raise `Interrupted` or `Cancelled`: for what can only ask whether to go on."""
+        return self.services.stop.is_set() or (
+            self.life is not None and (self.life().claim != self.claim or bool(self.life().cancel))
+        )
+
 
 class Interrupted(Exception):
-    """The agent is to end. The job gets no final state: the next run of the agent calls the handler again."""
+    """The agent is to end, or its claim is over. The job gets no final state: whoever claims it next calls the handler again."""
 
 
 class Handler(Protocol):
     """Carries out one command. Returns the job's result (JSON object, docs/design.md).
 
-    Raises `AgentError` or `JobFailed`: the job fails with the problems. `Interrupted`: it is resumed by the next run.
+    Raises `AgentError` or `JobFailed`: the job fails with the problems. `Interrupted`: it is resumed by whoever claims it next.
     Anything else is a defect: the job fails with `internal` and the trace is logged.
     """
 

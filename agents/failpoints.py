@@ -1,8 +1,9 @@
 """Places where a test makes this process die: `failpoint("name")` does nothing unless HOLDFAST_FAILPOINT names it.
 
 `HOLDFAST_FAILPOINT=name` kills the process (SIGKILL: no handler runs, no buffer is flushed) when it comes by for the
-first time, `name:3` at the third time. Several are separated by commas. Knows nothing of what it is placed in; the names
-are listed in docs/design.md, "Failpoints".
+first time, `name:3` at the third time. Several are separated by commas. HOLDFAST_STOPPOINT is the same for stopping it
+(SIGSTOP), so that a test can let it go on (SIGCONT) when everybody takes it for dead. Knows nothing of what it is placed in;
+the names are listed in docs/design.md, "Failpoints".
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ def _parse(text: str) -> dict[str, int]:
 
 
 _due = _parse(os.environ.get("HOLDFAST_FAILPOINT", ""))
+_stops = _parse(os.environ.get("HOLDFAST_STOPPOINT", ""))
 
 
 def failpoint(name: str) -> None:
-    """Die here when the environment asks for it."""
-    if not _due or name not in _due:
-        return
-    _due[name] -= 1
-    if _due[name] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Die, or stop, here when the environment asks for it."""
+    for due, number in ((_due, signal.SIGKILL), (_stops, signal.SIGSTOP)):
+        if name in due:
+            due[name] -= 1
+            if due[name] == 0:
+                os.kill(os.getpid(), number)

@@ -11,8 +11,8 @@ from streams.events import CommandRequested
 from streams.ids import now_us, uuid7
 
 
-def ask(call: Call, kind: str, asset: str, parameters: Mapping[str, Any]) -> str:
-    """Publish the command; its id. It is durable once the call's record is (`api.app`)."""
+def ask(call: Call, kind: str, asset: str, parameters: Mapping[str, Any], *, node: str = "", priority: int = 0) -> str:
+    """Publish the command; its id. It is durable once the call's record is (`api.app`). `node`: who alone is to do it."""
     command = uuid7()
     event = CommandRequested(
         command=command,
@@ -21,6 +21,8 @@ def ask(call: Call, kind: str, asset: str, parameters: Mapping[str, Any]) -> str
         parameters=json.dumps(parameters, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
         requester=call.actor,
         requested_us=now_us(),
+        priority=priority,
+        node=node,
     )
     call.site.live.note(call.site.log.publish(event, correlation=command), event)
     return command

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from projections.views.access import Token
 from projections.views.assets import Asset, Host
@@ -17,7 +17,7 @@ from projections.views.dashboard import AgentHealth
 from projections.views.jobs import Job
 from projections.views.repositories import Holding, Point, PointMark, Repository
 from projections.views.timeline import Plan
-from streams.events import FINAL_STATES, Problem, RollbackChanged, RollbackPlanned
+from streams.events import Problem, RollbackChanged, RollbackPlanned
 from streams.ids import now_us
 from streams.paths import Path
 from streams.publish import rfc3339
@@ -99,73 +99,16 @@ def job(row: Job) -> dict[str, Any]:
         "requested": time(row.requested_us),
         "since": time(row.state_us or row.requested_us),
         "by": row.state_by,
-        "final": row.state in FINAL_STATES,
+        "final": row.final,
+        "priority": row.priority,
+        "node": row.node,
+        "deadline": time(row.deadline_us),
+        "started": time(row.started_us),
+        "finished": time(row.finished_us),
+        "holder": row.holder,
+        "claims": row.claims,
+        "cancel": {"by": row.cancel, "at": time(row.cancel_us)} if row.cancel else None,
     }
-
-
-class Change(Protocol):
-    """What `JobChanged` and the read model's row of it have in common."""
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def at_us(self) -> int: ...
-    @property
-    def by(self) -> str: ...
-    @property
-    def message(self) -> str: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def problems(self) -> tuple[Problem, ...]: ...
-    @property
-    def result(self) -> str: ...
-
-
-def requested_job(
-    job: str, kind: str, asset: str, requester: str = "", requested_us: int | None = None
-) -> dict[str, Any]:
-    """A job of which nothing but its command is known."""
-    return {
-        "job": job,
-        "kind": kind,
-        "asset": asset,
-        "state": "requested",
-        "message": "",
-        "done": 0,
-        "total": 0,
-        "unit": "",
-        "problems": [],
-        "result": {},
-        "requester": requester,
-        "requested": time(requested_us),
-        "since": time(requested_us),
-        "by": "",
-        "final": False,
-    }
-
-
-def job_after(before: Mapping[str, Any], change: Change) -> dict[str, Any]:
-    """A job after one more change, as the read model applies it: a final state stays, a warning changes no state."""
-    out = dict(before)
-    if out["final"]:
-        return out
-    if change.state != "warned" or out["state"] == "requested":
-        out["state"] = change.state
-    out |= {"since": time(change.at_us), "by": change.by, "final": change.state in FINAL_STATES}
-    if change.message:
-        out["message"] = change.message
-    if change.done or change.total or change.unit:
-        out |= {"done": change.done, "total": change.total, "unit": change.unit}
-    if change.problems:
-        out["problems"] = problems(change.problems)
-    if change.result:
-        out["result"] = json_object(change.result)
-    return out
 
 
 def plan(row: Plan) -> dict[str, Any]:

@@ -15,8 +15,8 @@ models and the API apply the same function to the same order, so all of them kno
 - What a holder says names its claim. Once the claim is over, what is said under it is void, whenever it comes.
 - `claim_expired` names the claim it ends: said twice, or late, it ends no other. Who says it decides by a clock, and a clock that
   is wrong costs time only.
-- `cancel_asked` ends a job that waits. One that is held goes on until its holder says how it ended; the next holder, should this
-  one die, knows it too.
+- `cancel_asked` ends a job that waits and was never begun. One that was begun ends when its holder, or the next one should this
+  one die, has cleaned up and says so. Asked again while nobody holds it, it ends as it is.
 - After `finished`, `failed` or `cancelled` nothing counts.
 
 Logs from before there were claims have changes that name none: there was one agent, whose next run claimed again what the one
@@ -84,9 +84,9 @@ class Change(Protocol):
 class Life:
     """A job so far. `state` is that of the last change that counted and is none of `BESIDE`.
 
-    `claim` is that of who holds the job; empty for a holder that named none, or nobody; None once it waits again after a claim
-    that had a name. `holder` is who holds it (`by`) and `writer` which run of it (the stamp's), empty while it waits.
-    `claims`: how many counted. `cancel`: who asked to cancel it. `priority`: as it was last said, None while it never was.
+    `claim` is that of who holds the job; empty for a holder that named none, or nobody; None once it waits again after it was
+    claimed. `holder` is who holds it (`by`) and `writer` which run of it (the stamp's), empty while it waits; `last` who held it
+    last. `claims`: how many counted. `cancel`: who asked to cancel it. `priority`: as it was last said, None while it never was.
     """
 
     phase: Phase = "waiting"
@@ -94,6 +94,7 @@ class Life:
     claim: str | None = ""
     holder: str = ""
     writer: str = ""
+    last: str = ""
     claims: int = 0
     cancel: str = ""
     priority: int | None = None
@@ -130,6 +131,8 @@ def after(life: Life, change: Change, writer: str = "") -> Life:
         return life
     state = change.state
     phase = "claimed" if state == "claimed" else TABLE[life.phase][state] or life.phase
+    if state == "cancel_asked" and life.claims and not life.cancel:
+        phase = life.phase
     out = replace(life, phase=phase)
     if state == "prioritised":
         return replace(out, priority=change.priority)
@@ -139,9 +142,10 @@ def after(life: Life, change: Change, writer: str = "") -> Life:
         return out
     out = replace(out, state=state)
     if state == "claimed":
-        return replace(out, claim=change.claim, holder=change.by, writer=writer, claims=life.claims + 1)
+        out = replace(out, claim=change.claim, claims=life.claims + 1)
+        return replace(out, holder=change.by, last=change.by, writer=writer)
     if phase == "working" and not life.held:
-        return replace(out, holder=change.by, writer=writer)
+        return replace(out, holder=change.by, last=change.by, writer=writer)
     if phase == "waiting" and life.held:
         return replace(out, claim=None, holder="", writer="")
     return out

@@ -393,9 +393,10 @@ def _restore_disk(
             overwrite=bool(command.parameters.get("overwrite")),
             skip_lost=bool(command.parameters.get("skip_lost")),
             progress=meter.add,
-            stop=ctx.services.stop.is_set,
+            stop=ctx.ending,
         )
     except Stopped:
+        ctx.check()
         raise Interrupted from None
     return done.written, [_lost("", offset, length) for offset, length in done.lost]
 

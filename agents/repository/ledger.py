@@ -3,7 +3,8 @@
 A `Ledger` is a fold over entries in their order. Whether an event counts depends on what stands before it and on nothing else,
 so everybody who reads the same log knows the same, and a node that was away learns what became of what it had said:
 
-    session.opened      refused when one of its pins is no point that stands, or when it collects while another does
+    session.opened      refused when one of its pins is no point that stands, when it collects while another does, or when it is
+                        of another node than the definition names: the repository was moved
     session.closed      of a session that is open                         \\  ends it
     session.fenced      likewise, whoever says it                         /
     point.sealed        counts in an open session of kind backup or adopt; else the point never was
@@ -220,7 +221,9 @@ class Ledger:
         state = SessionState(event, entry.ordinal, entry.id)
         self.sessions[event.session] = state
         gone = [pin for pin in event.pins if pin not in self.points or self.points[pin].dropped is not None]
-        if gone:
+        if self.defined is not None and self.defined.node != event.node:
+            state.refusal = f"the repository is node {self.defined.node}'s"
+        elif gone:
             state.refusal = f"point {gone[0]} does not stand any more"
         elif event.kind == "collect" and any(s.opened.kind == "collect" for s in self._open.values()):
             state.refusal = "another session collects"

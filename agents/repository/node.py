@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.errors import AgentError
+from agents.nodes import node_name
 from agents.repository import keys
 from agents.repository import repository as repositories
 from agents.repository.journal import Counting, KafkaJournal
@@ -44,11 +43,6 @@ ELSEWHERE: Final = "repository-elsewhere"
 _TURN_S: Final = 1.0
 _WATCH_S: Final = 3600.0
 _log = logging.getLogger("holdfast.node")
-
-
-def node_name(host: str = "") -> str:
-    """This machine's name as packs and sessions carry it: small letters, digits and _."""
-    return re.sub(r"[^a-z0-9_]", "_", (host or socket.gethostname()).lower())[:32] or "node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +121,27 @@ class Node:
             held = self._held.get(name)
             if held is None:
                 held = self._held[name] = self._opened(name)
-            return held
+        if (keeper := held.defined.node) != self.name:
+            raise self._elsewhere(name, keeper)
+        return held
+
+    def _elsewhere(self, name: str, keeper: str) -> AgentError:
+        return AgentError(
+            ELSEWHERE,
+            f"repository {name} belongs to node {keeper}, and this is {self.name}",
+            f"ask there, or take it over: `holdfast repository move {name} --to {self.name}`",
+        )
+
+    def taken(self, name: str) -> Held:
+        """The same of one that may be another node's still: for whoever makes it this one's. Raises as `get`."""
+        with self._lock:
+            held = self._held.get(name)
+            if held is None:
+                held = self._held[name] = self._opened(name, anybodys=True)
+            else:
+                held.repository.refresh()  # of when it was ours before
+        self._watch_of(held.repository).begin()
+        return held
 
     def store(self, name: str, kind: str, location: str, options: Mapping[str, str], secret: str) -> RecordedStore:
         """The store of a repository, which remembers what this node does to it. Raises `AgentError`, `StoreError`."""
@@ -183,16 +197,12 @@ class Node:
                 found[message.event.repository] = message.event
         return {name: event for name, event in found.items() if event.state != "removed"}
 
-    def _opened(self, name: str) -> Held:
+    def _opened(self, name: str, *, anybodys: bool = False) -> Held:
         defined = self.defined(name)
         if defined is None:
             raise AgentError(UNKNOWN, f"there is no repository {name!r}", "`holdfast repository list` shows them")
-        if defined.node != self.name:
-            raise AgentError(
-                ELSEWHERE,
-                f"repository {name} belongs to node {defined.node}, and this is {self.name}",
-                f"ask there, or take it over: `holdfast repository adopt {name} PLACE`",
-            )
+        if defined.node != self.name and not anybodys:
+            raise self._elsewhere(name, defined.node)
         secret = self._store_secret(defined.secrets)
         store = self.store(name, defined.store, defined.location, defined.options, secret)
         with contextlib.ExitStack() as undo:

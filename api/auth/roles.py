@@ -4,7 +4,8 @@
     auditor    also sees what was in the rows, what differs between points, who called what, and which tokens and keys
                there are; changes nothing
     operator   also sees what was in the rows; pauses and resumes capture, plans, approves and runs rollbacks, makes
-               scratch copies; backs machines up; stars and holds points, has them expire by the rules, verifies and collects
+               scratch copies; backs machines up; stars and holds points, has them expire by the rules, verifies and
+               collects; cancels jobs
     admin      everything: adds and removes sources and hosts, changes their accounts, issues tokens, rebuilds read models;
                adds repositories and their keys, sets retention, ends holds; has the agent read and write paths of its machine
                (backup, restore)
@@ -87,6 +88,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("repository.list", "GET", "/v1/repositories", _SEE),
     Operation("repository.add", "POST", "/v1/repositories", _RULE, changes=True),
     Operation("repository.adopt", "POST", "/v1/repositories/adopt", _RULE, changes=True),
+    Operation("repository.move", "POST", "/v1/repositories/{repository}/move", _RULE, changes=True),
     Operation("repository.show", "GET", "/v1/repositories/{repository}", _SEE),
     Operation("repository.verify", "POST", "/v1/repositories/{repository}/verify", _ACT, changes=True),
     Operation("repository.collect", "POST", "/v1/repositories/{repository}/collect", _ACT, changes=True),
@@ -125,6 +127,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("job.list", "GET", "/v1/jobs", _SEE),
     Operation("job.show", "GET", "/v1/jobs/{job}", _SEE),
     Operation("job.events", "GET", "/v1/jobs/{job}/events", _SEE),
+    Operation("job.cancel", "POST", "/v1/jobs/{job}/cancel", _ACT, changes=True),
+    Operation("job.prioritise", "POST", "/v1/jobs/{job}/priority", _ACT, changes=True),
     Operation("projection.list", "GET", "/v1/projections", _SEE),
     Operation("projection.digest", "GET", "/v1/projections/{projection}/digest", _SEE),
     Operation("projection.rebuild", "POST", "/v1/projections/{projection}/rebuild", _RULE, changes=True),

@@ -391,6 +391,31 @@ def adopt(
     ask.out({"job": done, "repository": _get(ask, name)}, human)
 
 
+@click.command("move")
+@REPOSITORY
+@click.option("--to", "node", required=True, metavar="NODE", help="The node that is to keep it.")
+@NO_WAIT
+@asks
+def move(ask: Ask, repository: str, node: str, no_wait: bool) -> None:
+    """Give a repository to another node that reaches its place: when the one that has it died, or is to be spared.
+
+    What that one does there ends, and should it come back, nothing that it writes counts. Its jobs that wait, and those that it
+    had begun, are the other's then, but for backups and restores of paths, which are paths of its own machine.
+    """
+    job = ask.api.post(f"/v1/repositories/{segment(repository)}/move", {"node": node})["job"]
+    done = asked(ask, job, f"moving {repository} to {node}", no_wait=no_wait)
+    if done is None:
+        return
+
+    def human() -> None:
+        fenced = done["result"]["fenced"]
+        click.echo(
+            f"{repository} is node {node}'s." + (f" {fenced} sessions of the other were ended." if fenced else "")
+        )
+
+    ask.out({"job": done, "repository": _get(ask, repository)}, human)
+
+
 @click.command("retention")
 @REPOSITORY
 @click.argument("rules")
@@ -490,4 +515,4 @@ def key_remove(ask: Ask, repository: str, key_id: str, yes: bool) -> None:
     ask.out({"job": done}, lambda: click.echo(f"{key_id} does not open {repository} any more"))
 
 
-COMMANDS = (add, list_all, show, verify, collect, usage, adopt, retention, key)
+COMMANDS = (add, list_all, show, verify, collect, usage, adopt, move, retention, key)

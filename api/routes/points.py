@@ -67,15 +67,16 @@ def show(call: Call) -> Reply:
 def backup(call: Call) -> Reply:
     body = call.body
     with call.site.views() as conn:
-        repository = known(call, conn, body["repository"]).repository
+        found = known(call, conn, body["repository"])
     asset = body.get("asset") or _asset_of(body["path"])
     parameters = {
         "kind": body["kind"],
-        "repository": repository,
+        "repository": found.repository,
         "path": body["path"],
         "asset": asset,
     }
-    job = ask(call, "backup.make", f"asset/{asset}", parameters)
+    # The path is of the machine that has the repository now, whoever has it when the job's turn comes.
+    job = ask(call, "backup.make", f"asset/{asset}", parameters, node=found.node)
     return Reply({"job": job}, status=202, about=asset, note={"job": job})
 
 
@@ -157,9 +158,16 @@ def found_there(call: Call) -> Point:
 
 def restore(call: Call) -> Reply:
     found = found_there(call)
-    return _ask(call, "point.restore", f"restore/{found.point}", found, call.body)
+    return _ask(call, "point.restore", f"restore/{found.point}", found, call.body, keeper_of(call, found))
 
 
-def _ask(call: Call, kind: str, asset: str, found: Point, parameters: Mapping[str, Any]) -> Reply:
-    job = ask(call, kind, asset, {"repository": found.repository, "point": found.point, **parameters})
+def keeper_of(call: Call, found: Point) -> str:
+    """The node whose machine's paths are meant, where a point of its repository goes to one."""
+    with call.site.views() as conn:
+        keeper = view.repository(conn, found.repository)
+    return keeper.node if keeper is not None else ""
+
+
+def _ask(call: Call, kind: str, asset: str, found: Point, parameters: Mapping[str, Any], node: str = "") -> Reply:
+    job = ask(call, kind, asset, {"repository": found.repository, "point": found.point, **parameters}, node=node)
     return Reply({"job": job}, status=202, note={"job": job})

@@ -115,6 +115,17 @@ def _ask(call: Call, kind: str, parameters: Mapping[str, Any], *, beside: bool =
     return Reply({"job": job}, status=202, note={"job": job})
 
 
+def move(call: Call) -> Reply:
+    with call.site.views() as conn:
+        found = known(call, conn)
+    node = call.body["node"]
+    if found.node == node:
+        raise ApiError(409, "repository-there", f"repository {found.repository} is node {node}'s already")
+    parameters = {"repository": found.repository, "node": node}
+    job = ask(call, "repository.move", f"repository/{found.repository}", parameters, node=node)
+    return Reply({"job": job}, status=202, note={"job": job, "node": node})
+
+
 def verify(call: Call) -> Reply:
     return _ask(call, "repository.verify", call.body, beside=True)
 

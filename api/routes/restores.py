@@ -8,7 +8,7 @@ from typing import Any
 from api.calls import Call, Reply
 from api.commands import ask
 from api.errors import ApiError
-from api.routes.points import found_there
+from api.routes.points import found_there, keeper_of
 from projections.views.repositories import Point
 
 
@@ -55,5 +55,6 @@ def _body(call: Call, *but: str) -> dict[str, Any]:
 
 
 def _ask(call: Call, kind: str, asset: str, found: Point, parameters: Mapping[str, Any]) -> Reply:
-    job = ask(call, kind, asset, {**parameters, "repository": found.repository, "point": found.point})
+    node = keeper_of(call, found) if parameters.get("how", "files") == "files" else ""  # paths are of its machine
+    job = ask(call, kind, asset, {**parameters, "repository": found.repository, "point": found.point}, node=node)
     return Reply({"job": job}, status=202, about=found.asset, note={"job": job})

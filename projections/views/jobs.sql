@@ -7,6 +7,8 @@ CREATE TABLE job (
     requested_us    bigint,
     deadline_us     bigint,
     parameters      text NOT NULL DEFAULT '',
+    node            text NOT NULL DEFAULT '',
+    asked_priority  bigint NOT NULL DEFAULT 0,
     state           text NOT NULL DEFAULT 'requested',
     state_us        bigint NOT NULL DEFAULT 0,
     state_by        text NOT NULL DEFAULT '',
@@ -17,7 +19,16 @@ CREATE TABLE job (
     problems        text NOT NULL DEFAULT '[]',
     result          text NOT NULL DEFAULT '',
     started_us      bigint,
-    finished_us     bigint
+    finished_us     bigint,
+    -- What decides which change counts next (streams.job_states.Life).
+    phase           text NOT NULL DEFAULT 'waiting',
+    claim           text DEFAULT '',
+    holder          text NOT NULL DEFAULT '',
+    last            text NOT NULL DEFAULT '',
+    claims          bigint NOT NULL DEFAULT 0,
+    cancel          text NOT NULL DEFAULT '',
+    cancel_us       bigint,
+    priority_said   bigint
 );
 CREATE INDEX job_asset ON job (asset, job);
 CREATE INDEX job_open ON job (job) WHERE state NOT IN ('finished', 'failed', 'cancelled');
@@ -35,6 +46,9 @@ CREATE TABLE job_event (
     unit            text NOT NULL,
     problems        text NOT NULL,
     result          text NOT NULL,
+    claim           text NOT NULL,
+    priority        bigint NOT NULL,
+    counted         bigint NOT NULL,
     PRIMARY KEY (job, event)
 );
 CREATE INDEX job_event_order ON job_event (job, hlc, event);

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from streams.events.base import Event, Problem, event
 
-RepositoryState = Literal["added", "adopted", "changed", "removed"]
+RepositoryState = Literal["added", "adopted", "changed", "moved", "removed"]
 SessionKind = Literal["backup", "restore", "export", "verify", "collect", "adopt"]
 SessionOutcome = Literal["done", "failed", "cancelled"]
 PointKind = Literal["disks", "files", "stream"]

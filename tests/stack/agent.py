@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,9 @@ from deploy.demo.accounts import create_account, grants_for
 from deploy.demo.server import DatabaseServer
 from streams.admin import ensure_topics
 from streams.consume import Message, read_topic
-from streams.events import FINAL_STATES, CommandRequested, Event, JobChanged, SourceChanged
+from streams.events import CommandRequested, Event, JobChanged, SourceChanged
 from streams.ids import now_us, uuid7
+from streams.job_states import Life, after
 from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
@@ -42,18 +43,27 @@ def await_it(look: Callable[[], T | None], what: str, timeout: float = PATIENCE_
 
 
 class AgentProcess:
-    """`python -P -m agents`, or another `module` that starts one. Its output is in `log`."""
+    """`python -P -m agents`, or another `module` that starts one. Its output is in `log`, in the data directory unless said.
+    `environment`: more of it."""
 
-    def __init__(self, settings: Settings, module: str = "agents") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        module: str = "agents",
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.settings = settings
         self.module = module
-        self.log = settings.data_dir / "agent.log"
+        self.log = log or settings.data_dir / "agent.log"
+        self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
-        for name in ("commands", "jobs", "inventory", "commits", "rollbacks", "health"):
+        for name in ("commands", "jobs", "inventory", "commits", "rollbacks", "repository", "health"):
             ensure_topics(settings.kafka, [(name, None)])
 
-    def start(self, failpoint: str = "") -> None:
-        environment = {**os.environ, "HOLDFAST_FAILPOINT": failpoint}
+    def start(self, failpoint: str = "", stop_at: str = "") -> None:
+        points = {"HOLDFAST_FAILPOINT": failpoint, "HOLDFAST_STOPPOINT": stop_at}
+        environment = {**os.environ, **points, **self._environment}
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", self.module, "--config", str(config_file(self.settings))],
@@ -80,6 +90,17 @@ class AgentProcess:
         self._process.kill()
         self._process.wait()
 
+    def pause(self) -> None:
+        """Until `go_on` it does nothing, as on a machine that hangs."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    @property
+    def paused(self) -> bool:
+        return (Path("/proc") / str(self.pid) / "stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def stop(self) -> int:
         assert self._process is not None
         if self._process.poll() is None:
@@ -90,6 +111,7 @@ class AgentProcess:
         """Whatever state it is in."""
         if self._process is not None and self._process.poll() is None:
             try:
+                self.go_on()
                 self.stop()
             except AssertionError:
                 self.kill()
@@ -139,6 +161,8 @@ def send(
     *,
     deadline_us: int | None = None,
     requester: str = "tester",
+    priority: int = 0,
+    node: str = "",
     **parameters: Any,
 ) -> str:
     """Ask for work; the job's id."""
@@ -151,6 +175,8 @@ def send(
         requester=requester,
         requested_us=now_us(),
         deadline_us=deadline_us,
+        priority=priority,
+        node=node,
     )
     with Publisher(settings, "test") as publisher:
         publisher.sent_and_durable(event)
@@ -176,10 +202,15 @@ def job(settings: Settings, command: str) -> list[JobChanged]:
 
 
 def await_job(settings: Settings, command: str, timeout: float = PATIENCE_S) -> JobChanged:
-    """The final state of a job."""
+    """What ended a job."""
 
     def final() -> JobChanged | None:
-        return next((event for event in job(settings, command) if event.state in FINAL_STATES), None)
+        life = Life()
+        for event in job(settings, command):
+            life = after(life, event)
+            if life.over:
+                return event
+        return None
 
     return await_it(final, f"the end of job {command}", timeout)
 

@@ -55,6 +55,33 @@ def test_what_a_zombie_says_of_a_finished_job_is_history_only(conn: Connection, 
     assert len(jobs.events(conn, "j1")) == 3
 
 
+def test_the_word_of_a_claim_that_is_over_is_history_only(conn: Connection, feed: Feed) -> None:
+    feed(COMMAND, change("claimed", 11, claim="x"), change("started", 12, claim="x"))
+    feed(change("claim_expired", 13, claim="x"), change("claimed", 14, claim="y"), change("claimed", 14, claim="z"))
+    feed(
+        change("finished", 15, claim="x", result='{"of":"x"}'), change("progressed", 16, claim="y", message="going on")
+    )
+    job = jobs.job(conn, "j1")
+    assert job is not None
+    assert (job.state, job.claim, job.claims, job.result, job.message) == ("progressed", "y", 2, "", "going on")
+    assert [e.claim for e in jobs.events(conn, "j1") if not e.counted] == ["z", "x"]
+    feed(change("finished", 17, claim="y", result='{"of":"y"}'))
+    job = jobs.job(conn, "j1")
+    assert job is not None
+    assert (job.state, job.result, job.started_us, job.finished_us) == ("finished", '{"of":"y"}', 12, 17)
+
+
+def test_what_is_asked_of_a_job_stands_beside_its_state(conn: Connection, feed: Feed) -> None:
+    feed(COMMAND, change("claimed", 11, claim="x"), change("prioritised", 12, priority=7), change("cancel_asked", 13))
+    job = jobs.job(conn, "j1")
+    assert job is not None
+    assert (job.state, job.state_us, job.priority, job.cancel, job.cancel_us) == ("claimed", 11, 7, "agent-1", 13)
+    feed(change("cancelled", 14, claim="x", message="agent-1 cancelled it at: reading"))
+    job = jobs.job(conn, "j1")
+    assert job is not None
+    assert (job.state, job.final, job.finished_us) == ("cancelled", True, 14)
+
+
 def test_events_can_be_followed_from_the_last_one_seen(conn: Connection, feed: Feed) -> None:
     feed(change("accepted", 1), change("started", 2), change("progressed", 3))
     first, second, third = jobs.events(conn, "j1")
@@ -74,4 +101,7 @@ def test_jobs_are_listed_newest_first_and_filtered(conn: Connection, feed: Feed)
     assert [j.job for j in jobs.jobs(conn, active=True)] == ["j2", "j1"]
     assert [j.job for j in jobs.jobs(conn, state="failed")] == ["j3"]
     assert jobs.jobs(conn, kind="rollback.plan") == []
+    assert len(jobs.jobs(conn, kind="source")) == len(jobs.jobs(conn, kind="source.add")) == 4
+    assert [j.job for j in jobs.jobs(conn, by="a", limit=1)] == ["j3"]
+    assert jobs.jobs(conn, by="b") == []
     assert jobs.job(conn, "nobody") is None

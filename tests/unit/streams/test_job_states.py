@@ -78,6 +78,10 @@ def test_cancelling_ends_what_waits_and_is_known_to_every_holder_of_the_rest() -
     assert after(taken, change("cancelled", "y")).state == "cancelled"
     assert after(held, change("finished", "x")).state == "finished", "it was done before it could be stopped"
 
+    begun = after(life_of(change("claimed", "x"), change("claim_expired", "x")), change("cancel_asked", by="somebody"))
+    assert (begun.phase, begun.cancel) == ("waiting", "somebody"), "somebody has to clean up"
+    assert after(begun, change("cancel_asked", by="somebody")).state == "cancelled", "unless it is asked again"
+
 
 def test_logs_from_before_there_were_claims() -> None:
     """One agent, whose next run claims again; a late word of the run before is the agent's."""

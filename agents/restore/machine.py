@@ -77,9 +77,7 @@ def original(task: Task, kept: Kept, host: Host, *, stop: bool, start: bool, dry
         raise
     host.settle(seen.native)
     failpoint("restore-machine-settled")
-    if start:
-        host.start(seen.native)
-    return _result(host, seen, told, started=start)
+    return _result(host, seen, told, started=start and _started(task, host, seen))
 
 
 def _there(host: Host, kept: Kept) -> MachineSeen:
@@ -277,11 +275,21 @@ def _forget(task: Task, notes: Path) -> None:
 def _ended(
     task: Task, host: Host, seen: MachineSeen, told: list[dict[str, Any]], notes: Path, *, start: bool
 ) -> dict[str, Any]:
-    if start:
-        host.start(seen.native)
+    started = start and _started(task, host, seen)
     failpoint("restore-machine-started")
     _forget(task, notes)
-    return _result(host, seen, told, started=start)
+    return _result(host, seen, told, started=started)
+
+
+def _started(task: Task, host: Host, seen: MachineSeen) -> bool:
+    """What was restored is whole, whether it starts or not."""
+    try:
+        host.start(seen.native)
+    except AgentError as error:
+        hint = f"{error.hint}; it is restored" if error.hint else "it is restored: see to that, and start it"
+        task.say(error.code, error.message, hint)
+        return False
+    return True
 
 
 def _result(host: Host, seen: MachineSeen | None, told: list[dict[str, Any]], *, started: bool) -> dict[str, Any]:

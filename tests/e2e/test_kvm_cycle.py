@@ -10,16 +10,20 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agents.errors import AgentError, SourceUnavailable
 from agents.machines import DiskWanted, Host, MachineWanted, NicSeen, Snapshot, Wanted
 from deploy.embedded.process import wait_until
+from streams.events import HostDefined
 from tests.contract.hosts import patched, read_whole, the_disk
 from tests.stack.guest import NoGuest, check, files_in, guest
-from tests.stack.kvm import KvmGround, LibvirtServer, add_guest, domain_state, said, why_not
+from tests.stack.kvm import KvmGround, LibvirtServer, add_guest, domain_state, run, said, why_not
 from tests.stack.servers import Scratch
+from tests.unit.agents.backup.site import closing
+from tests.unit.agents.restore.site import Restores
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -58,7 +62,7 @@ def shop() -> Iterator[Shop]:
         program = guest()
     except NoGuest as reason:
         pytest.skip(str(reason))
-    scratch = Scratch("kvm-cycle")
+    scratch = Scratch("k")  # with a job's id, a socket's path is as long as it may be
     server = LibvirtServer(scratch.path)
     try:
         server.start()
@@ -252,3 +256,74 @@ def test_a_machine_that_is_frozen_by_force_is_said_to_be_of_files(shop: Shop) ->
     finally:
         snapshot.close()
     shop.goes_on()
+
+
+@pytest.fixture
+def site(shop: Shop, tmp_path: Path) -> Iterator[Restores]:
+    """A repository, and handlers of commands, over the real libvirt."""
+    with closing(Restores(tmp_path)) as made:
+        assert isinstance(made, Restores)
+        found = shop.server.settings("h1")
+        defined = HostDefined(
+            host="h1", kind=found.kind, state="changed", url=found.url, options=found.options, defined_us=2, by="tests"
+        )
+        made.services.hosts.apply(defined)
+        made.discover()
+        yield made
+
+
+def test_points_of_a_guest_go_back_to_it_to_a_new_machine_and_to_files(
+    shop: Shop, site: Restores, tmp_path: Path
+) -> None:
+    host = shop.host()
+    (first,) = site.backup("shop")
+    shop.goes_on()
+    (second,) = site.backup("shop")
+    assert second.facts["mode"] == "incremental"
+    for point in (first, second):
+        shop.is_whole(site.content(point, "vda"))
+
+    # To files: each is read back by QEMU, and its file system is clean.
+    for format in ("qcow2", "vmdk", "vhdx"):
+        to = tmp_path / format
+        told = site.restore("files", second, to=str(to), format=format)
+        assert told["disks"][0]["compared"] == second.disks[0].size
+        run("qemu-img", "convert", "-f", format, "-O", "raw", str(to / f"vda.{format}"), str(tmp_path / "raw"))
+        assert (tmp_path / "raw").read_bytes() == site.content(second, "vda")
+        assert b"<domain" in (to / "description").read_bytes()
+
+    # To a new machine with other hardware, which boots while the old one goes on.
+    wanted: dict[str, Any] = {
+        "cpus": 2,
+        "memory": 256 << 20,
+        "bus": "scsi",
+        "nics": [{"network": "user"}, {"network": "user"}],
+    }
+    made = site.restore("machine", second, name="copy", start=True, **wanted)
+    hardware = said(shop.server, made["machine"], r"GUEST-HARDWARE cpus=(\d) memory_kib=(\d+) disk=(\w+) nics=(\d)")
+    assert (hardware[1], hardware[3], hardware[4]) == ("2", "sda", "2")
+    files = shop.is_whole(site.content(second, "vda"))
+    checked = said(shop.server, made["machine"], r"GUEST-CHECKED ok=(\d+) bad=(\d+)")
+    assert (int(checked[1]), checked[2]) == (files, "0")
+    host.stop(made["machine"])
+    host.delete(made["machine"])
+
+    # Back to the first point: the machine is stopped for it, only what differs is written, and it boots again.
+    shop.goes_on()
+    told = site.restore("original", first, stop=True)
+    (disk,) = told["disks"]
+    assert 0 < disk["written"] < disk["size"]
+    assert disk["compared"] == disk["size"]
+    assert KvmGround(shop.server).content(shop.native, "vda") == site.content(first, "vda")
+    assert not host.machine(shop.native).restoring
+    assert site.restore("original", first, dry_run=True)["disks"][0]["differed"] == 0
+    booted = (shop.server.directory / "console.log").stat().st_size
+    site.restore("original", first, start=True)
+    files = shop.is_whole(site.content(first, "vda"))
+    checked = said(shop.server, shop.native, r"GUEST-CHECKED ok=(\d+) bad=(\d+)", after=booted)
+    assert (int(checked[1]), checked[2]) == (files, "0")
+    shop.goes_on()
+    (third,) = site.backup("shop")
+    assert site.told[0]["whole"], "what the host had kept track of before the restore is of no use"
+    shop.is_whole(site.content(third, "vda"))
+    assert not [left for left in host.leftovers() if left.kind in ("snapshot", "machine", "file")]

@@ -137,6 +137,21 @@ def test_a_new_machine_is_as_asked_for_and_the_old_one_is_left_alone(site: Resto
     assert "copy" in site.services.hosts.assets(), "the catalogue hears of it"
 
 
+def test_a_machine_that_does_not_start_is_restored_nevertheless(
+    site: Restores, shop: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (point,) = site.backup("shop")
+
+    def refuse(*_: object) -> None:
+        raise AgentError("machine-unstartable", "there is no such network")
+
+    monkeypatch.setattr(MemoryHost, "start", refuse)
+    told = site.restore("machine", point, name="copy", start=True)
+    assert (told["started"], [p.code for p in site.warned]) == (False, ["machine-unstartable"])
+    assert contents(site, told["machine"], point) == WHOLE
+    assert not site.machines()["copy"].restoring
+
+
 def test_a_machine_that_is_gone_comes_back_as_itself(site: Restores, shop: Guest) -> None:
     (point,) = site.backup("shop")
     mac = site.machines()["shop"].nics[0].mac

@@ -63,9 +63,11 @@ class BoundTarget(NativeTarget):
     # -- before ---------------------------------------------------------------------------------------------------
 
     def _missing_privileges(self, control: pymysql.Connection[Any], account: str, plan: Plan) -> list[Problem]:
-        if not request_of(plan.event).whole_source or not FENCING & set(self._lacking(control, account)):
-            return []
-        return [no_fence(account)]
+        lacking = self._lacking(control, account)
+        out = [grant(lacking["place"], "*.*", account)] if "place" in lacking else []
+        if request_of(plan.event).whole_source and FENCING & set(lacking):
+            out.append(no_fence(account))
+        return out
 
     def _table_privileges(
         self, control: pymysql.Connection[Any], account: str, schema: str, tables: Sequence[Definition]
@@ -111,8 +113,8 @@ class BoundTarget(NativeTarget):
         with self._explained():
             if not self._dialect.bound_session:
                 return [Problem(
-                    "method-unsupported", "rollbacks by bound statements are not made on this version of MySQL",
-                    "from 8.0 on they are; grant what native events need",
+                    "method-unsupported", "rollbacks by bound statements are not made on this server",
+                    "grant what native events need",
                 )]  # fmt: skip
         return super().check(plan)
 

@@ -38,7 +38,12 @@ def server_of(database: DatabaseServer) -> zoo.Server:
 
 @pytest.mark.parametrize(
     ("database", "method"),
-    [*((server, "native") for server in DATABASES), ("mariadb-11.4", "bound"), ("mysql-9", "bound")],
+    [
+        *((server, "native") for server in DATABASES),
+        ("mariadb-11.4", "bound"),
+        ("mysql-9", "bound"),
+        ("mysql-5.5", "bound"),
+    ],
     indirect=["database"],
 )
 def test_every_value_goes_back_and_forth(database: DatabaseServer, method: str) -> None:

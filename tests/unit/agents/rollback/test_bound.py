@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from agents.rollback import rights
 from agents.rollback.plan import Request, request_of
 from agents.rollback.target import FENCE, NATIVE_APPLY
 from deploy.demo.mariadb import MariaDB
+from deploy.demo.server import DatabaseServer
 from tests.stand_ins.rollback_bench import BOUND_GRANTS, BOUND_USER, RollbackBench
 
 TABLES = (
@@ -101,6 +102,24 @@ def test_triggers_that_the_plan_would_set_off_refuse_it_and_others_do_not(bench:
     bench.run(updates)
     assert bench.sql("select v from watched") == ((1,),)
     assert bench.plan("rollback", 4, method="native").event.obstacles == ()
+
+
+def test_json_as_mysql_logs_it_is_refused_when_it_is_planned(databases: Callable[[str], DatabaseServer]) -> None:
+    tables = (
+        "drop database if exists app",
+        "create database app",
+        "use app",
+        "create table plain (id int primary key)",
+        "create table doc (id int primary key, `of mine` json)",
+    )
+    with closing(RollbackBench(databases("mysql-9"), tables, "bound")) as bench:
+        bench.sql("insert into doc values (1, '[1]')")
+        bench.sql("insert into plain values (1)")
+        assert bench.back(1).event.obstacles == ()
+        (obstacle,) = bench.back(2).event.obstacles
+        assert obstacle.code == "unknown-type"
+        assert "app.doc, of mine" in obstacle.message
+        assert bench.plan("rollback", 0, method="native").event.obstacles == ()
 
 
 @pytest.mark.parametrize("grant", range(2, len(BOUND_GRANTS)))

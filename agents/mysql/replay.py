@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -64,7 +64,8 @@ def replay(
 
 
 def _replay(server: Server, served: Served, wanted: str, progress: Progress, check: Callable[[], None]) -> str:
-    with contextlib.closing(server.connect()) as conn, LogServer(served) as log:
+    # A server on a full disk may never answer.
+    with contextlib.closing(server.connect(read_timeout=300.0)) as conn, LogServer(served) as log:
         here = str(_one(conn, "SELECT @@gtid_slave_pos") or "")
         if not reaches(parse(here), parse(served.start)):
             _run(conn, [f"SET GLOBAL gtid_slave_pos = '{served.start}'"])
@@ -78,13 +79,26 @@ def _replay(server: Server, served: Served, wanted: str, progress: Progress, che
                 (log.port, USER, log.password),
             )
             cursor.execute("START SLAVE UNTIL master_gtid_pos = %s", (wanted,))
-        try:
+        with stopped_after(lambda: _run(conn, ["STOP SLAVE"])):
             _await(conn, server, log, served, wanted, progress, check)
-        finally:
-            with contextlib.suppress(pymysql.err.MySQLError, OSError):
-                _run(conn, ["STOP SLAVE"])
         _run(conn, ["RESET SLAVE ALL"])
         return show(parse(str(_one(conn, "SELECT @@gtid_slave_pos") or "")))
+
+
+@contextlib.contextmanager
+def stopped_after(stop: Callable[[], None]) -> Iterator[None]:
+    """Have a replica stopped, whatever came of it. On a full disk it would not stop before somebody made room: whoever made
+    the server ends it."""
+    full = False
+    try:
+        yield
+    except AgentError as error:
+        full = error.code == "disk-full"
+        raise
+    finally:
+        if not full:
+            with contextlib.suppress(pymysql.err.MySQLError, OSError):
+                stop()
 
 
 def _await(

@@ -22,7 +22,7 @@ from agents.mysql.dialects import numbers_of
 from agents.mysql.file_positions import is_file_position
 from agents.mysql.private import told
 from agents.mysql.private_mysql import SINCE, MySQLPrivateServer
-from agents.mysql.replay import give_owners
+from agents.mysql.replay import give_owners, stopped_after
 from agents.replay.feed import Served
 from agents.replay.feed_mysql import position_after
 from agents.replay.server import USER, LogServer
@@ -46,7 +46,8 @@ def replay(
     `check` may raise to give up: the replica is stopped then. Raises `AgentError` (`replay-failed`, `disk-full`), and what
     reading the log raises.
     """
-    with contextlib.closing(server.connect()) as conn, LogServer(served) as log:
+    # A server on a full disk may never answer.
+    with contextlib.closing(server.connect(read_timeout=300.0)) as conn, LogServer(served) as log:
         if not gtid_sets.contains(gtid_sets.parse(_text(conn)), gtid_sets.parse(served.start)):
             _run(conn, "RESET BINARY LOGS AND GTIDS")
             _run(conn, "SET GLOBAL gtid_purged = %s", served.start)
@@ -59,11 +60,8 @@ def replay(
             log.port, USER, log.password,
         )  # fmt: skip
         _run(conn, "START REPLICA")
-        try:
+        with stopped_after(lambda: _run(conn, "STOP REPLICA")):
             _await(conn, server, log, served, progress, check)
-        finally:
-            with contextlib.suppress(pymysql.err.MySQLError, OSError):
-                _run(conn, "STOP REPLICA")
         _run(conn, "RESET REPLICA ALL")
 
 

@@ -4,6 +4,7 @@ boundary, the source has the old table or the new one."""
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -251,31 +252,47 @@ def test_killed_anywhere_the_source_has_the_old_table_or_the_new(shop: Scene) ->
     at = shop.head()
     # Plans are made from a copy that stands there already.
     assert await_job(shop.site, shop.create("there", at), 120).state == "finished"
-    killed(shop, at, (*BEFORE_SWAP, *AFTER_SWAP))
+    killed(shop)
 
 
-def killed(shop: Scene, at: int, places: Sequence[str]) -> None:
-    then = state(shop)
-    for place in places:
-        shop.server.execute("DELETE FROM shop.thing WHERE id > 100", "ALTER TABLE shop.thing COMMENT = 'changed'")
-        shop.settled()
-        now = state(shop)
-        planned = plan(shop, at)
+def killed(shop: Scene) -> None:
+    at, then = shop.head(), state(shop)
+    planned = changed_and_planned(shop, at)
+    now = state(shop)
+    shop.agent.end()
+    # One plan, and an agent that dies at one place before the swap after the other.
+    job = ""
+    for place in (*BEFORE_SWAP, ""):
+        shop.agent.start(failpoint=place)
+        if job:
+            died = await_job(shop.site, job, 120)
+            assert [p.code for p in died.problems] == ["agent-died"], place
+            assert state(shop) == now, place
+            assert leftovers(shop) == [], place
+            assert not shop.server.execute("SELECT @@global.read_only")[0][0], place
+        if place:
+            job = ask(shop, planned)
+            assert shop.agent.wait(120) == -signal.SIGKILL, place
+            assert shop.exists("thing")
+    assert run(shop, planned).state == "finished"
+    assert state(shop) == then
+    for place in AFTER_SWAP:
+        shop.server.execute(f"DROP TABLE shop.{planned.kept}")
+        planned = changed_and_planned(shop, at)
         shop.agent.end()
         shop.agent.start(failpoint=place)
         job = ask(shop, planned)
-        assert shop.agent.wait(120) != 0
+        assert shop.agent.wait(120) == -signal.SIGKILL, place
         assert shop.exists("thing")
         shop.agent.start()
-        done = await_job(shop.site, job, 120)
-        if place in BEFORE_SWAP:
-            assert [p.code for p in done.problems] == ["agent-died"], place
-            assert state(shop) == now, place
-            assert run(shop, planned).state == "finished", place
-        else:
-            assert done.state == "finished", (place, done)
+        assert await_job(shop.site, job, 120).state == "finished", place
         assert state(shop) == then, place
         assert not shop.server.execute("SELECT @@global.read_only")[0][0], place
         assert leftovers(shop) == [], place
-        shop.server.execute(f"DROP TABLE shop.{planned.kept}")
         assert states(shop, planned)[-1] == "applied", place
+
+
+def changed_and_planned(shop: Scene, at: int) -> TableRollbackPlanned:
+    shop.server.execute("DELETE FROM shop.thing WHERE id > 100", "ALTER TABLE shop.thing COMMENT = 'changed'")
+    shop.settled()
+    return plan(shop, at)

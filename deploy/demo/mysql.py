@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from deploy.demo.debian import unpacked
-from deploy.demo.server import ROOT, DatabaseError, DatabaseServer, Installation, Options, run_once
+from deploy.demo.server import ROOT, DatabaseError, DatabaseServer, Installation, Options, copy_data, run_once
 from deploy.embedded.packages import cache_dir, exclusive, mysql_5_5
 from deploy.embedded.user import ServiceUser
 from deploy.errors import DeployError, PackageError
@@ -112,7 +112,7 @@ def _nine(user: ServiceUser | None) -> Installation:
     ]
 
     def initialise(datadir: Path, of: DatabaseServer) -> None:
-        shutil.copytree(_template(root.version, server, of.user), datadir)
+        copy_data(_template(root.version, server, of.user), datadir)
 
     return Installation(
         name="MySQL",

@@ -33,8 +33,11 @@ def agent(fresh_site: Settings) -> Iterator[AgentProcess]:
         print(process.tail())
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", DATABASES)
+# Another way on the newest of each family only: the matrix walks on all of them as well.
+WALKS = [(name, seed) for name in DATABASES for seed in SEEDS[: None if name in ("mariadb-11.4", "mysql-9") else 1]]
+
+
+@pytest.mark.parametrize(("name", "seed"), WALKS)
 def test_every_state_that_was_is_reached_again(
     agent: AgentProcess, databases: Callable[[str], DatabaseServer], name: str, seed: int
 ) -> None:

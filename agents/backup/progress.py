@@ -26,6 +26,7 @@ class Pace:
     def __init__(self, buckets: Sequence[Bucket] = (), monotonic: Callable[[], float] = time.monotonic) -> None:
         self.total = 0
         self.done = 0
+        self.disks = 0  # that have said how much there is to read of them
         self._buckets = buckets
         self._monotonic = monotonic
         self._lock = threading.Lock()
@@ -42,9 +43,10 @@ class Pace:
             raise Stopped
 
     def expect(self, size: int) -> None:
-        """`size` bytes more are to be read (or fewer, below 0)."""
+        """`size` bytes more are to be read, of a disk."""
         with self._lock:
             self.total += size
+            self.disks += 1
 
     def take(self, size: int) -> None:
         """Before `size` bytes are read: waits as long as the limits say. Raises `Stopped`."""
@@ -57,9 +59,11 @@ class Pace:
                 raise Stopped
             wait -= _SLICE_S
 
-    def read(self, size: int) -> None:
+    def read(self, size: int, *, extra: bool = False) -> None:
+        """`extra`: nobody had expected them."""
         with self._lock:
             self.done += size
+            self.total += size if extra else 0
 
     def rate(self) -> float:
         """Bytes a second of late."""
@@ -71,12 +75,12 @@ class Pace:
             first, done = self._seen[0]
             return (self.done - done) / (now - first) if now > first else 0.0
 
-    def told(self, spent: Iterable[Spent]) -> str:
-        """`118.2 MB/s, 3 min left, waits mostly for the host`."""
+    def told(self, spent: Iterable[Spent], known: bool = True) -> str:
+        """`118.2 MB/s, 3 min left, most of the time goes into reading`. `known`: the total is."""
         rate = self.rate()
         parts = [f"{rate / 1e6:.1f} MB/s"]
         left = max(0, self.total - self.done)
-        if rate > 0 and left:
+        if known and rate > 0 and left:
             parts.append(f"{duration(left / rate)} left")
         parts.append(f"most of the time goes into {self.bottleneck(spent)}")
         return ", ".join(parts)
@@ -105,11 +109,12 @@ def duration(seconds: float) -> str:
 class Reading:
     """A disk at a snapshot as a source of bytes that keeps to the pace (`agents.repository.ingest.Source`)."""
 
-    def __init__(self, disk: DiskSnapshot, pace: Pace) -> None:
+    def __init__(self, disk: DiskSnapshot, pace: Pace, *, extra: bool = False) -> None:
         self._disk = disk
         self._pace = pace
+        self._extra = extra
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         self._pace.take(len(buffer))
         self._disk.read_into(offset, buffer)
-        self._pace.read(len(buffer))
+        self._pace.read(len(buffer), extra=self._extra)

@@ -338,7 +338,7 @@ def _is_whole(
         held.repository,
         held.repository.naming(scope),
         replace(before, size=size),
-        Reading(disk, pace),
+        Reading(disk, pace, extra=True),
         flagged,
         part,
         step=lambda _: pace.go_on(),
@@ -387,8 +387,10 @@ def _await(ctx: Context, machines: Sequence[_Machine], pace: Pace) -> None:
             looked = time.monotonic()
             for machine in machines:
                 machine.session.check()
-        said = pace.told(machine.ingest.spent for machine in machines)
-        ctx.progress(said, pace.done, max(pace.total, pace.done), "bytes")
+        # Until all disks have said how much there is to read of them, nobody knows the whole.
+        known = pace.disks >= sum(len(machine.futures) for machine in machines)
+        said = pace.told((machine.ingest.spent for machine in machines), known)
+        ctx.progress(said, pace.done, pace.total if known else 0, "bytes")
 
 
 def _seal(command: Command, ctx: Context, machine: _Machine, asked: _Asked) -> Sealed:

@@ -18,6 +18,7 @@ import threading
 from pathlib import Path
 from typing import TextIO
 
+from agents.backup.limits import Limits
 from agents.commands import Services
 from agents.errors import AgentError
 from agents.loop import Loop, beat_s
@@ -74,6 +75,7 @@ class Agent:
             keeper=self.keeper,
             repositories=self.node,
             names=called,
+            limits=Limits(settings.agent.disks),
         )
         self.loop = Loop(self.services, on_inventory=self._inventory)
         self.scheduler = Scheduler(settings.kafka, self._publisher, self.services.agent, stop)

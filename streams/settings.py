@@ -38,6 +38,7 @@
     [agent]
     node = "node_1"                      # its name among a site's agents: a-z, 0-9, _; default: the machine's at the first start
     parallel = 4                         # how many commands it carries out at a time
+    disks = 8                            # how many disks of machines it reads at a time
     lease_s = 60                         # of silence, after which an agent's claims are others' to take
 
 Paths are relative to the file. Every value can be overridden by environment: `HOLDFAST_SITE`, `HOLDFAST_DATA`
@@ -184,11 +185,13 @@ class CaptureSettings:
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
     """`node`: the agent's name among those of its site; empty: the machine's when its data directory was new (`agents.nodes`).
-    `parallel`: commands at a time. `lease_s`: seconds of silence after which others may take over what an agent has claimed."""
+    `parallel`: commands at a time; `disks`: disks of machines that are read at a time. `lease_s`: seconds of silence after which
+    others may take over what an agent has claimed."""
 
     node: str = ""
     parallel: int = 4
     lease_s: int = 60
+    disks: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +292,7 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
     },
     "api": {"host": "text", "port": "int", "tls_cert": "path", "tls_key": "path"},
     "capture": {"spool_bytes": "int"},
-    "agent": {"node": "text", "parallel": "int", "lease_s": "int"},
+    "agent": {"node": "text", "parallel": "int", "lease_s": "int", "disks": "int"},
 }
 _ENVIRONMENT: Mapping[str, tuple[str, str]] = {
     "HOLDFAST_SITE": ("", "site"),
@@ -402,8 +405,17 @@ def _agent(table: _Table) -> AgentSettings:
     if node and not re.fullmatch(r"[a-z0-9_]{1,32}", node):
         raise SettingsError("settings-invalid", f"`agent.node` is {node!r}", "up to 32 of a-z, 0-9 and _")
     default = AgentSettings()
-    found = AgentSettings(node, _int(table, "parallel", default.parallel), _int(table, "lease_s", default.lease_s))
-    for name, value, least in (("parallel", found.parallel, 1), ("lease_s", found.lease_s, 2)):
+    found = AgentSettings(
+        node,
+        _int(table, "parallel", default.parallel),
+        _int(table, "lease_s", default.lease_s),
+        _int(table, "disks", default.disks),
+    )
+    for name, value, least in (
+        ("parallel", found.parallel, 1),
+        ("lease_s", found.lease_s, 2),
+        ("disks", found.disks, 1),
+    ):
         if value < least:
             raise SettingsError("settings-invalid", f"`agent.{name}` is {value}", f"{least} or more")
     return found

@@ -327,3 +327,48 @@ def test_points_of_a_guest_go_back_to_it_to_a_new_machine_and_to_files(
     assert site.told[0]["whole"], "what the host had kept track of before the restore is of no use"
     shop.is_whole(site.content(third, "vda"))
     assert not [left for left in host.leftovers() if left.kind in ("snapshot", "machine", "file")]
+
+
+def test_a_qemu_that_dies_over_a_backup_costs_one_reading_of_the_whole_disk(shop: Shop, site: Restores) -> None:
+    host = shop.host()
+    (first,) = site.backup("shop")
+    shop.is_whole(site.content(first, "vda"))
+    assert first.facts["consistency"] == "files"
+    shop.goes_on()
+    booted = (shop.server.directory / "console.log").stat().st_size
+    killed: list[bool] = []
+
+    def kill_once() -> None:  # asked while disks are read
+        if not killed:
+            killed.append(True)
+            shop.server.qemu_of("shop").signal(signal.SIGKILL)
+
+    site.check = kill_once
+    with pytest.raises(SourceUnavailable):
+        site.backup("shop", mode="full", bandwidth=2_000_000)
+    assert not site.held["main"].sessions.ledger().open_sessions()
+    assert wait_until(lambda: host.machine(shop.native).power == "off", 60)
+    host.start(shop.native)
+    assert said(shop.server, shop.native, r"GUEST-CHECKED ok=\d+ bad=(\d+)", after=booted)[1] == "0"
+
+    shop.goes_on()
+    (after,) = site.backup("shop")
+    assert set(site.told[0]["whole"]) == {"vda"}
+    assert after.continues == first.point
+    assert 0 < site.told[0]["changed"] < site.told[0]["size"] // 2
+    shop.is_whole(site.content(after, "vda"))
+    assert not [left for left in host.leftovers() if left.kind in ("snapshot", "file")]
+    for mode in ("incremental", "differential", "incremental"):
+        shop.goes_on()
+        (point,) = site.backup("shop", mode=mode)
+        assert site.told[0]["whole"] == {}
+        assert point.facts["full"] == after.point
+        shop.is_whole(site.content(point, "vda"))
+    jobs = {point.facts["job"], after.facts["job"]}
+    ours = {left.job for left in host.leftovers() if left.kind == "mark" and left.job in _jobs(site)}
+    assert ours == jobs, "marks that somebody may ask since, and no others"
+    shop.is_whole(site.content(first, "vda"))
+
+
+def _jobs(site: Restores) -> set[str]:
+    return {session.opened.job for session in site.held["main"].sessions.ledger().sessions.values()}

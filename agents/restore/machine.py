@@ -188,6 +188,8 @@ def new(
     except (Interrupted, DeliveryFailed):  # the next run goes on with it
         raise
     except Exception:
+        with contextlib.suppress(AgentError):  # cancelled, or late: still ours to take away
+            task.ctx.check()  # `Interrupted`: another has the job now, and goes on with this machine
         _remove(task, host, seen, notes)
         raise
     return _ended(task, host, seen, told, notes, start=start)

@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, str] = {
     "backup-unchanged": "tests.bench.repository:backup_unchanged",
     "restore-restic": "tests.bench.repository:restore_restic",
     "restore-borg": "tests.bench.repository:restore_borg",
+    "restore-images": "tests.bench.restoring:images",
     "restore-depth": "tests.bench.repository:restore_depth",
     "collect": "tests.bench.collecting:collect",
     "adopt": "tests.bench.repository:adopt",

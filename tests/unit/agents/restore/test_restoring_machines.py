@@ -178,6 +178,27 @@ def test_a_restore_that_fails_leaves_no_machine_or_names_it(site: Restores, shop
     site.hypervisor.release()
 
 
+def test_who_has_lost_the_job_does_not_remove_the_machine_that_another_goes_on_with(
+    site: Restores, shop: Guest
+) -> None:
+    (point,) = site.backup("shop")
+
+    def check() -> None:
+        if site.notes:  # it was begun
+            raise Interrupted
+
+    job = uuid7()
+    site.hypervisor.fault(Fault("write", "refuse"))
+    site.check = check
+    with pytest.raises(Interrupted):
+        site.restore("machine", point, job=job, name="copy")
+    assert site.machines()["copy"].restoring == job
+    site.check = lambda: None
+    site.hypervisor.release()
+    told = site.restore("machine", point, job=job, resumed=True, name="copy")
+    assert contents(site, told["machine"], point) == WHOLE
+
+
 def test_an_original_whose_restore_fails_says_that_it_is_not_whole(site: Restores, shop: Guest) -> None:
     (point,) = site.backup("shop")
     shop.scatter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from api.cli.errors import UNWELL, USAGE, CliError, say_problems
 from api.cli.secret import FILE, Given, stdin_option
 from api.cli.times import MOMENT, ago, local
 
+_VIEW_S = 30.0  # that read models may be behind a job
 NO_WAIT = click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 _SIZE = re.compile(r"(\d{1,6})(K|KiB|M|MiB)", re.IGNORECASE)
 
@@ -143,7 +145,7 @@ def add(
     if dry_run:
         ask.out({"job": done, "repository": None}, lambda: _protected(f"{place} can be a repository", protected))
         return
-    found = _get(ask, name)
+    found = _made(ask, name)
 
     def human() -> None:
         _protected(f"{name} is there ({found['id']})", protected)
@@ -153,6 +155,18 @@ def add(
         click.echo(f"Try next:  holdfast backup files PATH --to {name}")
 
     ask.out({"job": done, "repository": found}, human)
+
+
+def _made(ask: Ask, name: str) -> dict[str, Any]:
+    """What the read models say of a repository that a job has just made: they may come to the job before they come to it."""
+    deadline = time.monotonic() + _VIEW_S
+    while True:
+        try:
+            return _get(ask, name)
+        except CliError as error:
+            if error.code != "repository-unknown" or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
 
 
 def _protected(head: str, protected: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,13 +16,15 @@ from typing import Any
 import pytest
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.machines import DiskWanted, Host, MachineWanted, NicSeen, Snapshot, Wanted
+from agents.machines import Host, Snapshot, Wanted
 from deploy.embedded.process import wait_until
 from streams.events import HostDefined
 from tests.contract.hosts import patched, read_whole, the_disk
 from tests.stack.guest import NoGuest, check, files_in, guest
 from tests.stack.kvm import KvmGround, LibvirtServer, add_guest, domain_state, run, said, why_not
-from tests.stack.servers import Scratch
+from tests.stack.running_api import eventually
+from tests.stack.running_site import RunningSite
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site
 from tests.unit.agents.backup.site import closing
 from tests.unit.agents.restore.site import Restores
 
@@ -102,7 +105,7 @@ class Chain:
         assert self.content == read_whole(disk)
 
 
-def test_a_guest_is_backed_up_while_it_writes_and_made_again_elsewhere(shop: Shop) -> None:
+def test_a_guest_is_backed_up_while_it_writes_and_when_it_is_off(shop: Shop) -> None:
     chain = Chain(shop)
     chain.back_up("full")
     assert chain.consistency == "files"
@@ -113,34 +116,6 @@ def test_a_guest_is_backed_up_while_it_writes_and_made_again_elsewhere(shop: Sho
         assert not chain.why_whole
         shop.is_whole(chain.content)
 
-    # QEMU is killed in the middle of a backup: it writes its bitmaps when it ends, so what changed since is not known.
-    shop.goes_on()
-    host = shop.host()
-    snapshot = host.snapshot([Wanted(shop.native, since={"vda": chain.mark})], job="cut")
-    booted = (shop.server.directory / "console.log").stat().st_size
-    try:
-        shop.server.qemu_of("shop").signal(signal.SIGKILL)
-        with pytest.raises(SourceUnavailable):
-            read_whole(the_disk(snapshot))
-    finally:
-        snapshot.close()
-    assert wait_until(lambda: host.machine(shop.native).power == "off", 60)
-    host.start(shop.native)
-    assert said(shop.server, shop.native, r"GUEST-CHECKED ok=\d+ bad=(\d+)", after=booted)[1] == "0"
-    shop.goes_on()
-    left = [found for found in host.leftovers() if found.kind == "file"]
-    assert {found.job for found in left} == {"cut"}, "the killed QEMU's scratch file"
-    for found in left:
-        host.remove(found)
-    assert not [found for found in host.leftovers() if found.kind == "file"]
-    chain.back_up("after")
-    assert chain.why_whole
-    shop.is_whole(chain.content)
-    shop.goes_on()
-    chain.back_up("again")
-    assert not chain.why_whole, "it is kept track of again"
-    shop.is_whole(chain.content)
-
     # Off, it is read by a QEMU that is there for that alone, and what changed up to the end is known.
     host.stop(shop.native)
     chain.back_up("off")
@@ -148,39 +123,6 @@ def test_a_guest_is_backed_up_while_it_writes_and_made_again_elsewhere(shop: Sho
     assert host.machine(shop.native).power == "off"
     shop.is_whole(chain.content)
 
-    # A new machine with other hardware, of the description and the bytes alone.
-    seen = host.machine(shop.native)
-    made = host.create(
-        MachineWanted(
-            "elsewhere",
-            seen.description,
-            (DiskWanted("vda", seen.disks[0].size),),
-            cpus=2,
-            memory=256 << 20,
-            bus="scsi",
-            nics=(NicSeen("", "user"), NicSeen("", "user")),
-        ),
-        job="restore",
-    )
-    target = host.open_disk(made.native, "vda", job="restore")
-    try:
-        for at in range(0, len(chain.content), 1 << 20):
-            part = chain.content[at : at + (1 << 20)]
-            if any(part):
-                target.write(at, part)
-        target.flush()
-    finally:
-        target.close()
-    host.settle(made.native)
-    host.start(made.native)
-    hardware = said(shop.server, made.native, r"GUEST-HARDWARE cpus=(\d) memory_kib=(\d+) disk=(\w+) nics=(\d)")
-    assert (hardware[1], hardware[3], hardware[4]) == ("2", "sda", "2")
-    assert int(hardware[2]) > 200 << 10
-    checked = said(shop.server, made.native, r"GUEST-CHECKED ok=(\d+) bad=(\d+)")
-    assert int(checked[1]) == len(files_in(shop.server.directory / "image"))
-    assert checked[2] == "0"
-    host.stop(made.native)
-    host.delete(made.native)
     host.start(shop.native)
     shop.goes_on()
 
@@ -372,3 +314,68 @@ def test_a_qemu_that_dies_over_a_backup_costs_one_reading_of_the_whole_disk(shop
 
 def _jobs(site: Restores) -> set[str]:
     return {session.opened.job for session in site.held["main"].sessions.ledger().sessions.values()}
+
+
+# The same as a user does it
+
+
+@pytest.fixture(scope="module")
+def installation(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningSite]:
+    scratch = Scratch("kvm-site")
+    database = postgres.fresh_database()
+    running = RunningSite(make_site(scratch.path / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database))
+    try:
+        # The API is up before the processors have made the read models.
+        eventually(lambda: running.run("repository", "list").returncode == 0)
+        yield running
+    finally:
+        running.close()
+        postgres.drop_database(database.dbname)
+        scratch.remove()
+
+
+def test_a_machine_is_backed_up_and_restored_by_the_command_line(
+    shop: Shop, installation: RunningSite, tmp_path: Path
+) -> None:
+    (tmp_path / "vault").mkdir()
+    installation.cli("repository", "add", "vault", str(tmp_path / "vault"), "--no-encryption")
+    option = f"scratch={shop.server.scratch}"
+    installation.cli("host", "add", "h1", "--url", shop.server.url, "--option", option, "--option", "shutdown_s=60")
+
+    def assets() -> list[str]:
+        return [asset["asset"] for asset in installation.json("asset", "list")["assets"]]
+
+    eventually(lambda: assets() == ["shop"])
+
+    def back_up() -> dict[str, Any]:
+        (job,) = installation.json("backup", "machine", "shop", "--to", "vault")["jobs"]
+        (point,) = job["result"]["points"]
+        return dict(point)
+
+    points = [back_up()]
+    shop.goes_on()
+    points.append(back_up())
+    assert points[1]["whole"] == {}, "only what changed is read"
+    assert points[1]["changed"] < points[1]["size"] // 4
+    assert {point["consistency"] for point in points} == {"files"}
+    assert list(shop.server.scratch.iterdir()) == []
+
+    # To files: the guest's file system as it was, whole.
+    place = tmp_path / "files"
+    installation.cli("restore", "files", points[1]["point"], "--to", str(place), "--format", "raw")
+    (image,) = place.glob("*.raw")
+    files = shop.is_whole(image.read_bytes())
+    host = shop.host()
+
+    # To the original, which has gone on: only what differs is written.
+    shop.goes_on()
+    booted = (shop.server.directory / "console.log").stat().st_size
+    installation.cli("restore", "original", points[1]["point"], "--stop", "--start", "--yes")
+    checked = said(shop.server, shop.native, r"GUEST-CHECKED ok=(\d+) bad=(\d+)", after=booted)
+    assert (int(checked[1]), checked[2]) == (files, "0")
+    assert not host.machine(shop.native).restoring
+    shop.goes_on()
+    assert back_up()["whole"], "what the host had kept track of was of no use after the restore"
+    marks = [found for found in host.leftovers() if found.native == shop.native]
+    assert {found.kind for found in marks} == {"mark"}, marks
+    assert len(marks) <= 2, marks

@@ -18,6 +18,7 @@ from agents.protocol import Preflight
 from streams.events import Problem
 
 SCRATCH: Final = "/var/tmp"
+_LONGEST: Final = 80
 _LIBVIRT: Final = 7_002_000  # backups of chosen disks since chosen checkpoints, in its present form
 _QEMU: Final = 5_002_000
 
@@ -30,9 +31,11 @@ class KvmHost:
         self._settings = settings
         self._connection = Connection(settings)
         self._scratch = settings.options.get("scratch", SCRATCH).rstrip("/")
-        if not self._scratch.startswith("/"):
+        if not self._scratch.startswith("/") or len(self._scratch.encode()) > _LONGEST:
             raise AgentError(
-                "host-option-invalid", f"scratch is a folder: {self._scratch!r} is none", "an absolute path"
+                "host-option-invalid",
+                f"option scratch is {self._scratch!r}",
+                f"an absolute path of at most {_LONGEST} bytes, since there will be sockets in it",
             )
         self._taker = snapshot.Taker(self._connection, reach(self._connection, self._scratch), self._scratch)
 
@@ -92,10 +95,12 @@ class KvmHost:
     def leftovers(self) -> Sequence[Leftover]:
         found: list[Leftover] = []
         active: set[str] = set()
+        natives: list[str] = []
         with self._connection.errors():
             for domain in self._connection.get().listAllDomains(0):
                 with self._vanished():
                     native = domain.UUIDString()
+                    natives.append(native)
                     name = snapshot.going_on(domain)
                     if name:
                         active.add(name)
@@ -106,7 +111,7 @@ class KvmHost:
                         found.append(Leftover(note.get("job", ""), native, "machine", domain.name()))
         if self._connection.local:
             files = snapshot.left_files(self._scratch, active)
-            found += [Leftover(notes.job_of(name), "", "file", path) for name, path in files]
+            found += [Leftover(notes.job_of(name), _owner(path, natives), "file", path) for name, path in files]
         return found
 
     @contextlib.contextmanager
@@ -130,8 +135,7 @@ class KvmHost:
             return
         with self._connection.errors():
             if leftover.kind == "snapshot" and notes.job_of(leftover.name):
-                if snapshot.going_on(domain) == leftover.name:
-                    snapshot.release(self._connection, domain, leftover.name)
+                self._taker.remove(leftover.native, leftover.name)
             elif leftover.kind == "mark" and notes.job_of(leftover.name):
                 marks.delete(domain, leftover.name)
             elif leftover.kind == "machine":
@@ -168,6 +172,12 @@ class KvmHost:
 
     def delete(self, native: str) -> None:
         making.delete(self._connection, native)
+
+
+def _owner(path: str, natives: Sequence[str]) -> str:
+    """Which machine a scratch file was made for: a part of its identity stands in the name. Empty: one that is gone."""
+    parts = os.path.basename(path).split(".")
+    return next((native for native in natives if native[:8] in parts), "")
 
 
 def _version(number: int) -> str:

@@ -27,9 +27,14 @@ def job_of(name: str) -> str:
 
 
 def found_in(text: str) -> str:
-    """The first name of ours in a path or in XML; empty: none."""
+    """The first name of ours in a text; empty: none."""
     found = _NAME.search(text)
     return found[0] if found else ""
+
+
+def socket_of(name: str, native: str) -> str:
+    """The name of the socket of a machine's snapshot: short, since a socket's path is 107 bytes at most."""
+    return f"hf-{name[-8:]}-{native[:8]}.sock"
 
 
 def read(domain: Any, note: str, *, live: bool) -> Element | None:

@@ -28,7 +28,7 @@ from xml.sax.saxutils import quoteattr
 from agents import child
 from agents.errors import AgentError, SourceUnavailable
 from agents.nbd import Nbd
-from agents.platforms.kvm import seeing
+from agents.platforms.kvm import notes, seeing
 from agents.platforms.kvm.connection import Connection
 
 _START_S: Final = 30.0
@@ -55,6 +55,10 @@ class Reach(Protocol):
 
     def open(self, native: str, name: str) -> Access: ...
 
+    def clear(self, native: str, name: str) -> None:
+        """Take away what a QEMU that was killed leaves of the server."""
+        ...
+
 
 def reach(connection: Connection, scratch: str) -> Reach:
     if connection.local or connection.scheme == "qemu+tcp":
@@ -78,8 +82,7 @@ def unix(path: str) -> Dial:
 
 
 def _socket(scratch: str, native: str, name: str) -> str:
-    """A path in a unix socket's address is 107 bytes at most, so of the machine only a part stands in it."""
-    return f"{scratch}/{name}.{native[:8]}.sock"
+    return f"{scratch}/{notes.socket_of(name, native)}"
 
 
 def _unix_xml(path: str) -> str:
@@ -95,6 +98,10 @@ class LocalReach:
 
     def open(self, native: str, name: str) -> Access:
         return _access(unix(_socket(self._scratch, native, name)), lambda: None)
+
+    def clear(self, native: str, name: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(_socket(self._scratch, native, name))
 
 
 class SshReach:
@@ -123,6 +130,9 @@ class SshReach:
             close()
             raise
         return _access(unix(str(here)), close)
+
+    def clear(self, native: str, name: str) -> None:
+        """A socket on another machine stays."""
 
 
 def ssh_command(connection: Connection) -> list[str]:
@@ -165,6 +175,9 @@ class TlsReach:
             lambda: None,
             lambda plain: context.wrap_socket(plain, server_hostname=name),
         )
+
+    def clear(self, native: str, name: str) -> None:
+        """There is nothing."""
 
 
 def _access(

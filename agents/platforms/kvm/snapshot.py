@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from agents.errors import AgentError, SourceUnavailable
@@ -125,7 +126,7 @@ class Taker:
         """What an earlier run of `job` left."""
         name = going_on(each.domain)
         if name and notes.job_of(name) == job:
-            release(self._connection, each.domain, name)
+            self.remove(each.native, name)
         if each.domain.isActive():
             for mark, _ in list(marks.of(each.domain)):
                 if notes.job_of(mark) == job and mark not in each.since.values():
@@ -292,7 +293,16 @@ class Taker:
                 return
             raise
         with self._connection.errors():
-            release(self._connection, domain, name, forget="" if keep_mark else name)
+            release(domain, name, forget="" if keep_mark else name)
+        self._reach.clear(each.native, name)
+
+    def remove(self, native: str, name: str) -> None:
+        """End a snapshot that somebody left; its marks stay."""
+        domain = seeing.domain_of(self._connection, native)
+        with self._connection.errors():
+            if going_on(domain) == name:
+                release(domain, name)
+        self._reach.clear(native, name)
 
     def keep(self, each: Taking, name: str, needed: Sequence[str]) -> None:
         try:
@@ -333,11 +343,21 @@ def backup_xml(domain: Any) -> str:
         raise
 
 
+def backup_of_ours(domain: Any) -> str:
+    """The name of a backup of ours that goes on; empty: none does, or somebody else's. It stands in the paths of its scratch
+    files; marks that it counts from have names of the same kind."""
+    xml = backup_xml(domain)
+    if not xml:
+        return ""
+    scratch = ElementTree.fromstring(xml).iterfind("disks/disk/scratch")
+    return next((name for e in scratch if (name := notes.found_in(os.path.basename(e.get("file", ""))))), "")
+
+
 def going_on(domain: Any) -> str:
     """The name of a snapshot of ours that goes on, or that a death left in between; empty: none."""
     live = domain.isActive()
     if live:
-        name = notes.found_in(backup_xml(domain))
+        name = backup_of_ours(domain)
         if name:
             return name
     for where in (True, False) if live else (False,):
@@ -361,17 +381,28 @@ def let_go(domain: Any, hold: dict[str, str]) -> None:
         hold.pop("frozen")
 
 
-def release(connection: Connection, domain: Any, name: str, forget: str = "") -> None:
+def release(domain: Any, name: str, forget: str = "") -> None:
     """End snapshot `name`, by whomever it was begun; `forget`: a mark that goes with it. Nothing when it is over."""
     library = libvirt()
-    if not domain.isActive():
-        if domain.isPersistent():
-            notes.write(domain, "hold", None, live=False)
-        return
+    try:
+        if domain.isActive():
+            _release_running(domain, name, forget)
+    except library.libvirtError as error:
+        # Its QEMU may end while we are at it, and a machine that is not persistent with it.
+        if error.get_error_code() == library.VIR_ERR_NO_DOMAIN:
+            return
+        if domain.isActive():
+            raise
+    if not domain.isActive() and domain.isPersistent():
+        notes.write(domain, "hold", None, live=False)
+
+
+def _release_running(domain: Any, name: str, forget: str) -> None:
+    library = libvirt()
     note = notes.read(domain, "hold", live=True)
     hold = dict(note.attrib) if note is not None and note.get("run") == name else {}
     let_go(domain, hold)
-    if notes.found_in(backup_xml(domain)) == name:
+    if backup_of_ours(domain) == name:
         domain.abortJob()
         deadline = time.monotonic() + _END_S
         while backup_xml(domain):
@@ -490,7 +521,7 @@ def _merged(allocation: Nbd, offset: int, length: int) -> Iterator[tuple[int, in
 
 
 def left_files(scratch: str, active: set[str]) -> Iterator[tuple[str, str]]:
-    """Name of the snapshot and path of each scratch file or socket in a folder of this machine that no snapshot uses."""
+    """Name of the snapshot and path of each scratch file in a folder of this machine that no snapshot uses."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
         for entry in os.scandir(scratch):
             name = notes.found_in(entry.name)

@@ -116,6 +116,7 @@ def test_a_guest_is_backed_up_while_it_writes_and_when_it_is_off(shop: Shop) -> 
         assert not chain.why_whole
         shop.is_whole(chain.content)
 
+    host = shop.host()
     # Off, it is read by a QEMU that is there for that alone, and what changed up to the end is known.
     host.stop(shop.native)
     chain.back_up("off")

@@ -29,12 +29,13 @@ from pymysql.constants import SERVER_STATUS
 from pymysql.cursors import Cursor
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.mysql import coordinates, guard, whereabouts
+from agents.mysql import coordinates, findings, guard, rights, whereabouts
 from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions
 from agents.mysql.dialects import Dialect, dialect
 from agents.mysql.guard import OWN_SCHEMA, Role
 from agents.mysql.replication import replication
+from agents.mysql.statements import ask, run
 from agents.protocol import SourceSettings
 from agents.rollback.plan import Plan, TablePlan
 from agents.rollback.schema import Definition
@@ -52,9 +53,6 @@ MOST_SHOWN: Final = 5
 EVENT_BYTES: Final = 384 << 10
 # With fewer rows than this, making a guard table lighter costs more than it saves.
 PLAIN_GUARD_ROWS: Final = 2_000
-
-# What a fence takes, of a dialect's privileges.
-FENCING: Final = frozenset({"fence", "switch"})
 
 _DUPLICATE: Final = 1062
 _NOT_FOUND: Final = 1032
@@ -139,12 +137,12 @@ class NativeTarget:
         problems = []
         with self._explained():
             control = self._control
-            account = _account(ask(control, "SELECT CURRENT_USER()")[0][0])
+            account = rights.account_of(ask(control, "SELECT CURRENT_USER()")[0][0])
             problems += self._missing_privileges(control, account, plan)
             for schema in sorted({t.definition.schema for t in plan.tables}):
                 tables = [t.definition for t in plan.tables if t.definition.schema == schema]
                 problems += self._table_privileges(control, account, schema, tables)
-            problems += self._own_privileges(control, account)
+            problems += rights.of_own_schema(control, self._dialect, account, self._own_needed)
             problems += self._settings_in_the_way(control, plan)
             if not problems:
                 # Asked again under locks in `begin`; but the guard is made and loaded before that.
@@ -153,104 +151,24 @@ class NativeTarget:
 
     def capability(self) -> frozenset[str]:
         with self._explained():
-            lacking = self._lacking(self._control, _account(ask(self._control, "SELECT CURRENT_USER()")[0][0]))
+            lacking = self._lacking(self._control, rights.account_of(ask(self._control, "SELECT CURRENT_USER()")[0][0]))
         can = {NATIVE_APPLY} if not {"replay", "log"} & set(lacking) else set()
-        return frozenset(can if FENCING & set(lacking) else {*can, FENCE})
+        return frozenset(can if rights.FENCING & set(lacking) else {*can, FENCE})
 
     def _missing_privileges(self, control: pymysql.Connection[Any], account: str, plan: Plan) -> list[Problem]:
         lacking = self._lacking(control, account).values()
-        return [grant(privilege, "*.*", account) for privilege in dict.fromkeys(lacking)]
+        return [rights.grant(privilege, "*.*", account) for privilege in dict.fromkeys(lacking)]
 
     def _lacking(self, control: pymysql.Connection[Any], account: str) -> dict[str, str]:
-        """What the account may not do (replay events, work unlogged, set `read_only`) and the privilege for it.
-
-        MariaDB is asked by trying, as roles count there, too."""
-        asked = self._dialect.privileges
-        has = _privileges(control, account, OWN_SCHEMA)
-        probes: dict[str, str] = {}
-        if self._dialect.family == "MariaDB":
-            probes = {
-                "replay": "SET SESSION server_id = @@server_id",
-                "log": "SET SESSION binlog_annotate_row_events = 0",
-            }
-            ((read_only,),) = ask(control, "SELECT @@global.read_only")
-            probes["fence"] = f"SET GLOBAL read_only = {read_only}"
-        missing: dict[str, str] = {}
-        for purpose, any_of in asked.items():
-            if has.intersection(any_of):
-                continue
-            if purpose in probes and not denied(control, probes[purpose]):
-                continue
-            if not probes and self._has_role(control):
-                continue
-            missing[purpose] = any_of[0]
-        return missing
-
-    def _has_role(self, connection: pymysql.Connection[Any]) -> bool:
-        """Then only the server's refusal tells what is missing."""
-        expression = self._dialect.current_role
-        return bool(expression) and ask(connection, f"SELECT {expression}")[0][0] is not None
+        return rights.lacking(control, self._dialect, account)
 
     def _table_privileges(
         self, control: pymysql.Connection[Any], account: str, schema: str, tables: Sequence[Definition]
     ) -> list[Problem]:
-        """SELECT to compare rows, TRIGGER without which information_schema is silent about triggers and foreign keys."""
-        more = self._dialect.row_lock_privilege
-        problem = [grant(f"SELECT, TRIGGER, {more}" if more else "SELECT, TRIGGER", quoted(schema) + ".*", account)]
-        if any(denied(control, f"SELECT 1 FROM {quoted(*d.name)} LIMIT 0 FOR UPDATE") for d in tables):
-            return problem
-        if "TRIGGER" in _privileges(control, account, schema) or self._has_role(control):
-            return []
-        granted = {row[0] for row in ask(
-            control,
-            "SELECT TABLE_NAME FROM information_schema.TABLE_PRIVILEGES"
-            " WHERE GRANTEE = %s AND TABLE_SCHEMA = %s AND PRIVILEGE_TYPE = 'TRIGGER'",
-            account, schema,
-        )}  # fmt: skip
-        return [] if granted.issuperset(d.table for d in tables) else problem
-
-    def _own_privileges(self, control: pymysql.Connection[Any], account: str) -> list[Problem]:
-        """Whether the account may work in schema `holdfast`: asked of the privilege tables, so that nothing is made."""
-        needed = [*self._own_needed, *filter(None, [self._dialect.row_lock_privilege])]
-        if _privileges(control, account, OWN_SCHEMA).issuperset(needed) or self._has_role(control):
-            return []
-        return [grant(", ".join(needed), "`holdfast`.*", account)]
+        return rights.of_tables(control, self._dialect, account, schema, tables)
 
     def _settings_in_the_way(self, control: pymysql.Connection[Any], plan: Plan) -> list[Problem]:
-        spoken = self._dialect
-        ((log_bin, run_triggers, packet),) = ask(
-            control, f"SELECT @@log_bin, {spoken.triggers_run}, @@max_allowed_packet"
-        )
-        out = []
-        largest, table = max(((t.changes.largest, t.definition.text) for t in plan.tables), default=(0, ""))
-        # Of base64; in two halves, where the server takes them: more pieces it does not.
-        needed = (largest + 4096) * 4 // 3 // (2 if spoken.split_statements else 1) + 1024
-        if needed > packet:
-            out.append(Problem(
-                "row-too-large", f"a row of {table} needs packets of {needed} bytes; the server takes {packet}",
-                f"SET GLOBAL max_allowed_packet = {min(1 << 30, 1 << needed.bit_length())}",
-            ))  # fmt: skip
-        if not log_bin:
-            out.append(Problem("log-off", "the target keeps no binary log", "start it with log_bin"))
-        for expression, wanted in spoken.variables.items():
-            ((value,),) = ask(control, f"SELECT {expression}")
-            if value != wanted:
-                name = expression.rpartition(".")[2].lstrip("@")
-                out.append(Problem(
-                    "setting", f"{name} is {value}: errors of native events would be passed over",
-                    f"SET GLOBAL {name} = '{wanted}'",
-                ))  # fmt: skip
-        if run_triggers != "NO" and any(t.definition.triggers for t in plan.tables):
-            out.append(Problem(
-                "setting", f"slave_run_triggers_for_rbr is {run_triggers}: triggers would run a second time",
-                "SET GLOBAL slave_run_triggers_for_rbr = 'NO'",
-            ))  # fmt: skip
-        if spoken.super_read_only and ask(control, "SELECT @@global.super_read_only")[0][0]:
-            out.append(Problem(
-                "setting", "super_read_only is ON: the rollback itself could not write",
-                "SET GLOBAL super_read_only = OFF (read_only stays as it is)",
-            ))  # fmt: skip
-        return out
+        return rights.settings_in_the_way(control, self._dialect, plan)
 
     def enable(self) -> None:
         with self._explained():
@@ -422,7 +340,7 @@ class NativeTarget:
                         )  # fmt: skip
                     if missing or different:
                         found = ask(self._work, guard.differences(definition, before, MOST_SHOWN))
-                        out += _conflicts(definition, found, int(missing) + int(different))
+                        out += findings.conflicts(definition, found, int(missing) + int(different))
         return out
 
     def children(self) -> list[Problem]:
@@ -443,10 +361,10 @@ class NativeTarget:
                     found = ask(self._work, guard.children(child, fk, removed, before, MOST_SHOWN))
                 out += [Problem(
                     "child-outside-plan",
-                    f"{child.text} {_key_text(child, row)} points at a row of {t.definition.text} that the plan removes"
+                    f"{child.text} {findings.key_text(child, row)} points at a row of {t.definition.text} that the plan removes"
                     f" ({fk.name})",
                     "it was written since, or without the log: plan again",
-                ) for row in _named(child, found)]  # fmt: skip
+                ) for row in findings.named(child, found)]  # fmt: skip
         return out
 
     def apply(self, progress: Progress) -> int:
@@ -484,11 +402,11 @@ class NativeTarget:
                     for _ in self._fill(work, number, t, "after", t.changes.inserts):
                         pass
             before, after = self._guards.get((number, "before")), self._guards[number, "after"]
-            found = _named(definition, ask(work, guard.occupied(definition, after, before, MOST_SHOWN)))
+            found = findings.named(definition, ask(work, guard.occupied(definition, after, before, MOST_SHOWN)))
             if found:
                 return [
-                    Problem("conflict", f"{definition.text} {_key_text(definition, row)} is there, where the plan"
-                            f" inserts a row: found {_show(row)}", hint)
+                    Problem("conflict", f"{definition.text} {findings.key_text(definition, row)} is there, where the plan"
+                            f" inserts a row: found {findings.show(row)}", hint)
                     for row in found
                 ]  # fmt: skip
         what = "a row stands in the way of one that the plan inserts" if error == _DUPLICATE else "a row is not there"
@@ -503,11 +421,11 @@ class NativeTarget:
                 with self._explained():
                     sql = guard.still_pointing(child, fk, t.definition, removed or "", MOST_SHOWN)
                     found = ask(self._work, sql)
-                out += [_orphan(child, row, fk.name) for row in _named(child, found)]
+                out += [findings.orphan(child, row, fk.name) for row in findings.named(child, found)]
             for fk in t.definition.foreign_keys if after is not None else ():
                 with self._explained():
                     found = ask(self._work, guard.without_parent(t.definition, fk, after or "", MOST_SHOWN))
-                out += [_orphan(t.definition, row, fk.name) for row in _named(t.definition, found)]
+                out += [findings.orphan(t.definition, row, fk.name) for row in findings.named(t.definition, found)]
         return out
 
     def marked(self) -> bool:
@@ -731,99 +649,3 @@ def _stamped(events: bytes, now: int, server_id: int) -> bytes:
 
 def _binlog(events: bytes) -> bytes:
     return b"BINLOG '" + base64.b64encode(events) + b"'"
-
-
-def run(connection: pymysql.Connection[Any], sql: str | bytes, *args: Any) -> None:
-    if isinstance(sql, bytes):
-        connection.query(sql)
-        return
-    with connection.cursor(Cursor) as cursor:
-        cursor.execute(sql, args or None)
-
-
-def ask(connection: pymysql.Connection[Any], sql: str, *args: Any) -> Sequence[tuple[Any, ...]]:
-    with connection.cursor(Cursor) as cursor:
-        cursor.execute(sql, args or None)  # without values PyMySQL leaves a % in a name alone
-        return cursor.fetchall()
-
-
-def denied(connection: pymysql.Connection[Any], sql: str) -> bool:
-    """Whether the account may not do this. Other errors are none of this question's."""
-    try:
-        run(connection, sql)
-    except pymysql.err.MySQLError as error:
-        return bool(error.args and error.args[0] in (1044, 1142, 1227, 1370))
-    return False
-
-
-def _privileges(connection: pymysql.Connection[Any], account: str, schema: str) -> set[str]:
-    """What was granted to the account everywhere or on `schema`. What comes by a role is not in these views."""
-    return {row[0] for row in ask(
-        connection,
-        "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = %s UNION"
-        " SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s AND %s LIKE TABLE_SCHEMA",
-        account, account, schema,
-    )}  # fmt: skip
-
-
-def _account(current: str) -> str:
-    """`user@host` as SQL writes an account, and as information_schema spells a grantee."""
-    user, _, host = current.rpartition("@")
-    return f"'{user}'@'{host}'"
-
-
-def grant(privileges: str, where: str, account: str) -> Problem:
-    return Problem(
-        "privilege-missing", f"the rollback account lacks {privileges} on {where.replace('`', '')}",
-        f"GRANT {privileges} ON {where} TO {account}",
-    )  # fmt: skip
-
-
-def _named(definition: Definition, rows: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [dict(zip((c.name for c in definition.columns), row, strict=True)) for row in rows]
-
-
-def _conflicts(definition: Definition, found: Sequence[tuple[Any, ...]], total: int) -> list[Problem]:
-    """Problems for rows (expected columns, then found columns), the last one saying how many more there are."""
-    width = len(definition.columns)
-    out = []
-    for row in found:
-        (expected,), (there,) = _named(definition, [row[:width]]), _named(definition, [row[width:]])
-        key = _key_text(definition, expected)
-        assert definition.key is not None
-        if there[definition.key[1][0]] is None:
-            text = f"{definition.text} {key} is not there; the plan expects {_show(expected)}"
-        else:
-            names = [n for n in expected if expected[n] != there[n]] or list(expected)
-            text = (
-                f"{definition.text} {key} is not as the plan expects it: expected {_show({n: expected[n] for n in names})},"
-                f" found {_show({n: there[n] for n in names})}"
-            )
-        out.append(Problem("conflict", text, "somebody wrote it since, or without the log: plan again"))
-    if total > len(out):
-        out.append(Problem("conflict", f"and {total - len(out)} more rows of {definition.text}"))
-    return out
-
-
-def _orphan(definition: Definition, row: dict[str, Any], constraint: str) -> Problem:
-    return Problem(
-        "orphan", f"{definition.text} {_key_text(definition, row)} would point at a row that is not there ({constraint})",
-        "what it points at was removed since, or foreign keys were off when it was written: plan again",
-    )  # fmt: skip
-
-
-def _key_text(definition: Definition, row: dict[str, Any]) -> str:
-    names = definition.key[1] if definition.key else tuple(row)
-    return "(" + ", ".join(f"{n}={_value(row[n])}" for n in names) + ")"
-
-
-def _show(row: dict[str, Any]) -> str:
-    text = ", ".join(f"{n}={_value(v)}" for n, v in row.items())
-    return text if len(text) <= 400 else text[:399] + "…"
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "NULL"
-    text = f"x'{value.hex()}'" if isinstance(value, bytes) else repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 80 else text[:79] + "…"

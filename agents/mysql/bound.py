@@ -24,11 +24,13 @@ import pymysql
 
 from agents.errors import AgentError
 from agents.mysql import guard
-from agents.mysql.apply import FENCING, NativeTarget, ask, denied, grant, run
+from agents.mysql.apply import NativeTarget
 from agents.mysql.definitions import quoted
 from agents.mysql.dialects import dialect
 from agents.mysql.guard import Role
 from agents.mysql.literals import Literals, equals, literals_of
+from agents.mysql.rights import FENCING, denied, grant
+from agents.mysql.statements import ask, run
 from agents.protocol import SourceSettings
 from agents.rollback.plan import Plan, TablePlan, no_fence, request_of
 from agents.rollback.schema import Definition

@@ -247,19 +247,25 @@ class PrivateServer:
             "--bind-address=127.0.0.1",
             f"--port={self.port}",
             "--skip-name-resolve",
-            "--skip-symbolic-links",
-            "--ssl=0",  # newer versions make themselves a certificate at every start, which takes them seconds or minutes
             "--skip-log-bin",
-            "--skip-slave-start",
             "--local-infile=OFF",
             "--performance-schema=OFF",
             "--event-scheduler=OFF",
             "--max-allowed-packet=1G",
             "--innodb-strict-mode=0",
             "--innodb-buffer-pool-size=256M",
+            *self._special(),
+        ]
+
+    def _special(self) -> tuple[str, ...]:
+        """What only servers of this family know, or call so."""
+        return (
+            "--skip-symbolic-links",
+            "--ssl=0",  # newer versions make themselves a certificate at every start, which takes them seconds or minutes
+            "--skip-slave-start",
             "--innodb-log-file-size=256M",
             "--innodb-fast-shutdown=1",
-        ]
+        )
 
     def _init_file(self) -> Path:
         """What gives the account its password: passwords do not stand among arguments."""

@@ -10,13 +10,10 @@ from agents.mysql.private import ACCOUNT, PrivateServer
 
 SINCE: Final = (8, 4)
 """Older ones are filled by other statements, and none could be tried."""
-_COMMON: Final = (
-    "--skip-log-bin",
-    "--performance-schema=OFF",
+_OWN: Final = (
     "--mysqlx=OFF",
     "--auto-generate-certs=OFF",
     "--innodb-use-native-aio=OFF",  # a machine allows few of them
-    "--innodb-buffer-pool-size=256M",
 )
 _FILLING: Final = (
     "--innodb-flush-log-at-trx-commit=0",
@@ -39,35 +36,22 @@ class MySQLPrivateServer(PrivateServer):
 
     def _initialise(self, data: Path) -> None:
         self._run_once([
-            *self._base(), f"--datadir={data}", f"--tmpdir={self.folder}", "--initialize-insecure", *_COMMON,
-            "--innodb-redo-log-capacity=8M", "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=OFF",
+            *self._base(), f"--datadir={data}", f"--tmpdir={self.folder}", "--initialize-insecure", *_OWN,
+            "--skip-log-bin", "--performance-schema=OFF", "--innodb-buffer-pool-size=256M", "--innodb-redo-log-capacity=8M",
+            "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=OFF",
         ])  # fmt: skip
 
     def _filling(self) -> tuple[str, ...]:
         return _FILLING
 
-    def _arguments(self) -> list[str]:
-        data = self.folder / "data"
-        return [
-            *self._base(),
-            f"--datadir={data}",
-            f"--tmpdir={self.folder}",
-            f"--secure-file-priv={data}",
-            "--socket=s.sock",
-            "--pid-file=s.pid",
-            "--bind-address=127.0.0.1",
-            f"--port={self.port}",
-            "--skip-name-resolve",
+    def _special(self) -> tuple[str, ...]:
+        return (
             "--skip-replica-start",
             "--gtid-mode=ON",
             "--enforce-gtid-consistency=ON",
-            "--local-infile=OFF",
-            "--event-scheduler=OFF",
-            "--max-allowed-packet=1G",
-            "--innodb-strict-mode=0",
             "--innodb-redo-log-capacity=256M",
-            *_COMMON,
-        ]
+            *_OWN,
+        )
 
     def _accounts(self) -> Iterator[str]:
         for host in ("localhost", "127.0.0.1"):

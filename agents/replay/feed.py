@@ -20,8 +20,8 @@ from typing import Final, Protocol
 
 from agents.mysql.positions import GtidSet, parse, show
 from agents.replay import events as made
+from agents.replay.files import Files
 from agents.replay.gather import gathered
-from agents.replay.wire import framed
 from streams.capture_log import StepFragment
 from streams.formats.binlog import events as ev
 from streams.formats.errors import FormatError
@@ -123,20 +123,15 @@ class Feed:
         """`state`: the GTID set that the replica has. Raises `AgentError` (`position-invalid`)."""
         self._served = served
         self._state = parse(state)
-        self._resumed = show(self._state) != show(parse(served.start))
-        self._sequence = sequence
-        self._described = b""
-        self._checksum = True
-        self._file_number = 0
+        resumed = show(self._state) != show(parse(served.start))
+        self._files = Files(served.server_id, resumed=resumed, sequence=sequence)
         self._lock = threading.Lock()
         self._samples: list[tuple[int, int, int]] = []  # ordinal, domain, sequence
-        self.position = 4
-        self.file = ""
         self.sent = served.first - 1
 
     def packets(self) -> Iterator[list[bytes]]:
         """Lists of bytes to send, in order. Ends after the last step, having said so."""
-        served = self._served
+        served, files = self._served, self._files
         at = dict(parse(served.start))
         batch: list[bytes] = []
         size = 0
@@ -145,25 +140,23 @@ class Feed:
         for step in gathered(steps) if served.gather else steps:
             payload = step.payload or b""
             if step.number == 0:
-                if step.preamble != self._described or self.position > FILE_BYTES:
-                    batch += self._file(step.preamble)
+                if step.preamble != files.described or files.position > FILE_BYTES:
+                    batch += files.begin(step.preamble)
                 if step.ordinal >= sample or step.ordinal == served.last:
                     sample = step.ordinal + _SAMPLE
                     _, sequence, domain, _ = gtid_of(payload)
                     with self._lock:
                         self._samples.append((step.ordinal, domain, sequence))
                 self.sent = step.ordinal
-            out, self._sequence = framed(payload, self._sequence)
-            self.position += len(payload)
-            batch += out
+            batch += files.put(payload)
             size += len(payload)
             if size >= _BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
-        if not self._described:
-            batch += self._file(None)
-        batch += self._one(made.until_reached(
-            [(g[2], g[0], g[1]) for _, g in sorted(at.items())], server_id=served.server_id, checksum=self._checksum
+        if not files.described:
+            batch += files.begin(None)
+        batch += files.put(made.until_reached(
+            [(g[2], g[0], g[1]) for _, g in sorted(at.items())], server_id=served.server_id, checksum=files.checksum
         ))  # fmt: skip
         yield batch
 
@@ -211,21 +204,3 @@ class Feed:
         if fragment.payload is not None:
             return gtid_of(fragment.payload)
         raise FormatError("malformed", f"the position of step {fragment.ordinal}, which is sealed, does not follow")
-
-    def _file(self, preamble: bytes | None) -> list[bytes]:
-        """Begin another file, described by `preamble` (None: there is none, because there are no steps)."""
-        self._file_number += 1
-        self.file = f"holdfast.{self._file_number:06d}"
-        out = self._one(made.rotate(self.file, server_id=self._served.server_id, checksum=self._checksum))
-        self.position = 4
-        if preamble is not None:
-            event = made.description(preamble, resumed=self._resumed and not self._described)
-            self._described = preamble
-            self._checksum = ev.parse_format_description(preamble).has_checksum
-            out += self._one(event)
-        return out
-
-    def _one(self, event: bytes) -> list[bytes]:
-        out, self._sequence = framed(event, self._sequence)
-        self.position += len(event)
-        return out

@@ -19,7 +19,7 @@ from agents.mysql import gtid_sets
 from agents.mysql.gtid_sets import Gtid, GtidSet
 from agents.replay import events as made
 from agents.replay.feed import FILE_BYTES, Served
-from agents.replay.wire import framed
+from agents.replay.files import Files
 from streams.capture_log import StepFragment
 from streams.formats.binlog import events as ev
 from streams.formats.errors import FormatError
@@ -94,22 +94,18 @@ class MySQLFeed:
         """`executed`: what the replica has."""
         self._served = served
         self._executed = executed
-        self._resumed = not gtid_sets.contains(gtid_sets.parse(served.start), executed)
-        self._sequence = sequence
-        self._described = b""
+        resumed = not gtid_sets.contains(gtid_sets.parse(served.start), executed)
+        self._files = Files(served.server_id, resumed=resumed, sequence=sequence)
         self._source_file = ""
-        self._checksum = True
-        self._file_number = 0
         self._lock = threading.Lock()
         self._samples: list[tuple[int, Gtid]] = []
         self._wanted: GtidSet = {}
         self._finished = False
-        self.position = 4
         self.sent = served.first - 1
 
     def packets(self) -> Iterator[list[bytes]]:
         """Lists of bytes to send, in order."""
-        served = self._served
+        served, files = self._served, self._files
         batch: list[bytes] = []
         size = 0
         covered = False
@@ -117,22 +113,20 @@ class MySQLFeed:
             payload = fragment.payload or b""
             if fragment.number == 0:
                 covered = self._is_covered(_gtid(payload[: int.from_bytes(payload[9:13], "little")]), fragment.ordinal)
-                new = (fragment.preamble, fragment.file) != (self._described, self._source_file)
-                if not covered and (new or self.position > FILE_BYTES):
+                new = (fragment.preamble, fragment.file) != (files.described, self._source_file)
+                if not covered and (new or files.position > FILE_BYTES):
                     self._source_file = fragment.file
-                    batch += self._file(fragment.preamble)
+                    batch += files.begin(fragment.preamble)
             self.sent = fragment.ordinal
             if covered:
                 continue
-            out, self._sequence = framed(payload, self._sequence)
-            self.position += len(payload)
-            batch += out
+            batch += files.put(payload)
             size += len(payload)
             if size >= _BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
-        if not self._described:
-            batch += self._file(None)
+        if not files.described:
+            batch += files.begin(None)
         yield batch
         self._finished = True
 
@@ -165,21 +159,3 @@ class MySQLFeed:
             return False
         with self._lock:
             return gtid_sets.contains(gtid_sets.parse(at), self._wanted)
-
-    def _file(self, preamble: bytes | None) -> list[bytes]:
-        """Begin another file, described by `preamble` (None: there is none, because there are no steps)."""
-        self._file_number += 1
-        name = f"holdfast.{self._file_number:06d}"
-        out = self._one(made.rotate(name, server_id=self._served.server_id, checksum=self._checksum))
-        self.position = 4
-        if preamble is not None:
-            event = made.description(preamble, resumed=self._resumed and not self._described)
-            self._described = preamble
-            self._checksum = ev.parse_format_description(preamble).has_checksum
-            out += self._one(event)
-        return out
-
-    def _one(self, event: bytes) -> list[bytes]:
-        out, self._sequence = framed(event, self._sequence)
-        self.position += len(event)
-        return out

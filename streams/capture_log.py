@@ -18,17 +18,13 @@ import dataclasses
 import logging
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from confluent_kafka import TopicPartition
-from confluent_kafka.cimpl import Message as KafkaMessage
-
-from streams import consume
 from streams.capture_chain import Chain, Seen, Verdict, anchor, seen
 from streams.capture_record import Sealer, read_unsettled, record_digest, step_slices, unseal_payload
-from streams.consume import Message
+from streams.capture_stretches import Stretches
+from streams.consume import REFETCHES, Message
 from streams.errors import BrokenChain, DeliveryFailed, StreamError
 from streams.events import CommitsRecorded, EpochStarted, Event, LineageStarted
 from streams.formats.binlog.events import is_format_description, whole_events
@@ -39,7 +35,6 @@ _WINDOW = 4  # records looked at first when looking back; a whole record is up t
 _GROWTH = 4
 _WINDOW_LIMIT = 100_000  # further back than this, reading from the start costs less memory
 _HELD_BYTES = 8_388_608  # parts of one step kept in memory before they are read twice instead
-_KEPT_BYTES = 16_777_216  # records kept while a place is looked for, in which they are read up to three times
 _log = logging.getLogger("holdfast.capture-log")
 
 
@@ -101,7 +96,7 @@ class CaptureLog:
         self.topic = topic_name(kafka.prefix, "capture", source)
         self._kafka = kafka
         self._secrets = secrets
-        self._idle: queue.SimpleQueue[_Reader] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[Stretches] = queue.SimpleQueue()
         self._closed = False
         self._looked_back = 0  # how many records it took the last time to find a certain place
 
@@ -187,7 +182,7 @@ class CaptureLog:
         """
         with self._reader() as reader:
             chain, at = self._find(reader, lineage, after_ordinal + 1, *reader.ends(), None, next_too=True)
-        with contextlib.closing(_Reader(self._kafka, self.topic, fetch_wait_ms=100)) as reader:
+        with contextlib.closing(Stretches(self._kafka, self.topic, fetch_wait_ms=100)) as reader:
             batch: list[StepFragment] = []
             held = 0
             for fragment in self._fragments(chain, reader.follow(at, stop)):
@@ -234,11 +229,11 @@ class CaptureLog:
         self.close()
 
     @contextlib.contextmanager
-    def _reader(self) -> Iterator[_Reader]:
+    def _reader(self) -> Iterator[Stretches]:
         try:
             reader = self._idle.get_nowait()
         except queue.Empty:
-            reader = _Reader(self._kafka, self.topic)
+            reader = Stretches(self._kafka, self.topic)
         try:
             yield reader
         except BaseException:
@@ -250,7 +245,7 @@ class CaptureLog:
             reader.rest()
             self._idle.put(reader)
 
-    def _certain(self, reader: _Reader, before: int, low: int, *, ask: bool = True) -> tuple[Chain, int]:
+    def _certain(self, reader: Stretches, before: int, low: int, *, ask: bool = True) -> tuple[Chain, int]:
         """A chain that is certain of its epoch, and the offset it goes on from: the last such place before `before`,
 
         or the topic's first record.
@@ -280,7 +275,7 @@ class CaptureLog:
 
     def _find(
         self,
-        reader: _Reader,
+        reader: Stretches,
         lineage: str,
         ordinal: int,
         low: int,
@@ -325,7 +320,7 @@ class CaptureLog:
             back = max(_WINDOW, back * _GROWTH)
         raise _unknown(lineage, ordinal)
 
-    def _guess(self, reader: _Reader, lineage: str, ordinal: int, low: int, high: int) -> int:
+    def _guess(self, reader: Stretches, lineage: str, ordinal: int, low: int, high: int) -> int:
         """Where the step should be if every record counted. Lineages are UUIDv7, so they sort by age."""
         lo, hi = low, high
         while lo < hi:
@@ -367,14 +362,14 @@ class CaptureLog:
     def _judge(self, chain: Chain, message: Message) -> tuple[Verdict, Event]:
         """What becomes of `message`, and what it holds. One that is not what its digest says is fetched again before that is
         believed: Kafka's own checksum is looked at when a batch arrives, not after that."""
-        for _ in range(consume.REFETCHES):
+        for _ in range(REFETCHES):
             try:
                 return chain.take(message.event, message.stamp.writer), message.event
             except BrokenChain as error:
                 if error.code != "chain-damaged":
                     raise
                 _log.warning("%s@%d is fetched again: %s", self.topic, message.offset, error.message)
-            with contextlib.closing(_Reader(self._kafka, self.topic)) as reader:
+            with contextlib.closing(Stretches(self._kafka, self.topic)) as reader:
                 message = next(reader.read(message.offset, message.offset + 1), message)
         return chain.take(message.event, message.stamp.writer), message.event
 
@@ -523,111 +518,6 @@ class _Parts:
             self.held = None
         if self.held is not None:
             self.held.append(record)
-
-
-class _Reader:
-    """A connection that reads stretches of partition 0 of one topic, one at a time.
-
-    Kafka sends more than is looked at, and finding a place looks at records several times, so what has come is kept for a while:
-
-        _kept: looked at       │ _waiting: not yet     │ still at Kafka
-        _from ………………………………… _next ……………………………………… → time
-    """
-
-    def __init__(self, kafka: KafkaSettings, topic: str, fetch_wait_ms: int = 1) -> None:
-        """`fetch_wait_ms`: how long Kafka may hold back an answer for want of records, and with it the next question."""
-        self._topic = topic
-        self._consumer = consume.open_consumer(
-            kafka,
-            queued_max_messages_kbytes=4096,
-            fetch_message_max_bytes=1_048_576,
-            fetch_wait_max_ms=fetch_wait_ms,
-        )
-        consume.partitions(self._consumer, topic)
-        self._kept: deque[Message] = deque()
-        self._kept_bytes = 0
-        self._waiting: deque[KafkaMessage] = deque()
-        self._from, self._next = 0, -1  # of nothing
-        self._places = consume.Places()
-
-    def ends(self) -> tuple[int, int]:
-        return consume.ends(self._consumer, self._topic, 0)
-
-    def read(self, first: int, end: int, *, again: bool = False) -> Iterator[Message]:
-        """Records with offsets from `first` on and below `end`, which exists. `again`: they may be read once more."""
-        if first >= end:
-            return
-        if not self._from <= first <= self._next:
-            self._begin(first)
-        for message in list(self._kept):
-            if first <= message.offset < end:
-                yield message
-        if not again:
-            self._forget()
-        silence = consume.Silence(self._topic)
-        while self._next < end:
-            if not self._waiting:
-                self._waiting.extend(messages := consume.batch(self._consumer, 1.0, 64, self._places))
-                silence.broken_by(messages)
-                continue
-            raw = self._waiting[0]
-            offset = raw.offset() or 0
-            if offset >= end:
-                return  # what stood before it is not there: a record of Kafka's own, or the end
-            self._waiting.popleft()
-            self._next = offset + 1
-            if raw.error() is not None:
-                self._next = offset  # the end, as it was when that was said
-                continue
-            message = consume.decoded(raw)
-            if again:
-                self._keep(message)
-            else:
-                self._from = self._next
-            yield message
-
-    def _begin(self, offset: int) -> None:
-        self._consumer.assign([TopicPartition(self._topic, 0, offset)])
-        self._places = consume.Places({(self._topic, 0): offset})
-        self._waiting.clear()
-        self._forget()
-        self._from = self._next = offset
-
-    def _keep(self, message: Message) -> None:
-        self._kept.append(message)
-        self._kept_bytes += _size(message)
-        while self._kept_bytes > _KEPT_BYTES:
-            oldest = self._kept.popleft()
-            self._kept_bytes -= _size(oldest)
-            self._from = oldest.offset + 1
-
-    def _forget(self) -> None:
-        self._kept.clear()
-        self._kept_bytes = 0
-        self._from = self._next
-
-    def follow(self, first: int, stop: threading.Event) -> Iterator[Message | None]:
-        """Records from `first` on as they come, until `stop` is set; None whenever there are no more for now."""
-        self._begin(first)
-        while not stop.is_set():
-            for message in consume.batch(self._consumer, 0.2, 64, self._places):
-                if message.error() is None:
-                    yield consume.decoded(message)
-            yield None
-
-    def rest(self) -> None:
-        """Fetch nothing until asked to read again."""
-        self._consumer.unassign()
-        self._waiting.clear()
-        self._forget()
-        self._from, self._next = 0, -1
-
-    def close(self) -> None:
-        self._consumer.close()
-
-
-def _size(message: Message) -> int:
-    return len(message.event.payload) if isinstance(message.event, CommitsRecorded) else 0
 
 
 def _seen(message: Message) -> Seen:

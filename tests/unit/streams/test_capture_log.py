@@ -13,6 +13,7 @@ from confluent_kafka import Producer, TopicPartition
 from streams import capture_log, clients
 from streams.admin import ensure_topics
 from streams.capture_log import CaptureLog, StepFragment
+from streams.capture_stretches import Stretches
 from streams.codec import ZERO_DIGEST, encode
 from streams.consume import Message
 from streams.errors import BrokenChain, DeliveryFailed, StreamError
@@ -329,10 +330,10 @@ def test_a_record_that_was_damaged_on_its_way_to_us_is_fetched_again(
 
     writer, entries = one_lineage(20)
     pour(site, log.topic, entries)
-    sound = capture_log._Reader.read
+    sound = Stretches.read
     left = {10: 1, 12: 3}  # offsets, and how often each comes damaged
 
-    def damaging(self: capture_log._Reader, first: int, end: int, *, again: bool = False) -> Iterator[Message]:
+    def damaging(self: Stretches, first: int, end: int, *, again: bool = False) -> Iterator[Message]:
         for message in sound(self, first, end, again=again):
             event = message.event
             if left.get(message.offset, 0) and isinstance(event, CommitsRecorded):
@@ -340,7 +341,7 @@ def test_a_record_that_was_damaged_on_its_way_to_us_is_fetched_again(
                 event = dataclasses.replace(event, payload=event.payload[:-1] + b"!")
             yield dataclasses.replace(message, event=event)
 
-    monkeypatch.setattr(capture_log._Reader, "read", damaging)
+    monkeypatch.setattr(Stretches, "read", damaging)
     assert ordinals(list(log.steps(writer.lineage, 1, 20))) == list(range(1, 21))
     assert left == {10: 0, 12: 0}
     left[21] = 2

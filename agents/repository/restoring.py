@@ -411,7 +411,7 @@ class FileTarget:
         try:
             _fallocate(self._fd, _FALLOC_KEEP, offset, length)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EINTR):
                 raise
 
     def zero(self, offset: int, length: int) -> None:

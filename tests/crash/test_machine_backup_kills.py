@@ -159,3 +159,37 @@ def test_what_a_dead_job_left_goes_with_the_next_backup(site: Site) -> None:
     site.same(told["point"])
     assert site.hypervisor.snapshots == 0
     assert len(site.hypervisor.marks(site.native, "vda")) == 2
+
+
+def test_a_restore_is_taken_up_again_and_completed(site: Site, tmp_path: Path) -> None:
+    """By the agent's next run, with a real log; each boundary by itself is in test_restore_kills."""
+    (sealed,) = events(site.settings, "repository", PointSealed)
+    then = {disk: site.hypervisor.content(site.native, disk) for disk in DISKS}
+    site.write()
+    request: dict[str, Any] = {"repository": "vault", "point": sealed.point}
+
+    def killed(place: str, asset: str, **more: Any) -> dict[str, Any]:
+        site.agent.start(place)
+        command = send(site.settings, "restore.run", asset, **request, **more)
+        assert site.agent.wait() == -9, (place, site.agent.tail())
+        site.agent.start()
+        told = site.result(command)
+        site.agent.stop()
+        assert [disk["compared"] for disk in told["disks"]] == list(DISKS.values())
+        return told
+
+    killed("restore-disk-written", "shop", how="original", stop=True, start=True)
+    assert {disk: site.hypervisor.content(site.native, disk) for disk in DISKS} == then
+
+    made = killed("restore-disk-opened:2", "restore/1", how="machine", host="h1", name="copy", cpus=3, start=True)
+    assert {disk: site.hypervisor.content(made["machine"], disk) for disk in DISKS} == then
+    with registered():
+        machines = {seen.name: seen for seen in registry.host(site.hypervisor.settings()).discover()}
+    assert {name: (seen.power, seen.cpus, seen.restoring) for name, seen in machines.items()} == {
+        "shop": ("running", 2, ""),
+        "copy": ("running", 3, ""),
+    }
+    assert {e.asset for e in events(site.settings, "inventory", AssetChanged)} == {"shop", "copy"}
+
+    killed("restore-image-proven", "restore/2", how="files", to=str(tmp_path / "out"), format="raw")
+    assert {disk: (tmp_path / "out" / f"{disk}.raw").read_bytes() for disk in DISKS} == then

@@ -134,7 +134,8 @@ def dead(
     """What to take away of `found` on these machines: what jobs of this site left that are over, but for marks that are `wanted`.
 
     A job of this site has a session in some repository; while one of them is open, it may be at work. `job` is the one that asks,
-    which has nothing on the host now. Machines that a restore made are its own business.
+    which has nothing on the host now. Machines that a restore made are its own business. A file of which the host does not know
+    for what machine it was is taken away with any.
     """
     ours: set[str] = set()
     alive: set[str] = set()
@@ -147,7 +148,7 @@ def dead(
     return [
         one
         for one in found
-        if one.native in natives
+        if (one.native in natives or (one.kind == "file" and not one.native))
         and one.kind != "machine"
         and one.job in ours
         and one.job not in alive

@@ -288,7 +288,7 @@ def test_a_qemu_that_dies_over_a_backup_costs_one_reading_of_the_whole_disk(shop
 
     site.check = kill_once
     with pytest.raises(SourceUnavailable):
-        site.backup("shop", mode="full", bandwidth=2_000_000)
+        site.backup("shop", mode="full", bandwidth=200_000)
     assert not site.held["main"].sessions.ledger().open_sessions()
     assert wait_until(lambda: host.machine(shop.native).power == "off", 60)
     host.start(shop.native)

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from api.cli import NOUNS, cli
 from api.cli.connection import find, segment
 from api.cli.errors import CliError
+from api.cli.restore import Memory, Nic
 from api.cli.rollback import _key_range
 from api.cli.tables import cells, change, clean, counts, fit, size, value
 from api.cli.timeline import picture, what
@@ -312,3 +313,13 @@ def test_starting_a_command_loads_no_driver_and_no_http_library(tmp_path: Path) 
 )
 def test_keys_are_written_as_values_ranges_and_parts(text: str, first: list[str], last: list[str]) -> None:
     assert _key_range(text) == {"first": first, "last": last}
+
+
+def test_hardware_of_a_restored_machine_is_read_from_words() -> None:
+    card = Nic().convert("lab,model=e1000,mac=52:54:00:AB:00:01", None, None)
+    assert card == {"network": "lab", "model": "e1000", "mac": "52:54:00:ab:00:01"}
+    assert Nic().convert("lab", None, None) == {"network": "lab"}
+    assert [Memory().convert(text, None, None) for text in ("512M", "4GiB")] == [512 << 20, 4 << 30]
+    for kind, text in ((Nic(), "lab,speed=9"), (Nic(), "lab,mac="), (Memory(), "4096"), (Memory(), "lots")):
+        with pytest.raises(click.BadParameter):
+            kind.convert(text, None, None)

@@ -63,7 +63,7 @@ _TURN_S = 0.1
 _AWAY_PAUSE_S = 2.0
 _LAST_WORD_S = 5.0
 # What Kafka says, or we say for it, while it is away: nothing is wrong with the command.
-AWAY: Final = frozenset({"kafka-unreachable", "topic-without-leader"})
+AWAY: Final = frozenset({"kafka-unreachable", "topic-without-leader", "journal-unreachable", "inventory-behind"})
 _log = logging.getLogger("holdfast.commands")
 
 
@@ -459,8 +459,8 @@ class Loop:
                 return carry_out(context.command, context)
             except DeliveryFailed:
                 raise
-            except StreamError as error:
-                if error.code not in AWAY:
+            except (StreamError, AgentError) as error:
+                if error.code not in AWAY or isinstance(error, JobFailed):
                     raise
                 _log.warning("%s of %s is tried again: %s", context.command.kind, context.command.asset, error)
                 context.progress(f"waiting for Kafka: {error.message}")

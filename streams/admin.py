@@ -24,6 +24,8 @@ from streams.topics import BY_NAME, COMMON, settings_of, topic_name
 
 _PATIENCE_S = 30.0
 _ATTEMPTS = 3
+# What a controller says that has just been paused, or is not one any more: its time for a request is over, not the request wrong.
+_BUSY = frozenset({KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER})
 
 
 class AdminError(StreamError):
@@ -53,6 +55,8 @@ def ensure_topics(kafka: KafkaSettings, names: Iterable[tuple[str, str | None]])
                 try:
                     future.result(_PATIENCE_S)
                 except KafkaException as error:
+                    if clients.code_of(error) in clients.UNREACHABLE | _BUSY:
+                        raise  # the request may have been carried out all the same: whoever asks again finds it
                     if clients.code_of(error) != KafkaError.TOPIC_ALREADY_EXISTS:
                         raise AdminError(
                             "topic-not-created",
@@ -210,11 +214,16 @@ def _check_existing(admin: AdminClient, partitions: Mapping[str, int]) -> None:
 def _explained(doing: str) -> Iterator[None]:
     try:
         yield
-    except KafkaException as error:
+    except TimeoutError as error:
         raise AdminError(
-            "kafka-unreachable" if clients.code_of(error) in clients.UNREACHABLE else "kafka-refused",
+            "kafka-unreachable", f"could not {doing}: no answer", "is Kafka up and the address right?"
+        ) from error
+    except KafkaException as error:
+        away = clients.code_of(error) in clients.UNREACHABLE | _BUSY
+        raise AdminError(
+            "kafka-unreachable" if away else "kafka-refused",
             f"could not {doing}: {clients.text_of(error)}",
-            "is Kafka up and the address right?" if clients.code_of(error) in clients.UNREACHABLE else "",
+            "is Kafka up and the address right?" if away else "",
         ) from error
 
 

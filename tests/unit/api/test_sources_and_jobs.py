@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -159,6 +160,51 @@ def test_jobs_are_listed_newest_first_and_by_what_they_are_about(api: RunningApi
     assert listed == made[:0:-1]
     assert [j["job"] for j in admin.get("/v1/jobs", asset="many-3")["items"]] == [made[3]]
     assert made[0] not in {j["job"] for j in admin.get("/v1/jobs", open="true", limit=1000)["items"]}
+
+
+def test_jobs_are_found_by_kind_state_and_who(api: RunningApi, admin: Client) -> None:
+    job = admin.post("/v1/sources", {**ADD, "name": "by-kind"})["job"]
+    api.scribe.write(change(job, "failed"))
+    api.apply("jobs")
+    for found in ({"kind": "source.add"}, {"kind": "source"}, {"state": "failed"}, {"by": "agent-1"}):
+        listed = admin.get("/v1/jobs", asset="by-kind", **found)["items"]
+        assert [j["job"] for j in listed] == [job], found
+    for missing in ({"kind": "sour"}, {"state": "finished"}, {"by": "nobody"}):
+        assert admin.get("/v1/jobs", asset="by-kind", **missing)["items"] == [], missing
+
+
+def test_a_job_that_waits_is_cancelled_at_once_and_one_that_runs_is_asked_to_end(
+    api: RunningApi, admin: Client
+) -> None:
+    waits, runs = (admin.post("/v1/sources", {**ADD, "name": f"end-{i}"})["job"] for i in range(2))
+    admin.post(f"/v1/jobs/{waits}/cancel")
+    ended = admin.get(f"/v1/jobs/{waits}")
+    assert (ended["state"], ended["final"], ended["cancel"]["by"]) == ("cancelled", True, ended["requester"])
+    assert admin.refused("POST", f"/v1/jobs/{waits}/cancel", 409) == "job-ended"
+
+    claimed = replace(change(runs, "claimed"), claim="x")
+    api.scribe.write(claimed, replace(claimed, state="started"))
+    api.apply("jobs")
+    admin.post(f"/v1/jobs/{runs}/cancel")
+    asked = admin.get(f"/v1/jobs/{runs}")
+    assert (asked["state"], asked["final"], asked["holder"]) == ("started", False, "agent-1")
+    assert asked["cancel"]["by"] == asked["requester"]
+    api.scribe.write(replace(claimed, state="cancelled", message="they cancelled it at: reading"))
+    api.apply("jobs")
+    done = admin.get(f"/v1/jobs/{runs}")
+    assert (done["state"], done["message"]) == ("cancelled", "they cancelled it at: reading")
+    api.client("viewer").refused("POST", f"/v1/jobs/{runs}/cancel", 403)
+    assert "parameters" in done
+    assert "parameters" not in api.client("viewer").get(f"/v1/jobs/{runs}")
+
+
+def test_a_priority_is_said_of_a_job_that_waits(api: RunningApi, admin: Client) -> None:
+    job = admin.post("/v1/sources", {**ADD, "name": "sooner"})["job"]
+    assert admin.get(f"/v1/jobs/{job}")["priority"] == 0
+    admin.post(f"/v1/jobs/{job}/priority", {"priority": 7})
+    assert admin.get(f"/v1/jobs/{job}")["priority"] == 7
+    api.apply("jobs")
+    assert admin.get("/v1/jobs", asset="sooner")["items"][0]["priority"] == 7
 
 
 def test_a_projection_is_dropped_and_rebuilt_to_an_equal_digest(api: RunningApi, admin: Client) -> None:

@@ -267,5 +267,5 @@ def test_a_limit_on_bandwidth_is_kept_to(site: Restores, shop: Guest) -> None:
     (point,) = site.backup("shop")
     waited: list[float] = []
     site.services.stop.wait = waited.append
-    site.restore("machine", point, name="copy", bandwidth=MIB)
-    assert sum(waited) > 1, "three MiB go through at one MiB a second"
+    site.restore("machine", point, name="copy", bandwidth=1024)
+    assert sum(waited) > 1000, "three MiB go through at one KiB a second"

@@ -255,6 +255,7 @@ def scratch(row: Scratch) -> dict[str, Any]:
         "lineage": row.lineage,
         "ordinal": row.ordinal,
         "position": row.position,
+        "tables": list(row.tables),
         "host": row.host,
         "port": row.port,
         "socket": row.socket,

@@ -10,7 +10,7 @@ import contextlib
 import queue
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,14 @@ def load(
     conn: pymysql.Connection[Any],
     folder: Path,
     *,
+    tables: Collection[tuple[str, str]] | None = None,
     progress: Callable[[int], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
 ) -> Manifest:
     """Create and fill everything on a server that has none of it yet. The account needs all privileges.
 
-    `progress` is told how many rows are there; `check` may raise to give up.
+    `tables`: those that are filled (None: all); the others are there without rows. `progress` is told how many rows are
+    there; `check` may raise to give up.
     """
     manifest = read_manifest(folder)
     made = list(objects(folder))
@@ -59,6 +61,8 @@ def load(
             _run(conn, create_statements(one))
     rows = 0
     for table in manifest.tables:
+        if tables is not None and (table.schema, table.table) not in tables and table.kind != "SEQUENCE":
+            continue
         _fill(conn, folder, table, check)
         rows += table.rows
         progress(rows)

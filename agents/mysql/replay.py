@@ -8,6 +8,7 @@ The log is served as by a primary (`agents.replay`), and the server is told to s
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,14 +20,16 @@ import pymysql
 from pymysql.cursors import Cursor
 
 from agents.baseline.load import load
-from agents.baseline.manifest import Manifest
+from agents.baseline.manifest import Manifest, definitions
 from agents.errors import AgentError
+from agents.mysql.definitions import quoted
 from agents.mysql.positions import parse, reaches, show
 from agents.mysql.private import PrivateServer, told
+from agents.replay.chosen import Chosen, needed
 from agents.replay.feed import Served
 from agents.replay.server import USER, LogServer
 from agents.schema.scratch import find_server, series
-from agents.scratch.engine import Progress, Server
+from agents.scratch.engine import Names, Progress, Server
 from streams.capture_log import CaptureLog
 
 _TURN_S: Final = 0.1
@@ -160,6 +163,28 @@ def give_owners(conn: pymysql.Connection[Any]) -> list[str]:
         return made
 
 
+def parents(baseline: Path) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
+    """(table, table that it points at) as of the baseline."""
+    for d in definitions(baseline):
+        for key in json.loads(d.definition)["foreign_keys"].values():
+            yield (d.schema, d.table), (key["schema"], key["table"])
+
+
+def keep_only(conn: pymysql.Connection[Any], tables: Names) -> frozenset[tuple[str, str]]:
+    """See `agents.scratch.engine.Replayer.keep_only`."""
+    with conn.cursor(Cursor) as cursor:
+        cursor.execute("SET SESSION foreign_key_checks = 0")
+        cursor.execute(
+            "SELECT TABLE_SCHEMA, TABLE_NAME, TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA NOT IN"
+            " ('mysql', 'sys', 'information_schema', 'performance_schema') AND TABLE_TYPE <> 'SEQUENCE'"
+        )
+        there = {(str(schema), str(table)): str(kind) for schema, table, kind in cursor.fetchall()}
+        for name, kind in there.items():
+            if name not in tables or kind == "VIEW":
+                cursor.execute(f"DROP {'VIEW' if kind == 'VIEW' else 'TABLE'} {quoted(*name)}")
+    return frozenset(name for name, kind in there.items() if name in tables and kind != "VIEW")
+
+
 def _status(conn: pymysql.Connection[Any]) -> dict[str, Any]:
     with conn.cursor(pymysql.cursors.DictCursor) as cursor:
         cursor.execute("SHOW SLAVE STATUS")
@@ -190,9 +215,21 @@ class MariaDBReplayer:
     def server(self, program: str, folder: Path, variables: Mapping[str, str], port: int) -> PrivateServer:
         return PrivateServer(program, folder, variables, port=port)
 
-    def load(self, server: Server, baseline: Path, progress: Callable[[int], None], check: Callable[[], None]) -> None:
+    def needed(
+        self, log: CaptureLog, baseline: Path, manifest: Manifest, ordinal: int, asked: Names
+    ) -> frozenset[tuple[str, str]]:
+        return needed(log, manifest.lineage, ordinal, asked, parents(baseline))
+
+    def load(
+        self,
+        server: Server,
+        baseline: Path,
+        tables: Names | None,
+        progress: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> None:
         with contextlib.closing(server.connect(read_timeout=3600.0)) as conn:
-            load(conn, baseline, progress=progress, check=check)
+            load(conn, baseline, tables=tables, progress=progress, check=check)
             give_owners(conn)
 
     def replay(
@@ -201,11 +238,12 @@ class MariaDBReplayer:
         log: CaptureLog,
         manifest: Manifest,
         ordinal: int,
+        tables: Names | None,
         progress: Progress,
         check: Callable[[], None],
     ) -> str:
         served = Served(
-            log,
+            log if tables is None else Chosen(log, frozenset(tables)),
             manifest.lineage,
             manifest.position,
             ordinal,
@@ -216,6 +254,10 @@ class MariaDBReplayer:
         with contextlib.closing(server.connect()) as conn:
             give_owners(conn)
         return reached
+
+    def keep_only(self, server: Server, tables: Names) -> frozenset[tuple[str, str]]:
+        with contextlib.closing(server.connect(read_timeout=3600.0)) as conn:
+            return keep_only(conn, tables)
 
     def told(self, error: BaseException) -> AgentError | None:
         return told(error)

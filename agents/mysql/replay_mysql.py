@@ -22,12 +22,13 @@ from agents.mysql.dialects import numbers_of
 from agents.mysql.file_positions import is_file_position
 from agents.mysql.private import told
 from agents.mysql.private_mysql import SINCE, MySQLPrivateServer
-from agents.mysql.replay import give_owners, stopped_after
+from agents.mysql.replay import give_owners, keep_only, parents, stopped_after
+from agents.replay.chosen import Chosen, needed
 from agents.replay.feed import Served
 from agents.replay.feed_mysql import position_after
 from agents.replay.server import USER, LogServer
 from agents.schema.scratch import find_server, series
-from agents.scratch.engine import Progress, Server
+from agents.scratch.engine import Names, Progress, Server
 from streams.capture_log import CaptureLog
 
 _TURN_S: Final = 0.1
@@ -137,9 +138,21 @@ class MySQLReplayer:
     def server(self, program: str, folder: Path, variables: Mapping[str, str], port: int) -> MySQLPrivateServer:
         return MySQLPrivateServer(program, folder, variables, port=port)
 
-    def load(self, server: Server, baseline: Path, progress: Callable[[int], None], check: Callable[[], None]) -> None:
+    def needed(
+        self, log: CaptureLog, baseline: Path, manifest: Manifest, ordinal: int, asked: Names
+    ) -> frozenset[tuple[str, str]]:
+        return needed(log, manifest.lineage, ordinal, asked, parents(baseline))
+
+    def load(
+        self,
+        server: Server,
+        baseline: Path,
+        tables: Names | None,
+        progress: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> None:
         with contextlib.closing(server.connect(read_timeout=3600.0)) as conn:
-            load(conn, baseline, progress=progress, check=check)
+            load(conn, baseline, tables=tables, progress=progress, check=check)
             give_owners(conn)
 
     def replay(
@@ -148,11 +161,12 @@ class MySQLReplayer:
         log: CaptureLog,
         manifest: Manifest,
         ordinal: int,
+        tables: Names | None,
         progress: Progress,
         check: Callable[[], None],
     ) -> str:
         served = Served(
-            log,
+            log if tables is None else Chosen(log, frozenset(tables)),
             manifest.lineage,
             manifest.position,
             ordinal,
@@ -164,6 +178,10 @@ class MySQLReplayer:
         with contextlib.closing(server.connect()) as conn:
             give_owners(conn)
         return position_after(served)
+
+    def keep_only(self, server: Server, tables: Names) -> frozenset[tuple[str, str]]:
+        with contextlib.closing(server.connect(read_timeout=3600.0)) as conn:
+            return keep_only(conn, tables)
 
     def told(self, error: BaseException) -> AgentError | None:
         return told(error)

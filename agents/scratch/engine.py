@@ -6,7 +6,7 @@ says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,8 @@ from streams.capture_log import CaptureLog
 from streams.events import Problem, TableDefinition
 
 Progress = Callable[[int, int], None]
+Names = Collection[tuple[str, str]]
+"""Tables, by schema and name."""
 
 
 class Server(Protocol):
@@ -71,8 +73,22 @@ class Replayer(Protocol):
 
     def server(self, program: str, folder: Path, variables: Mapping[str, str], port: int) -> Server: ...
 
-    def load(self, server: Server, baseline: Path, progress: Callable[[int], None], check: Callable[[], None]) -> None:
-        """The baseline into an empty server that was started to be filled. `progress` is told how many rows are there."""
+    def needed(
+        self, log: CaptureLog, baseline: Path, manifest: Manifest, ordinal: int, asked: Names
+    ) -> frozenset[tuple[str, str]]:
+        """The tables whose rows must be there for those of `asked` to be right. Raises `AgentError` (`tables-not-alone`)."""
+        ...
+
+    def load(
+        self,
+        server: Server,
+        baseline: Path,
+        tables: Names | None,
+        progress: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> None:
+        """The baseline into an empty server that was started to be filled, with rows in `tables` (None: all). `progress` is
+        told how many rows are there."""
         ...
 
     def replay(
@@ -81,10 +97,16 @@ class Replayer(Protocol):
         log: CaptureLog,
         manifest: Manifest,
         ordinal: int,
+        tables: Names | None,
         progress: Progress,
         check: Callable[[], None],
     ) -> str:
-        """Steps up to `ordinal`, by the server's own replication; the native position after them."""
+        """Steps up to `ordinal`, by the server's own replication, with rows of `tables` (None: all); the native position
+        after them."""
+        ...
+
+    def keep_only(self, server: Server, tables: Names) -> frozenset[tuple[str, str]]:
+        """Drop every other table, and views; which of `tables` there are."""
         ...
 
     def told(self, error: BaseException) -> AgentError | None:

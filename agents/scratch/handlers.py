@@ -14,7 +14,8 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def create(command: Command, ctx: Context) -> Mapping[str, Any]:
     if known is not None and known.job != command.id:
         raise AgentError("scratch-exists", f"there is a scratch copy {name}", f"`holdfast scratch drop {name}` first")
     if known is None:
-        known = make(ctx, name, source, str(p["lineage"]), int(p["ordinal"]), p.get("expires_s"), command.id)
+        asked = [_name(t) for t in p.get("tables") or ()]
+        known = make(ctx, name, source, str(p["lineage"]), int(p["ordinal"]), p.get("expires_s"), command.id, asked)
     keeper.adopt(known)
     failpoint("scratch.adopted")
     ready = keeper.event(known, "ready", size=folders.size(folders.parent(data_dir) / name))
@@ -108,8 +110,25 @@ def _again(last: ScratchChanged, state: str, problem: Problem) -> ScratchChanged
     )
 
 
-def make(ctx: Context, name: str, source: str, lineage: str, ordinal: int, expires_s: Any, job: str) -> Copy:
-    """Make a copy and say how that goes; it does not run when this returns. Raises `AgentError`."""
+def _name(text: str) -> tuple[str, str]:
+    schema, _, table = text.partition(".")
+    if not schema or not table:
+        raise AgentError("command-invalid", f"{text!r} is no schema.table")
+    return schema, table
+
+
+def make(
+    ctx: Context,
+    name: str,
+    source: str,
+    lineage: str,
+    ordinal: int,
+    expires_s: Any,
+    job: str,
+    asked: Sequence[tuple[str, str]] = (),
+) -> Copy:
+    """Make a copy and say how that goes; it does not run when this returns. `asked`: tables that it is to have, and what
+    they need; empty: all. Raises `AgentError`."""
     services = ctx.services
     data_dir = services.settings.data_dir
     kind = services.sources.get(source).defined.kind
@@ -118,22 +137,33 @@ def make(ctx: Context, name: str, source: str, lineage: str, ordinal: int, expir
     program = _program(services, source, replayer, manifest)
     expires_us = now_us() + int(float(expires_s) * 1e6) if expires_s else None
     port = free_port()
-    said = Copy(name, source, kind, lineage, ordinal, "", (), port, expires_us, job, program, dict(manifest.variables))
+    tables = tuple(sorted(f"{schema}.{table}" for schema, table in asked))
+    said = Copy(
+        name, source, kind, lineage, ordinal, "", tables, port, expires_us, job, program, dict(manifest.variables)
+    )
     ctx.durable(services.copies.event(said, "making"))
     server = None
     try:
         folder = folders.begin(data_dir, name)
-        _room(data_dir, manifest)
+        wanted = _wanted(ctx, replayer, baseline, manifest, ordinal, asked) if asked else None
+        _room(data_dir, manifest, wanted)
         server = replayer.server(program, folder, manifest.variables, port)
         server.create()
         server.start_filling()
         failpoint("scratch.created")
-        position = _fill(ctx, replayer, server, folder, baseline, manifest, ordinal)
+        position = _fill(ctx, replayer, server, folder, baseline, manifest, ordinal, wanted)
+        if wanted is not None:
+            kept = replayer.keep_only(server, wanted)
+            if missing := [f"{schema}.{table}" for schema, table in asked if (schema, table) not in kept]:
+                raise AgentError(
+                    "table-unknown",
+                    f"after step {ordinal} there is no table {', '.join(missing)}",
+                    "choose another step",
+                )
+            tables = tuple(sorted(f"{schema}.{table}" for schema, table in kept))
         server.stop()
         failpoint("scratch.settled")
-        copy = Copy(
-            name, source, kind, lineage, ordinal, position, (), port, expires_us, job, program, dict(manifest.variables)
-        )
+        copy = replace(said, position=position, tables=tables)
         folders.complete(data_dir, copy)
         failpoint("scratch.whole")
         return copy
@@ -154,10 +184,25 @@ def make(ctx: Context, name: str, source: str, lineage: str, ordinal: int, expir
         raise told from error
 
 
+def _wanted(
+    ctx: Context, replayer: Replayer, baseline: Path, manifest: Manifest, ordinal: int, asked: Sequence[tuple[str, str]]
+) -> frozenset[tuple[str, str]]:
+    ctx.progress("looking for what the tables depend on")
+    with CaptureLog(ctx.services.settings.kafka, manifest.source) as log:
+        return replayer.needed(log, baseline, manifest, ordinal, asked)
+
+
 def _fill(
-    ctx: Context, replayer: Replayer, server: Server, folder: Path, baseline: Path, manifest: Manifest, ordinal: int
+    ctx: Context,
+    replayer: Replayer,
+    server: Server,
+    folder: Path,
+    baseline: Path,
+    manifest: Manifest,
+    ordinal: int,
+    wanted: frozenset[tuple[str, str]] | None,
 ) -> str:
-    """Baseline and log into a server that runs; the position reached."""
+    """Baseline and log into a server that runs, with rows of `wanted` (None: all); the position reached."""
 
     def check() -> None:
         ctx.check()
@@ -165,8 +210,9 @@ def _fill(
             raise _full(folder)
 
     loading = "loading the baseline"
-    ctx.progress(loading, 0, manifest.rows, "rows")
-    replayer.load(server, baseline, lambda rows: ctx.progress(loading, rows, manifest.rows, "rows"), check)
+    total = sum(t.rows for t in manifest.tables if wanted is None or (t.schema, t.table) in wanted)
+    ctx.progress(loading, 0, total, "rows")
+    replayer.load(server, baseline, wanted, lambda rows: ctx.progress(loading, rows, total, "rows"), check)
     failpoint("scratch.loaded")
     pace = Pace()
     # No key: account statements are not applied to copies, so nothing of them is unsealed.
@@ -176,6 +222,7 @@ def _fill(
             log,
             manifest,
             ordinal,
+            wanted,
             lambda done, total: ctx.progress(pace.words(done, total), done, total, "steps"),
             check,
         )
@@ -228,8 +275,9 @@ def _program(services: Services, source: str, replayer: Replayer, manifest: Mani
     return program
 
 
-def _room(data_dir: Path, manifest: Manifest) -> None:
-    wanted = sum(t.raw_bytes for t in manifest.tables) + _SPARE_BYTES
+def _room(data_dir: Path, manifest: Manifest, tables: frozenset[tuple[str, str]] | None) -> None:
+    taken = (t.raw_bytes for t in manifest.tables if tables is None or (t.schema, t.table) in tables)
+    wanted = sum(taken) + _SPARE_BYTES
     there = folders.parent(data_dir)
     free = shutil.disk_usage(there).free
     if free < wanted:

@@ -85,7 +85,8 @@ def plan(command: Command, ctx: Context) -> Mapping[str, Any]:
     name = str(p["plan"])
     known = read_history(services, source).plans.get(name)
     if known is None:
-        with _copy(ctx, source, str(p["lineage"]), int(p["target_ordinal"]), name) as copy:
+        wanted = (str(p["schema"]), str(p["table"]))
+        with _copy(ctx, source, str(p["lineage"]), int(p["target_ordinal"]), name, wanted) as copy:
             known = _plan(ctx, source, name, copy)
         failpoint("table.planned")
         ctx.durable(known)
@@ -93,8 +94,9 @@ def plan(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 
 @contextlib.contextmanager
-def _copy(ctx: Context, source: str, lineage: str, ordinal: int, plan: str) -> Any:
-    """The name of a scratch copy that stands at that step."""
+def _copy(ctx: Context, source: str, lineage: str, ordinal: int, plan: str, wanted: tuple[str, str]) -> Any:
+    """The name of a scratch copy that stands at that step: one of everything that is there already, else one of the table
+    and what it needs, made for this. Where a table cannot be had alone, all of it is copied."""
     keeper = ctx.services.copies
     there = keeper.at(source, lineage, ordinal)
     if there is not None:
@@ -103,7 +105,12 @@ def _copy(ctx: Context, source: str, lineage: str, ordinal: int, plan: str) -> A
     name = f"table-{plan[-12:]}"
     copy = keeper.find(name)
     if copy is None:
-        copy = handlers.make(ctx, name, source, lineage, ordinal, None, ctx.command.id)
+        try:
+            copy = handlers.make(ctx, name, source, lineage, ordinal, None, ctx.command.id, [wanted])
+        except AgentError as error:
+            if error.code != "tables-not-alone":
+                raise
+            copy = handlers.make(ctx, name, source, lineage, ordinal, None, ctx.command.id)
     keeper.adopt(copy)
     try:
         yield name
@@ -245,7 +252,7 @@ def _in_the_way(schema: str, table: str, then: TableState, now: TableState | Non
 
 def _to_know(then: TableState, now: TableState | None) -> list[Problem]:
     out = []
-    if now is not None and now.definition.definition != then.definition.definition:
+    if now is not None and _own(now) != _own(then):
         out.append(
             Problem("definition-differs", "the table's definition is another one now; it becomes what it was then")
         )
@@ -265,6 +272,11 @@ def _to_know(then: TableState, now: TableState | None) -> list[Problem]:
     if now is None:
         out.append(Problem("children", "foreign keys of other tables that named this one hold again, unchecked"))
     return out
+
+
+def _own(state: TableState) -> dict[str, Any]:
+    """A table's definition without what others say of it: a copy may have it alone."""
+    return {k: v for k, v in json.loads(state.definition.definition).items() if k != "referenced_by"}
 
 
 def run(command: Command, ctx: Context) -> Mapping[str, Any]:

@@ -51,15 +51,32 @@ AT = At()
 @NAME
 @click.option("--source", required=True, shell_complete=source_names, help="What is copied.")
 @click.option("--at", type=AT, required=True, help="A step (1234), a time (12:00, 10m), a GTID (0-1-100), or baseline.")
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="SCHEMA.TABLE",
+    help="Only this table, and those that its foreign keys point at; may be given more than once.",
+)
 @click.option("--expires", type=Span(), help="Remove it after so long: 30m, 2h, 3d. Without this it stays.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is there.")
 @asks
-def create(ask: Ask, name: str, source: str, at: dict[str, Any], expires: int | None, no_wait: bool) -> None:
+def create(
+    ask: Ask,
+    name: str,
+    source: str,
+    at: dict[str, Any],
+    tables: tuple[str, ...],
+    expires: int | None,
+    no_wait: bool,
+) -> None:
     """Make a copy of a source as it was right after a step, on a server of its own beside the agent.
 
     Steps count as in the log: also states that were rolled back since can be had.
     """
     body = {"name": name, "source": source, **at, **({"expires_s": expires} if expires else {})}
+    if tables:
+        body["tables"] = list(tables)
     accepted = ask.api.post("/v1/scratch", body)
     if no_wait:
         ask.out(accepted, lambda: click.echo(f"asked for: holdfast job watch {accepted['job']}"))
@@ -85,6 +102,7 @@ def _show(found: dict[str, Any]) -> None:
             ("state", f"{found['state']} since {local(found['since'])} ({ago(found['since'])}, {found['by']})"),
             ("source", found["source"]),
             ("holds", f"step {found['ordinal']:,}" if found["ordinal"] else "the baseline"),
+            ("tables", ", ".join(found["tables"])),
             ("position", found["position"]),
             ("size", size(found["bytes"]) if found["bytes"] else ""),
             ("expires", local(found["expires"]) if found["expires"] else "never"),

@@ -53,6 +53,7 @@ def create(call: Call) -> Reply:
         "lineage": at.lineage,
         "ordinal": at.ordinal,
         "expires_s": body.get("expires_s"),
+        **({"tables": body["tables"]} if body["tables"] else {}),
     }
     job = ask(call, "scratch.create", f"scratch/{name}", parameters)
     shown = {

@@ -188,6 +188,12 @@ def test_copies_of_any_step_are_made_listed_expire_and_outlive_the_agent(scene: 
         assert job.state == "finished", job
         assert scene.holds(name) == scene.states[ordinal]
     assert "a secret" not in scene.agent.log.read_text()
+    assert await_job(scene.site, scene.create("alone", steps[5], tables=["shop.note"])).state == "finished"
+    assert scene.ready("alone").tables == ("shop.note",)
+    assert scene.holds("alone") == {k: v for k, v in scene.states[steps[5]].items() if k.startswith("note")}
+    assert await_job(scene.site, send(scene.site, "scratch.drop", "scratch/alone", name="alone")).state == "finished"
+    gone = await_job(scene.site, scene.create("alone", steps[-1], tables=["shop.item"]))
+    assert [p.code for p in gone.problems] == ["table-unknown"]
     refused = await_job(scene.site, scene.create("mid", 0))
     assert [p.code for p in refused.problems] == ["scratch-exists"]
     scene.agent.kill()

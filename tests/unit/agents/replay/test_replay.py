@@ -17,8 +17,9 @@ from agents.baseline import load, making
 from agents.baseline.manifest import read_manifest
 from agents.errors import AgentError
 from agents.mysql.private import PrivateServer
-from agents.mysql.replay import give_owners, replay
+from agents.mysql.replay import give_owners, keep_only, parents, replay
 from agents.protocol import SourceSettings
+from agents.replay.chosen import Chosen, needed
 from agents.replay.feed import Served, gtid_of
 from agents.replay.gather import MOST_STEPS, gathered
 from agents.schema.scratch import find_server, series
@@ -146,7 +147,7 @@ def source(mariadb: MariaDB, tmp_path_factory: pytest.TempPathFactory) -> Source
     return found
 
 
-def built(source: Source, folder: Path) -> PrivateServer:
+def built(source: Source, folder: Path, tables: frozenset[tuple[str, str]] | None = None) -> PrivateServer:
     """A private server with the source's baseline, running as a replica would."""
     manifest = read_manifest(source.folder)
     program = find_server(series(manifest.server_version), source.server.installation.server[0])
@@ -155,7 +156,7 @@ def built(source: Source, folder: Path) -> PrivateServer:
     server.create()
     server.start_filling()
     with contextlib.closing(server.connect()) as conn:
-        load.load(conn, source.folder)
+        load.load(conn, source.folder, tables=tables)
         give_owners(conn)
     return server
 
@@ -216,5 +217,36 @@ def test_a_step_that_does_not_fit_is_named_though_others_were_put_together_with_
             replay(server, served(source, last))
         assert stopped.value.code == "replay-failed"
         assert f" at {served(source, struck - 1).position()}: " in str(stopped.value)
+    finally:
+        server.stop()
+
+
+def test_some_tables_are_had_alone_with_what_they_need(source: Source, tmp_path: Path) -> None:
+    log, lineage = source.log, source.log.lineage
+
+    def alone(last: int) -> bool:
+        try:
+            return all(True for _ in Chosen(log, frozenset()).steps(lineage, 1, last))  # type: ignore[arg-type]
+        except AgentError as error:
+            if error.code != "tables-not-alone":
+                raise
+            return False
+
+    # Up to where rows were first logged as a statement.
+    ordinal = max(o for o in source.states if alone(o))
+    asked = [("walk", name) for name in ("plain", "child", "copied_1", "tree") if name in source.states[ordinal]]
+    wanted = needed(log, lineage, ordinal, asked, parents(source.folder))  # type: ignore[arg-type]
+    assert wanted == {*asked, ("walk", "parent")}
+    everywhere = needed(log, lineage, log.tail().ordinal, [("walk", "called_1")], ())  # type: ignore[arg-type]
+    assert everywhere == {("walk", "called_1"), ("walk", "made_1")}
+    server = built(source, tmp_path / "copy", wanted)
+    try:
+        replay(server, dataclasses.replace(served(source, ordinal), log=Chosen(log, wanted)))  # type: ignore[arg-type]
+        with contextlib.closing(server.connect()) as conn:
+            assert keep_only(conn, wanted) == wanted
+            found = everything(conn, "walk")
+        tables = {table for _, table in wanted}
+        assert {name: found[name] for name in tables} == {name: source.states[ordinal][name] for name in tables}
+        assert not {"pair", "uniq", "seen"} & set(found)
     finally:
         server.stop()

@@ -23,6 +23,7 @@ from streams.secrets import SecretStore
 from streams.settings import Settings
 from tests.stack.capturing import Load, Protected, captured_to, eventually, position, protect
 from tests.stack.running_api import prepare
+from tests.stack.servers import Scratch, start_database
 
 pytestmark = pytest.mark.crash
 
@@ -34,13 +35,25 @@ SERVERS: dict[str, tuple[str, dict[str, str | None]]] = {
 }
 
 
-@pytest.fixture(params=SERVERS)
-def each(
-    request: pytest.FixtureRequest, fresh_site: Settings, make_database: Callable[..., DatabaseServer]
-) -> Iterator[Protected]:
-    """A server of its own, protected."""
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """Nobody else's: it is killed, and its log reset."""
     name, options = SERVERS[request.param]
-    made = protect(fresh_site, make_database(name, options=options))
+    scratch = Scratch("capture-mysql")
+    started = None
+    try:
+        started = start_database(scratch.path / "server", name, options=options)
+        yield started
+    finally:
+        if started is not None:
+            started.stop()
+        scratch.remove()
+
+
+@pytest.fixture
+def each(fresh_site: Settings, server: DatabaseServer) -> Iterator[Protected]:
+    """The server, protected from now on."""
+    made = protect(fresh_site, server)
     yield made
     made.stop()
 

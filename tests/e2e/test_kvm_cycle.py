@@ -21,7 +21,7 @@ from deploy.embedded.process import wait_until
 from streams.events import HostDefined
 from tests.contract.hosts import patched, read_whole, the_disk
 from tests.stack.guest import NoGuest, check, files_in, guest
-from tests.stack.kvm import KvmGround, LibvirtServer, add_guest, domain_state, run, said, why_not
+from tests.stack.kvm import KvmGround, LibvirtServer, add_guest, agent_answers, domain_state, run, said, why_not
 from tests.stack.running_api import eventually
 from tests.stack.running_site import RunningSite
 from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site
@@ -42,9 +42,10 @@ class Shop:
         return self.server.host()
 
     def goes_on(self) -> None:
-        """Return when the guest has written something more from now on."""
+        """Return when the guest has written something more from now on, and could freeze."""
         so_far = (self.server.directory / "console.log").stat().st_size
         said(self.server, self.native, "GUEST-WROTE", after=so_far)
+        agent_answers(self.server, self.native)
 
     def is_whole(self, content: bytes) -> int:
         """Of a disk: the file system is clean and every file holds what it is named by. How many files."""
@@ -107,6 +108,7 @@ class Chain:
 
 def test_a_guest_is_backed_up_while_it_writes_and_when_it_is_off(shop: Shop) -> None:
     chain = Chain(shop)
+    shop.goes_on()
     chain.back_up("full")
     assert chain.consistency == "files"
     shop.is_whole(chain.content)
@@ -190,6 +192,7 @@ def test_a_node_that_dies_over_a_snapshot_leaves_guests_that_go_on_and_forgets_n
 
 
 def test_a_machine_that_is_frozen_by_force_is_said_to_be_of_files(shop: Shop) -> None:
+    shop.goes_on()
     snapshot = shop.host().snapshot([Wanted(shop.native)], job="frozen", quiesce="require")
     try:
         assert snapshot.machines[0].consistency == "files"
@@ -274,6 +277,7 @@ def test_points_of_a_guest_go_back_to_it_to_a_new_machine_and_to_files(
 
 def test_a_qemu_that_dies_over_a_backup_costs_one_reading_of_the_whole_disk(shop: Shop, site: Restores) -> None:
     host = shop.host()
+    shop.goes_on()
     (first,) = site.backup("shop")
     shop.is_whole(site.content(first, "vda"))
     assert first.facts["consistency"] == "files"
@@ -353,6 +357,7 @@ def test_a_machine_is_backed_up_and_restored_by_the_command_line(
         (point,) = job["result"]["points"]
         return dict(point)
 
+    shop.goes_on()
     points = [back_up()]
     shop.goes_on()
     points.append(back_up())

@@ -243,6 +243,24 @@ def said(server: LibvirtServer, native: str, pattern: str, *, after: int = 0, ti
     return found
 
 
+def agent_answers(server: LibvirtServer, native: str) -> None:
+    """Wait until the guest's agent does, which comes up beside the rest of it."""
+    library, monitor = libvirt(), libvirt_qemu()
+    conn = server.connect()
+    domain = conn.lookupByUUIDString(native)
+
+    def answers() -> bool:
+        try:
+            return "return" in monitor.qemuAgentCommand(domain, '{"execute":"guest-ping"}', 10, 0)
+        except library.libvirtError:
+            return False
+
+    try:
+        assert wait_until(answers, 240, 0.2), "the guest agent does not answer"
+    finally:
+        conn.close()
+
+
 def domain_state(server: LibvirtServer, native: str) -> str:
     """As libvirt has it: `running`, `paused`, `off`."""
     library = libvirt()
@@ -292,6 +310,10 @@ class KvmGround:
             # Not paused, or nobody would ask it to freeze. Its firmware finds nothing to boot, and writes nothing.
             domain.create()
         return native
+
+    def define(self, xml: str) -> Any:
+        """A machine as its XML says; libvirt's domain."""
+        return self._conn.defineXML(xml)
 
     def _domain(self, native: str) -> Any:
         return self._conn.lookupByUUIDString(native)
@@ -366,7 +388,9 @@ class KvmGround:
             if domain.isActive():
                 domain.destroy()
             domain.undefineFlags(
-                library.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | library.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                library.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                | library.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                | library.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
             )
         for path in self.server.images.iterdir():
             path.unlink()

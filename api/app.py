@@ -35,7 +35,7 @@ from streams.ids import uuid7
 
 log = logging.getLogger("holdfast.api")
 BODY_LIMIT = 1_048_576
-_PATH_NAMES = ("source", "plan", "job", "projection", "token", "repository", "point")
+_PATH_NAMES = ("source", "plan", "job", "projection", "token", "repository", "point", "policy", "run")
 
 
 def build(site: Site) -> Starlette:

@@ -54,6 +54,10 @@ def not_found(what: str, name: str, hint: str = "") -> ApiError:
 # Codes of other rooms that are the caller's fault, or passing; everything else that they raise is ours (500).
 _STATUS: Mapping[str, int] = {
     "name-invalid": 422,
+    "policy-invalid": 422,
+    "rule-invalid": 422,
+    "span-invalid": 422,
+    "zone-unknown": 422,
     "view-unknown": 404,
     "rebuild-running": 409,
     "view-outdated": 409,

@@ -25,11 +25,16 @@ from streams.events import (
     CommandRequested,
     Event,
     JobChanged,
+    PolicyDefined,
+    PolicyRemoved,
+    PolicyRun,
     RollbackChanged,
     RollbackPlanned,
     TokenIssued,
     TokenRevoked,
 )
+from streams.policy_log import Standing, counts
+from streams.policy_log import after as standing_after
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
@@ -83,6 +88,8 @@ class Live:
         self._plans: OrderedDict[str, LivePlan] = OrderedDict()
         self._issued: dict[str, TokenIssued] = {}
         self._revoked: dict[str, TokenRevoked] = {}
+        self._policies: dict[str, Standing] = {}
+        self._verdicts: OrderedDict[str, bool] = OrderedDict()
         self._keys: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
         self._heard: dict[tuple[str, str], list[Heard]] = {}
         self._next: dict[Place, int] = {}
@@ -134,6 +141,16 @@ class Live:
         if revoked is not None and token.revoked_us is None:
             return replace(token, revoked_us=revoked.at_us, revoked_by=revoked.by)
         return token
+
+    def policy(self, name: str) -> Standing:
+        """A policy as the log has it just now; one of version 0 when there never was one."""
+        with self._lock:
+            return self._policies.get(name, Standing(name))
+
+    def counted(self, number: str) -> bool | None:
+        """Whether what was said of a policy (by its `ce_id`) counted when it came; None: it has not come."""
+        with self._lock:
+            return self._verdicts.get(number)
 
     def newest(self, topic: str, key: str) -> tuple[str, int, int] | None:
         """Full topic, partition and offset of the newest event with `key` that came by in `topic` (short name); of any
@@ -232,6 +249,11 @@ class Live:
                     self._issued.setdefault(e.token, e)
                 case TokenRevoked() as e:
                     self._revoked.setdefault(e.token, e)
+                case PolicyDefined() | PolicyRemoved() | PolicyRun() as e:
+                    before = self._policies.get(e.policy, Standing(e.policy))
+                    self._verdicts[seen.id] = counts(before, e)
+                    self._policies[e.policy] = standing_after(before, e)
+                    _trim(self._verdicts, _NOTED)
                 case _:
                     pass
             listeners = [*self._heard.get((topic, key), ()), *self._heard.get((topic, ""), ())]

@@ -53,6 +53,7 @@ NOUNS = (
     Noun("asset", "The machines on them: discover, list, show."),
     Noun("backup", "Machines, directories and disk images into a repository."),
     Noun("repository", "Where points are kept: add, list, show, verify, collect, usage, adopt, keys."),
+    Noun("policy", "What is done to what, when: add, set, next, run, status, export, import."),
     Noun("point", "Restore points: list, show, star, hold, expire, diff, restore."),
     Noun("restore", "Machines and disks of points: to files, to the original, to a new machine."),
     Noun("job", "What agents were asked to do, and how far it is."),

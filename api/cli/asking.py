@@ -159,6 +159,15 @@ def asset_names(ctx: click.Context, parameter: click.Parameter, incomplete: str)
     return [a["asset"] for a in found if a["asset"].startswith(incomplete)]
 
 
+def policy_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of policies, likewise."""
+    try:
+        found = Api(find()).get("/v1/policies")["items"]
+    except CliError:
+        return []
+    return [p["name"] for p in found if p["name"].startswith(incomplete)]
+
+
 SOURCE = click.argument("source", shell_complete=source_names)
 REPOSITORY = click.argument("repository", shell_complete=repository_names)
 HOST = click.argument("host", shell_complete=host_names)

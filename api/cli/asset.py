@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
-from api.cli.asking import ASSET, Ask, asks, host_names
+from api.cli.asking import ASSET, Ask, asks, asset_names, host_names, policy_names
 from api.cli.connection import segment
+from api.cli.errors import UNWELL
 from api.cli.repository import NO_WAIT, asked
 from api.cli.times import MOMENT, ago, local
 
@@ -121,4 +123,58 @@ def show(ask: Ask, asset: str, as_of: str | None) -> None:
     ask.out(found, human)
 
 
-COMMANDS = (discover, list_all, show)
+@click.command("status")
+@click.option("--asset", shell_complete=asset_names, help="Only this one.")
+@click.option("--policy", shell_complete=policy_names, help="Only what this policy backs up.")
+@click.option(
+    "--state",
+    type=click.Choice(["unprotected", "never", "late", "unverified", "covered"]),
+    help="Only those of this state.",
+)
+@click.option("--as-of", type=MOMENT, help="As it was at that moment.")
+@asks
+def status(ask: Ask, **query: Any) -> None:
+    """How well each asset is protected. Exits 4 when one is not covered or unverified."""
+    found = ask.api.get("/v1/protection", **query)["items"]
+
+    def human() -> None:
+        if not found:
+            click.echo("No asset.")
+            return
+        protected(found)
+
+    ask.out({"assets": found}, human)
+    if any(a["state"] in ("unprotected", "never", "late") for a in found):
+        sys.exit(UNWELL)
+
+
+def protected(found: list[dict[str, Any]]) -> None:
+    """A table of how well assets are protected."""
+    from api.cli.tables import table
+
+    table(
+        ["ASSET", "HOST", "IS", "LATE", "LAST SOUND POINT", "LAST VERIFIED", ("POINTS", "right"), ("POLICIES", "rest")],
+        [
+            (
+                a["asset"],
+                a["host"],
+                a["state"],
+                _length(a["late_s"]),
+                ago(a["newest"]) if a["newest"] else "–",
+                ago(a["verified"]) if a["verified"] else "–",
+                f"{a['points']:,}",
+                ", ".join(a["policies"]),
+            )
+            for a in found
+        ],
+    )
+
+
+def _length(seconds: int) -> str:
+    for unit, size, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < most:
+            return f"{seconds // size} {unit}" if seconds else ""
+    return f"{seconds // 86_400} d"
+
+
+COMMANDS = (discover, list_all, show, status)

@@ -153,6 +153,9 @@ class Api:
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         return self.call("POST", path, body=body)
 
+    def put(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self.call("PUT", path, body=body)
+
     def delete(self, path: str, **query: Any) -> Any:
         return self.call("DELETE", path, query=query)
 

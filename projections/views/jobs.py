@@ -291,6 +291,13 @@ def job(conn: Connection, job_id: str) -> Job | None:
         return cur.execute("SELECT * FROM job WHERE job = %s", (job_id,)).fetchone()
 
 
+def some(conn: Connection, job_ids: Sequence[str]) -> dict[str, Job]:
+    """Those of these jobs that are known."""
+    with conn.cursor(row_factory=kwargs_row(_job)) as cur:
+        cur.execute("SELECT * FROM job WHERE job = ANY(%s)", (list(job_ids),))
+        return {row.job: row for row in cur}
+
+
 def jobs(
     conn: Connection,
     *,

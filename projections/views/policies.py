@@ -236,6 +236,33 @@ def policy(conn: Connection, name: str, *, as_of_us: int | None = None) -> Polic
         return cur.execute(query, {"until": moment(as_of_us), "policy": name}).fetchone()
 
 
+def definition(conn: Connection, name: str, version: int) -> PolicyRow | None:
+    """One version of a policy, whatever became of it."""
+    with conn.cursor(row_factory=kwargs_row(PolicyRow)) as cur:
+        return cur.execute(
+            """
+            SELECT policy, event, version, document, note, at_us AS defined_us, by, NULL::bigint AS removed_us,
+                   '' AS removed_by
+            FROM policy_change WHERE policy = %s AND version = %s AND state = 'defined' AND counts = 1
+            """,
+            (name, version),
+        ).fetchone()
+
+
+def first_defined(conn: Connection, *, as_of_us: int | None = None) -> dict[str, int]:
+    """Since when each policy has been there, its changes aside; one that was removed and defined anew: since then."""
+    query = """
+        SELECT DISTINCT ON (d.policy) d.policy, d.at_us FROM policy_change d
+        WHERE d.state = 'defined' AND d.counts = 1 AND d.hlc <= %(until)s AND d.version > coalesce((
+            SELECT max(r.version) FROM policy_change r
+            WHERE r.policy = d.policy AND r.state = 'removed' AND r.counts = 1 AND r.hlc <= %(until)s
+                AND EXISTS (SELECT FROM policy_change n WHERE n.policy = r.policy AND n.state = 'defined' AND n.counts = 1
+                            AND n.version > r.version AND n.hlc <= %(until)s)), 0)
+        ORDER BY d.policy, d.version
+    """
+    return dict(conn.execute(query, {"until": moment(as_of_us)}).fetchall())
+
+
 def counted(conn: Connection, policy: str, event: str) -> bool | None:
     """Whether a definition or removal that was said (by its event id) counts; None while the view has not seen it."""
     found = conn.execute(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from psycopg import sql
 from psycopg.rows import kwargs_row
 
+from projections.protection import Kept
 from projections.views.base import (
     Connection,
     Cursor,
@@ -521,6 +522,31 @@ def newest_points(conn: Connection, assets: Iterable[str], *, as_of_us: int | No
             {"assets": list(assets), "until": moment(as_of_us)},
         )
         return {row.asset: row for row in cur}
+
+
+_KEPT = """
+WITH standing AS (
+    SELECT p.asset, p.repository, p.created_us, (
+        SELECT m.mark FROM point_mark m
+        WHERE m.repository = p.repository AND m.point = p.point AND m.counts = 1 AND m.hlc <= %(until)s
+            AND m.mark IN ('verified', 'suspect', 'damaged')
+        ORDER BY m.hlc DESC, m.event DESC LIMIT 1
+    ) AS said
+    FROM point p WHERE p.counts = 1 AND p.sealed_hlc <= %(until)s AND (p.dropped_hlc IS NULL OR p.dropped_hlc > %(until)s)
+)
+SELECT asset, repository, count(*) AS points, max(created_us) AS newest_us,
+       max(created_us) FILTER (WHERE coalesce(said, 'verified') = 'verified') AS sound_us,
+       max(created_us) FILTER (WHERE said = 'verified') AS verified_us
+FROM standing GROUP BY asset, repository
+"""
+
+
+def kept(conn: Connection, *, as_of_us: int | None = None) -> dict[str, dict[str, Kept]]:
+    """What each repository holds of each asset: asset → repository → `Kept`."""
+    found: dict[str, dict[str, Kept]] = {}
+    for asset, repository, *figures in conn.execute(_KEPT, {"until": moment(as_of_us)}):
+        found.setdefault(asset, {})[repository] = Kept(*figures)
+    return found
 
 
 def marks(conn: Connection, points: Iterable[str], *, as_of_us: int | None = None) -> dict[str, tuple[PointMark, ...]]:

@@ -53,6 +53,8 @@ HANDLERS: Mapping[str, str] = {
     "repository.add": "agents.repository.handlers:add",
     "repository.adopt": "agents.repository.handlers:adopt",
     "repository.move": "agents.repository.moving:move",
+    "repository.set": "agents.repository.settling:change",
+    "repository.remove": "agents.repository.settling:remove",
     "repository.usage": "agents.repository.handlers:usage",
     "repository.retention": "agents.repository.expiring:set_retention",
     "repository.verify": "agents.repository.collecting:verify",

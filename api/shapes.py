@@ -389,7 +389,7 @@ def point(row: Point, marks: Iterable[PointMark], as_of_us: int | None = None) -
             held.discard(mark.name)
         elif mark.mark == "hold" and (mark.until_us is None or mark.until_us > now):
             held.add(mark.name)
-    verified = [m.marked_us for m in said if m.mark == "verified"]
+    word = next((m for m in reversed(said) if m.mark in ("suspect", "damaged", "verified")), None)
     return {
         "point": row.point,
         "repository": row.repository,
@@ -401,13 +401,14 @@ def point(row: Point, marks: Iterable[PointMark], as_of_us: int | None = None) -
         "by": row.by,
         "previous": row.continues or None,
         "size": row.size_bytes,
-        "stored": row.stored_bytes,
+        "stored": None if row.adopted and not row.stored_bytes else row.stored_bytes,
         "digest": row.record,
         "disks": [dict(d) for d in row.disks],
         "starred": _last(said, "star", "unstar") == "star",
         "held": bool(held),
-        "suspect": _last(said, "suspect", "damaged", "verified") in ("suspect", "damaged"),
-        "verified": time(verified[-1]) if verified else None,
+        "suspect": word is not None and word.mark != "verified",
+        "condition": word.mark if word is not None else "",
+        "verified": time(word.marked_us) if word is not None and word.mark == "verified" else None,
         "marks": [
             {
                 "mark": m.mark,

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from agents.commands import Command, Context, Interrupted
 from agents.errors import AgentError
-from agents.repository import directories, files, points, tree, unpacking
+from agents.repository import directories, files, mounts, points, tree, unpacking
 from agents.repository.collection import absent_for
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, ZERO
@@ -140,7 +140,8 @@ def take_image(ingest: Ingest, held: Held, path: Path, asset: str, previous: Poi
     try:
         mode = os.fstat(descriptor).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise AgentError("path-unfit", f"{path} is neither a file nor a block device", "`holdfast backup files`")
+            hint = f"`holdfast backup files {path}`" if stat.S_ISDIR(mode) else "name an image or a device"
+            raise AgentError("path-unfit", f"{path} is neither a file nor a block device", hint)
         size = os.lseek(descriptor, 0, os.SEEK_END)
         before = _disk_before(held, previous)
         block_size = before.block_size if before else int(held.defined.options.get("block_size", "0"))
@@ -238,6 +239,9 @@ def _checked(
 
 def take_files(ingest: Ingest, held: Held, path: Path, asset: str, previous: PointState | None, ctx: Context) -> Sealed:
     """A directory. What has not changed since the asset's last point is not read, unless that is damaged."""
+    if not path.is_dir():
+        hint = f"`holdfast backup image {path}` if it is a disk; else name the directory that it is in, {path.parent}"
+        raise AgentError("path-unfit", f"{path} is no directory", hint)
     whole = previous is not None and not is_damaged(previous)
     before = held.repository.point(previous.sealed.point).trees if previous is not None and whole else ()
     meter = Meter(ctx, f"reading {path}")
@@ -306,6 +310,10 @@ def path_of(text: str, held: Held, ctx: Context) -> Path:
     if not path.exists():
         raise AgentError(
             "path-missing", f"there is no {path} on this machine", "paths are those of the agent's machine"
+        )
+    if (kind := mounts.type_of(path)) in mounts.PRETENDED:
+        raise AgentError(
+            "path-unfit", f"{path} is no data: the kernel makes it up ({kind})", "name a folder, a file or a device"
         )
     return path
 

@@ -25,7 +25,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -89,6 +89,10 @@ class Contents(Protocol):
         """Store the chunks of a pack whose byte in `wanted` is not 0 again, in a pack of `session`; how many bytes. What stands
         whole in packs other than `leaving` already, as often as it should, is not stored once more. Raises
         `RepositoryError` when one of them is damaged: then the pack stays."""
+
+    def spare(self, pack: PackFile, names: Iterable[bytes]) -> bool:
+        """Whether a pack is one that was never finished, and each of these chunks of it can be read elsewhere: whoever lost it
+        to a death has stored them again."""
 
     def stand(self, names: Iterable[bytes], within: Container[bytes]) -> bool:
         """Whether each of these chunks can be read in sealed packs among `within`, as often as it should stand."""
@@ -272,7 +276,8 @@ def note_damage(store: Store, pack: PackFile) -> None:
             raise
 
 
-def _damaged(store: Store) -> Iterable[bytes]:
+def damaged_packs(store: Store) -> Iterable[bytes]:
+    """Packs that were noted to have damaged chunks."""
     for listed in store.list("damaged/"):
         with contextlib.suppress(ValueError):
             yield bytes.fromhex(listed.name.removeprefix("damaged/").removesuffix(".json"))
@@ -283,7 +288,7 @@ def absent_for(session: Session) -> Absent:
     for once, after it was opened and before it looks anything up; it holds until the session ends. Raises `JournalError`,
     `StoreError`."""
     store = session.sessions.store
-    packs = set(_damaged(store))
+    packs = set(damaged_packs(store))
     for collection in session.sessions.ledger().binding(session.epoch):
         try:
             plan = _read_plan(store, collection.events.get("proposed"))
@@ -484,7 +489,7 @@ def _weighed(
     is whatever was begun after marks were made. A pack whose epoch is none of this log's is of the log before it was adopted:
     its session is over, whatever number it had."""
     dead, sparse = [], []
-    damaged = set(_damaged(contents.store))
+    damaged = set(damaged_packs(contents.store))
     live_bytes = garbage = 0
     packs = [p for p in contents.packs() if p.epoch not in unfinished]
     epochs = sessions_of_this_log()  # after the listing: whatever wrote what is listed had been opened
@@ -496,7 +501,7 @@ def _weighed(
         alive = sum(itertools.compress(sizes, names.among(chunks)))
         live_bytes += alive
         garbage += max(0, pack.size - alive)
-        if not alive:
+        if not alive or contents.spare(pack, (chunks[at * 32 : at * 32 + 32] for at in _set(names.among(chunks)))):
             dead.append(pack)
         elif alive < sum(sizes) * rules.live_share and pack.id not in damaged:
             sparse.append((alive, pack))
@@ -508,6 +513,10 @@ def _weighed(
             rewritten.append(pack)
     rewritten.sort(key=lambda p: (p.epoch, p.name))  # what was written together stays together
     return dead, rewritten, {"live_bytes": live_bytes, "garbage_bytes": garbage, "packs": len(packs)}
+
+
+def _set(flags: Sequence[int]) -> Iterator[int]:
+    return (at for at, flag in enumerate(flags) if flag)
 
 
 def _compact(
@@ -523,7 +532,7 @@ def _compact(
     A death leaves copies of chunks that are still where they were, which the next one finds and does not make again."""
     copied = 0
     # What stands in a pack with damage may be what is damaged there: it counts as nowhere.
-    leaving = frozenset(pack.id for pack in packs).union(_damaged(contents.store))
+    leaving = frozenset(pack.id for pack in packs).union(damaged_packs(contents.store))
     moved = []
     for number, pack in enumerate(packs):
         progress("copy", number, len(packs))
@@ -585,7 +594,7 @@ def _spared(sessions: Sessions, ledger: Ledger, contents: Contents, proposal: Pr
         within = set()
         packs = list(contents.packs())
         epochs = sessions.ledger().epochs()
-        damaged = set(_damaged(contents.store))
+        damaged = set(damaged_packs(contents.store))
         for pack in packs:
             begun_since = pack.epoch > plan.marked and pack.epoch in epochs
             if pack.id in candidates:

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from agents.failpoints import failpoint
 from agents.repository import delta, directories, marks, pack_format, packs, points, runs, tree
-from agents.repository.collection import PackFile
+from agents.repository.collection import PackFile, damaged_packs
 from agents.repository.content import DATA, DELTA, DIRECTORY, NAME_SIZE, NODE
 from agents.repository.errors import RepositoryError
 from agents.repository.format import DATA_PACK, META_PACK, SCOPE_BYTES, Place
@@ -114,6 +114,16 @@ class RepositoryContents:
                 raise
             return b"", []
         return b"".join(e.name for e in entries), [e.place.stored + FRAME_BYTES for e in entries]
+
+    def was_sealed(self, pack: PackFile) -> bool:
+        """Whether it had a footer once: a pack that never had is of a writer that died."""
+        return self.repository.index.is_sealed(pack.id)
+
+    def spare(self, pack: PackFile, names: Iterable[bytes]) -> bool:
+        if self.was_sealed(pack):
+            return False
+        whole = self.repository.index.packs().keys() - set(damaged_packs(self.store))
+        return self.stand(names, whole)
 
     # Marking
 

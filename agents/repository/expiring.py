@@ -2,15 +2,15 @@
 
 A dry run says of every point why it stays or goes, and gives a digest of what would go. Dropping takes that digest: what goes is
 what somebody has looked at. Dropping is one event a point, in which its reason stands, and a mark that says the same in the
-repository; a death in between leaves the rest
-standing, and the command, resumed, says so rather than go on with what nobody has seen. A policy's command is unattended: it
-goes by the repository's rules of that moment, which somebody has set, and takes no digest. Content goes with the next collection.
+repository; a death in between leaves the rest standing, and the command, resumed, goes on with it if what went already and what
+would go now are together what was seen. A policy's command is unattended: it goes by the repository's rules of that moment, which
+somebody has set, and takes no digest. Content goes with the next collection.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from blake3 import blake3
@@ -21,10 +21,11 @@ from agents.failpoints import failpoint
 from agents.repository import marks, policies, retention
 from agents.repository.handlers import held_of, say_mark
 from agents.repository.keeping import rules_of
-from agents.repository.ledger import PointState
+from agents.repository.ledger import Ledger, PointState
 from agents.repository.marks import DROPPED, Mark
 from agents.repository.node import Held
 from agents.repository.retention import Candidate, Rules, Verdict
+from agents.repository.sessions import bear_witness
 from agents.repository.stores import StoreError
 from streams.events import PointDropped, RepositoryDefined
 from streams.publish import rfc3339
@@ -67,19 +68,20 @@ def expire(command: Command, ctx: Context) -> Mapping[str, Any]:
     p = command.parameters
     held = held_of(command, ctx)
     standing = held.sessions.ledger().standing()
+    gone = _dropped_before(held.sessions.ledger(), command)
+    standing |= gone
     keep = str(p["keep"]) if "keep" in p else held.defined.options.get("keep", "")
     verdicts = judged(standing, rules_of(keep), held.sessions.clock())
     going = [v for v in verdicts if not v.keep]
     digest = digest_of(held.name, keep, going)
     if not p["dry_run"]:
         if not p.get("unattended") and digest != p["digest"]:
-            why = "some may have gone before the agent was started again" if command.resumed else "time has passed"
             raise AgentError(
                 "expiry-differs",
-                f"the points that would go now are others than were shown: {why}",
+                "the points that would go now are others than were shown: time has passed, or points came",
                 f"look again: `holdfast point expire {held.name} --dry-run`",
             )
-        drop(held, going, command.requester)
+        drop(held, going, command.requester, gone)
     shown = sorted(verdicts, key=lambda v: (v.keep, -standing[v.point].sealed.created_us))[:_SHOWN]
     return {
         "points": [
@@ -125,8 +127,24 @@ def digest_of(repository: str, keep: str, going: list[Verdict]) -> str:
     return str(blake3("\n".join(lines).encode()).hexdigest())
 
 
-def drop(held: Held, going: list[Verdict], by: str) -> None:
-    """Say of each that it is given up, and why."""
+def _dropped_before(ledger: Ledger, command: Command) -> dict[str, PointState]:
+    """What an earlier run of a command dropped before it died."""
+    if not command.resumed:
+        return {}
+    return {
+        name: state
+        for name, state in list(ledger.points.items())
+        if (drop := state.drop) is not None
+        and (drop.by, drop.early) == (command.requester, False)
+        and drop.dropped_us >= command.requested_us
+    }
+
+
+def drop(held: Held, going: list[Verdict], by: str, gone: Mapping[str, PointState]) -> None:
+    """Say of each that it is given up, and why; of those that are `gone` already, what a death left unsaid."""
+    held.sessions.prove(held.sessions.ledger())
+    _finish_drops(held, gone.values())
+    going = [verdict for verdict in going if verdict.point not in gone]
     for number, verdict in enumerate(going, 1):
         event = PointDropped(
             repository=held.name,
@@ -138,14 +156,28 @@ def drop(held: Held, going: list[Verdict], by: str) -> None:
         say_drop(held, event, witness=number == len(going))
 
 
+def _finish_drops(held: Held, gone: Collection[PointState]) -> None:
+    """Marks and witness of drops that stand in the log, where a death kept them from being written."""
+    for state in gone:
+        assert state.drop is not None
+        said, _ = marks.of_point(held.store, state.sealed.point, held.repository.record_key)
+        if all(mark.mark != DROPPED for _, mark in said):
+            _mark_dropped(held, state.drop)
+    if last := max((state.dropped or 0 for state in gone), default=0):
+        bear_witness(held.store, last, held.sessions.ledger().id_of(last))
+
+
 def say_drop(held: Held, event: PointDropped, *, witness: bool) -> None:
     """Into the log, then as a mark into the repository, for whoever adopts it without the log. A place that is full takes none:
     points are dropped to make room."""
     held.sessions.prove(held.sessions.ledger())  # before the mark, which another log's adopter would find
     entry = held.sessions.say(event, witness=witness)
     failpoint("point-dropped")
-    if not held.sessions.counted(entry):
-        return
+    if held.sessions.counted(entry):
+        _mark_dropped(held, event)
+
+
+def _mark_dropped(held: Held, event: PointDropped) -> None:
     mark = Mark(event.point, DROPPED, event.by, event.dropped_us, note=event.reason)
     try:
         marks.add(held.store, mark, held.repository.record_key)
@@ -162,6 +194,8 @@ def agree(command: Command, ctx: Context) -> Mapping[str, Any]:
     if state is None:
         raise AgentError("point-unknown", f"repository {held.name} has no point {name}", "`holdfast point list`")
     if state.dropped is not None and command.resumed:
+        held.sessions.prove(held.sessions.ledger())
+        _finish_drops(held, [state])
         return {"point": name}
     asked = state.marks.get("expiry-asked")
     if asked is None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
 from agents.repository import adopt as adoption
-from agents.repository import escrow, keys, marks, policies, retention, watch
+from agents.repository import escrow, keys, marks, mounts, policies, retention, watch
 from agents.repository import repository as repositories
 from agents.repository.errors import RepositoryError
 from agents.repository.keeping import rules_of
@@ -46,11 +47,18 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     name, node = slug(str(p["name"])), ctx.services.node
     known = node.defined(name)
     if known is not None and not command.resumed:
-        raise AgentError("repository-exists", f"there is a repository {name}", f"`holdfast repository show {name}`")
+        raise AgentError(
+            "repository-exists",
+            f"there is a repository {name} at {known.location}",
+            f"`holdfast repository show {name}`; another place needs another name",
+        )
+    _is_free_name(ctx, name)
     rules = rules_of(str(p.get("keep", "")))
     kind, location, options = location_of(p["store"])
     secrets = {purpose: str(reference) for purpose, reference in dict(p.get("secrets") or {}).items()}
     ctx.progress(f"trying {location}")
+    if kind == "local" and not p.get("unmounted"):
+        _is_mounted(location)
     store = node.store(name, kind, location, options, _secret(ctx, secrets, "store"))
     with contextlib.ExitStack() as undo:
         undo.callback(store.close)
@@ -97,6 +105,27 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     return {"id": str(definition.identity), "protected_from": protected}
 
 
+def _is_free_name(ctx: Context, name: str, identity: str = "") -> None:
+    """Raises `AgentError`: the log under a name is of one repository for good."""
+    gone = ctx.services.node.removed(name)
+    if gone is not None and gone.identity != identity:
+        raise AgentError(
+            "repository-name-used",
+            f"{name} was the name of a repository at {gone.location}, which was removed from this site",
+            f"choose another name, or take that one back: `holdfast repository adopt {name} {gone.location}`",
+        )
+
+
+def _is_mounted(location: str) -> None:
+    """Raises `AgentError`: what is written below an empty mount point is hidden as soon as its file system is mounted."""
+    if point := mounts.unmounted(Path(location)):
+        raise AgentError(
+            "store-unmounted",
+            f"/etc/fstab mounts a file system on {point}, and nothing is mounted there: {location} is not the place it will be",
+            f"`mount {point}`, and add it again; if the folder itself is meant: `--not-mounted`",
+        )
+
+
 def _is_free(store: Store, location: str) -> None:
     """Raises `AgentError`: a repository is nobody else's place. What a creation that died has left is in nobody's way."""
     for listed in store.list():
@@ -105,7 +134,7 @@ def _is_free(store: Store, location: str) -> None:
             raise AgentError(
                 repositories.TAKEN,
                 f"there is a repository in {location} already",
-                "take it over with `holdfast repository adopt`, or choose another place",
+                "take it over, with all that is in it: `holdfast repository adopt NAME PLACE`; or choose another place",
             )
         if folder not in _OF_CREATION:
             raise AgentError(
@@ -157,6 +186,7 @@ def _taken_over(ctx: Context, command: Command, store: RecordedStore, secrets: M
             raise AgentError(
                 "repository-exists", f"this repository is {called} here", f"`holdfast repository show {called}`"
             )
+        _is_free_name(ctx, name, str(found.identity))
         protected = watch.protected_from(store, encrypted=found.encrypted)
         sessions = node.sessions(name, store)
         undo.callback(sessions.journal.close)

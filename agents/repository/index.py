@@ -136,6 +136,12 @@ class Index:
             number = self._numbers.get(pack)
             return None if number is None else self._by_number[number].name
 
+    def is_sealed(self, pack: bytes) -> bool:
+        """Whether a pack is known with a footer, whatever has become of its file."""
+        with self._reading():
+            number = self._numbers.get(pack)
+            return number is not None and self._by_number[number].state == SEALED
+
     def __len__(self) -> int:
         """Places, those in forgotten packs too: an upper bound of what there is."""
         with self._begin() as txn:

@@ -80,6 +80,7 @@ class PointState:
     sealed: PointSealed
     ordinal: int
     dropped: int | None = None
+    drop: PointDropped | None = None
     starred: bool = False
     holds: dict[str, int | None] = field(default_factory=dict)
     marks: dict[str, PointMarked] = field(default_factory=dict)  # the newest of each kind
@@ -254,7 +255,7 @@ class Ledger:
         point = self.points.get(event.point)
         if point is None or point.dropped is not None or point.starred or point.held_at(event.dropped_us):
             return False
-        point.dropped = ordinal
+        point.dropped, point.drop = ordinal, event
         return True
 
     def _marked(self, event: PointMarked) -> bool:

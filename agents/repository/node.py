@@ -167,6 +167,18 @@ class Node:
         """The newest definition of that name; None where there is none, or it was removed."""
         return self._definitions().get(name)
 
+    def removed(self, name: str) -> RepositoryDefined | None:
+        """The last definition of a repository of that name that this site gave up: its log is under that name still."""
+        found = self._last_definitions().get(name)
+        return found if found is not None and found.state == "removed" else None
+
+    def let_go(self, name: str) -> None:
+        """Close a repository; whoever asks for it next opens it as it is defined then."""
+        with self._lock:
+            held = self._held.pop(name, None)
+        if held is not None:
+            held.close()
+
     def called(self, identity: str) -> str:
         """The name that a repository has here already; empty when it has none."""
         found = (e.repository for e in self._definitions().values() if (e.identity, e.node) == (identity, self.name))
@@ -190,12 +202,15 @@ class Node:
         return [Path(e.location).resolve() for e in found if (e.store, e.node) == ("local", self.name)]
 
     def _definitions(self) -> dict[str, RepositoryDefined]:
+        return {name: event for name, event in self._last_definitions().items() if event.state != "removed"}
+
+    def _last_definitions(self) -> dict[str, RepositoryDefined]:
         kafka = self._settings.kafka
         found: dict[str, RepositoryDefined] = {}
         for message in read_topic(kafka, topic_name(kafka.prefix, "repository")):
             if isinstance(message.event, RepositoryDefined):
                 found[message.event.repository] = message.event
-        return {name: event for name, event in found.items() if event.state != "removed"}
+        return found
 
     def _opened(self, name: str, *, anybodys: bool = False) -> Held:
         defined = self.defined(name)
@@ -203,7 +218,7 @@ class Node:
             raise AgentError(UNKNOWN, f"there is no repository {name!r}", "`holdfast repository list` shows them")
         if defined.node != self.name and not anybodys:
             raise self._elsewhere(name, defined.node)
-        secret = self._store_secret(defined.secrets)
+        secret = self.store_secret(defined.secrets)
         store = self.store(name, defined.store, defined.location, defined.options, secret)
         with contextlib.ExitStack() as undo:
             undo.callback(store.close)
@@ -220,7 +235,8 @@ class Node:
             undo.pop_all()
         return Held(name, store, repository, sessions)
 
-    def _store_secret(self, secrets: Mapping[str, str]) -> str:
+    def store_secret(self, secrets: Mapping[str, str]) -> str:
+        """Of an S3 store, by the reference in `secrets`; empty where there is none."""
         reference = secrets.get("store", "")
         return self._secrets.get(reference).decode() if reference else ""
 

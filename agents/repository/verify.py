@@ -49,9 +49,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(slots=True)
 class Report:
-    """What was found. `figures`: points, records_mended, chunks, data_read, damaged, repaired, lost, missing, unwritten (notes,
-    marks and repairs that the store did not take; only if there are any). `points`: those
-    that do not restore whole, each with what is wrong; `whole`: those that were looked at and do."""
+    """What was found. `figures`: points, records_mended, chunks, data_read, damaged, repaired, lost, missing; if there are any
+    also unwritten (notes, marks and repairs that the store did not take) and torn_packs (of writers that died). `points`:
+    those that do not restore whole, each with what is wrong; `whole`: those that were looked at and do."""
 
     mode: str
     figures: dict[str, int] = field(default_factory=dict)
@@ -243,8 +243,12 @@ def _read(
         except RepositoryError as error:
             report.say(error)
             continue
-        # Whose writer is not over ends where it has come to.
-        gaps = () if not held.sealed and (pack.epoch > head or pack.epoch in unfinished) else held.damaged
+        gaps = held.damaged
+        if not held.sealed and (pack.epoch > head or pack.epoch in unfinished):
+            gaps = ()  # it ends where its writer has come to
+        elif not held.sealed and not contents.was_sealed(pack):
+            gaps = ()  # its writer died, and nothing was ever built on it
+            report.count("torn_packs")
         for at, size in gaps:
             report.say(RepositoryError("pack-damaged", f"{pack.name} is damaged: {size} bytes from {at} on"))
         there.add(b"".join(e.name for e in held.entries))

@@ -90,6 +90,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("repository.adopt", "POST", "/v1/repositories/adopt", _RULE, changes=True),
     Operation("repository.move", "POST", "/v1/repositories/{repository}/move", _RULE, changes=True),
     Operation("repository.show", "GET", "/v1/repositories/{repository}", _SEE),
+    Operation("repository.set", "PATCH", "/v1/repositories/{repository}", _RULE, changes=True),
+    Operation("repository.remove", "DELETE", "/v1/repositories/{repository}", _RULE, changes=True),
     Operation("repository.verify", "POST", "/v1/repositories/{repository}/verify", _ACT, changes=True),
     Operation("repository.collect", "POST", "/v1/repositories/{repository}/collect", _ACT, changes=True),
     Operation("repository.usage", "POST", "/v1/repositories/{repository}/usage", _ACT, changes=True),

@@ -156,6 +156,9 @@ class Api:
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self.call("PUT", path, body=body)
 
+    def patch(self, path: str, body: Mapping[str, Any]) -> Any:
+        return self.call("PATCH", path, body=body)
+
     def delete(self, path: str, **query: Any) -> Any:
         return self.call("DELETE", path, query=query)
 

@@ -56,7 +56,7 @@ def list_all(ask: Ask, limit: int, everything: bool, **query: Any) -> None:
                     local(p["created"]),
                     ago(p["created"]),
                     size(p["size"]),
-                    size(p["stored"]),
+                    size(p["stored"]) if p["stored"] is not None else "–",
                     _marks(p),
                     p["repository"],
                 )
@@ -70,12 +70,23 @@ def list_all(ask: Ask, limit: int, everything: bool, **query: Any) -> None:
 
 
 def _marks(point: Mapping[str, Any]) -> str:
-    said = [name for name in ("starred", "held", "suspect") if point[name]]
-    if point["verified"]:
-        said.append("verified")
+    said = [name for name in ("starred", "held") if point[name]]
+    if point["condition"]:
+        said.append(point["condition"])
     if point["dropped"]:
         said.append("dropped")
     return ", ".join(said)
+
+
+def _condition(point: Mapping[str, Any]) -> str:
+    """The newest word on its content, whose it is, and what to do."""
+    word = next((m for m in reversed(point["marks"]) if m["mark"] == point["condition"]), None)
+    if word is None:
+        return "not looked at by a full verify"
+    said = f"{word['mark']} since {local(word['at'])} ({ago(word['at'])})"
+    if word["mark"] == "verified":
+        return said
+    return f"{said}; `holdfast repository verify {point['repository']} --level full` says whether it is whole again"
 
 
 def _get(ask: Ask, point: str, as_of: str | None = None) -> dict[str, Any]:
@@ -101,7 +112,9 @@ def show(ask: Ask, point: str, as_of: str | None) -> None:
                 ("repository", found["repository"]),
                 ("created", f"{local(found['created'])} ({ago(found['created'])})"),
                 ("sealed", f"{local(found['sealed'])} in session {found['session']} by {found['by']}"),
-                ("size", f"{size(found['size'])}, of which {size(found['stored'])} were new in the repository"),
+                ("size", f"{size(found['size'])}, of which {size(found['stored'])} were new in the repository"
+                 if found["stored"] is not None else f"{size(found['size'])} (how much was new its files do not say)"),
+                ("condition", _condition(found)),
                 ("previous", found["previous"] or "none"),
                 ("digest", found["digest"]),
                 *((f"disk {d['name'] or d['disk']}", f"{size(d['size'])}, {d['changed']:,} blocks changed, "

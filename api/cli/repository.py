@@ -96,6 +96,7 @@ def place_of(place: str, endpoint: str | None, region: str, access_key: str | No
 @click.option("--block-size", type=Bytes(), default="128K", show_default=True, help="Of disks: 64K to 1M.")
 @click.option("--dedupe", type=click.Choice(["repository", "asset"]), default="repository", show_default=True)
 @click.option("--keep", metavar="RULES", default="", help="Retention, such as 7d,4w,12m,3y. Without this all is kept.")
+@click.option("--not-mounted", is_flag=True, help="Take a folder on which /etc/fstab mounts something, and nothing is.")
 @click.option("--dry-run", is_flag=True, help="Only check that the place can be a repository.")
 @NO_WAIT
 @asks
@@ -114,6 +115,7 @@ def add(
     block_size: int,
     dedupe: str,
     keep: str,
+    not_mounted: bool,
     dry_run: bool,
     no_wait: bool,
 ) -> None:
@@ -131,6 +133,7 @@ def add(
         "block_size": block_size,
         "dedupe": dedupe,
         "keep": keep,
+        "unmounted": not_mounted,
         "dry_run": dry_run,
     }
     if not (no_encryption or no_passphrase or dry_run):
@@ -296,6 +299,9 @@ def verify(ask: Ask, repository: str, level: str, percent: float, no_wait: bool)
         pairs((name.replace("_", " "), f"{value:,}") for name, value in sorted(result["figures"].items()))
         for point in result["points"]:
             click.echo(clean(f"{point['point']} does not restore whole: {point['why']}"), err=True)
+        if torn := result["figures"].get("torn_packs", 0):
+            click.echo(f"{torn:,} packs were never finished: their writer died, and no point needs them.")
+            click.echo(f"They go with the next collection:  holdfast repository collect {repository}")
         if not result["points"]:
             click.echo("Every point that was looked at restores.")
 
@@ -447,6 +453,75 @@ def retention(ask: Ask, repository: str, rules: str, no_wait: bool) -> None:
         ask.out({"job": done}, lambda: click.echo(f"{repository} keeps {rules}"))
 
 
+@click.command("set")
+@REPOSITORY
+@click.option("--place", metavar="PATH", help="Where the same files are now, on the agent's machine.")
+@click.option("--endpoint", metavar="URL", help="Of an S3 store.")
+@click.option("--region", help="Of an S3 store.")
+@click.option("--access-key", metavar="ID", help="Of an S3 store; its secret is read as said below.")
+@click.option(
+    "--secret-key-file", type=FILE, help="Where the secret of the new access key is. Without this it is asked for."
+)
+@click.option("--dedupe", type=click.Choice(["repository", "asset"]), help="What shares stored chunks from now on.")
+@stdin_option
+@NO_WAIT
+@asks
+def change(
+    ask: Ask,
+    repository: str,
+    place: str | None,
+    endpoint: str | None,
+    region: str | None,
+    access_key: str | None,
+    secret_key_file: Path | None,
+    dedupe: str | None,
+    secrets_stdin: bool,
+    no_wait: bool,
+) -> None:
+    """Say that a repository is reached in another way: another mount point, another server or key.
+
+    What is there must be this very repository. What cannot be changed: block size, encryption. Retention: `repository retention`.
+    """
+    if place is not None and not place.startswith("/"):
+        raise click.BadParameter(f"{place!r} must be an absolute path", param_hint="--place")
+    named = {"path": place, "endpoint": endpoint, "region": region, "access_key": access_key}
+    store = {name: value for name, value in named.items() if value}
+    body: dict[str, Any] = {**({"store": store} if store else {}), **({"dedupe": dedupe} if dedupe else {})}
+    if access_key or secret_key_file:
+        given = Given(stdin=secrets_stdin)
+        body["secret_key"] = given.read("Secret of the S3 key", secret_key_file, "--secret-key-file")
+    if not body:
+        raise click.UsageError("nothing is to be changed: say what")
+    job = ask.api.patch(f"/v1/repositories/{segment(repository)}", body)["job"]
+    done = asked(ask, job, f"changing {repository}", no_wait=no_wait)
+    if done is not None:
+        ask.out({"job": done, "repository": _get(ask, repository)}, lambda: click.echo(f"{repository} is changed"))
+
+
+@click.command("remove")
+@REPOSITORY
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@NO_WAIT
+@asks
+def remove(ask: Ask, repository: str, yes: bool, no_wait: bool) -> None:
+    """Use a repository no longer. Its files stay as they are, and `repository adopt` undoes it.
+
+    Refused while anybody works in it. What is in it can be restored again once it was adopted, here or on another site.
+    """
+    confirm(ask, repository, f"{repository} will not be used by this site any more; its files stay", yes)
+    job = ask.api.delete(f"/v1/repositories/{segment(repository)}")["job"]
+    done = asked(ask, job, f"removing {repository}", no_wait=no_wait)
+    if done is None:
+        return
+    location = done["result"]["location"]
+
+    def human() -> None:
+        click.echo(f"{repository} is not used any more. Its files are in {location}.")
+        click.echo(f"Undo:  holdfast repository adopt {repository} {location}")
+
+    ask.out({"job": done}, human)
+
+
 @click.group("key")
 def key() -> None:
     """What opens a repository: this site, passphrases, recovery codes."""
@@ -529,4 +604,4 @@ def key_remove(ask: Ask, repository: str, key_id: str, yes: bool) -> None:
     ask.out({"job": done}, lambda: click.echo(f"{key_id} does not open {repository} any more"))
 
 
-COMMANDS = (add, list_all, show, verify, collect, usage, adopt, move, retention, key)
+COMMANDS = (add, list_all, show, verify, collect, usage, adopt, move, retention, change, remove, key)

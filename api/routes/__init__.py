@@ -63,6 +63,8 @@ HANDLERS: Mapping[str, Handler] = {
     "repository.adopt": repositories.adopt,
     "repository.move": repositories.move,
     "repository.show": repositories.show,
+    "repository.set": repositories.change,
+    "repository.remove": repositories.remove,
     "repository.verify": repositories.verify,
     "repository.collect": repositories.collect,
     "repository.usage": repositories.usage,

@@ -54,7 +54,7 @@ def add(call: Call) -> Reply:
         raise ApiError(422, "block-size-invalid", f"{body['block_size']} is no power of two", "say 131072 or 262144")
     if body.get("passphrase") and not body["encrypted"]:
         raise ApiError(422, "passphrase-unexpected", "what is not encrypted has no passphrase", "leave one of them out")
-    parameters = {k: body[k] for k in ("encrypted", "block_size", "dedupe", "keep", "dry_run")}
+    parameters = {k: body[k] for k in ("encrypted", "block_size", "dedupe", "keep", "dry_run", "unmounted")}
     return _new(call, "repository.add", parameters)
 
 
@@ -75,7 +75,10 @@ def _new(call: Call, kind: str, parameters: Mapping[str, Any]) -> Reply:
         # One that is known is adopted again when the log has lost what its files say.
         if kind == "repository.add" and view.repository(conn, name) is not None:
             raise ApiError(
-                409, "repository-exists", f"there is a repository {name!r}", f"`holdfast repository show {name}`"
+                409,
+                "repository-exists",
+                f"there is a repository {name!r}",
+                f"`holdfast repository show {name}`; another place needs another name",
             )
     secrets = {
         purpose: call.site.secrets.put(f"repositories/{name}/{purpose}", body[field].encode())
@@ -124,6 +127,27 @@ def move(call: Call) -> Reply:
     parameters = {"repository": found.repository, "node": node}
     job = ask(call, "repository.move", f"repository/{found.repository}", parameters, node=node)
     return Reply({"job": job}, status=202, note={"job": job, "node": node})
+
+
+def remove(call: Call) -> Reply:
+    return _ask(call, "repository.remove", {})
+
+
+def change(call: Call) -> Reply:
+    """What is left out stays as it is."""
+    body = dict(call.body)
+    secret_key, store = body.pop("secret_key", None), dict(body.get("store") or {})
+    if not body and not secret_key:
+        raise ApiError(422, "nothing-changed", "nothing is to be changed", "say what")
+    with call.site.views() as conn:
+        found = known(call, conn)
+    strange = store.keys() - (_ALLOWED[found.store] - {"kind", "bucket", "prefix"})
+    if strange or (secret_key and found.store != "s3"):
+        wrong = ", ".join(sorted(strange)) or "secret_key"
+        hint = "local: path; s3: endpoint, region, access_key, secret_key"
+        raise ApiError(422, "store-invalid", f"a {found.store} store has no {wrong} that can be changed", hint)
+    secrets = _kept(call, "store", secret_key) if secret_key else {}
+    return _ask(call, "repository.set", {**body, "secrets": secrets})
 
 
 def verify(call: Call) -> Reply:

@@ -483,6 +483,15 @@ def point(conn: Connection, name: str) -> Point | None:
         return cur.execute(query, (name,)).fetchone()
 
 
+# A repository that is not used any more shows no points; they are back when it is adopted.
+_NOT_REMOVED = """repository NOT IN (
+    SELECT repository FROM (
+        SELECT DISTINCT ON (repository) repository, state FROM repository_definition
+        WHERE hlc <= %s ORDER BY repository, hlc DESC, event DESC
+    ) d WHERE state = 'removed'
+)"""
+
+
 def points(
     conn: Connection,
     *,
@@ -503,6 +512,7 @@ def points(
         ("sealed_hlc <= %s", None if as_of_us is None else until),
         ("(dropped_hlc IS NULL OR dropped_hlc > %s)", None if dropped else until),
         ("(created_us, point) < (%s, %s)", before),
+        (_NOT_REMOVED, until),
     )
     query = sql.SQL("SELECT * FROM point {} ORDER BY created_us DESC, point DESC LIMIT %s").format(condition)
     with conn.cursor(row_factory=kwargs_row(_point)) as cur:

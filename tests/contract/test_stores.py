@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import secrets
+import tempfile
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.awsrequest import AWSResponse, HeadersDict
 from urllib3 import HTTPResponse
 
+from agents.repository import watch
 from agents.repository.errors import DAMAGED, RepositoryError
 from agents.repository.format import DATA, DATA_PACK
 from agents.repository.keys import Keys, new_key
@@ -467,3 +471,66 @@ def test_a_server_that_knows_no_ranges_is_read_all_the_same(bucket: S3Store) -> 
     with pytest.raises(StoreError) as refused:
         bucket.read("packs/aa/aa.pack", 8, 4)
     assert refused.value.code == SHORT
+
+
+def test_object_lock_is_read_from_the_server_and_told(gateway: Gateway) -> None:
+    there = gateway.bucket()
+    client = boto3.client(
+        "s3", endpoint_url=there.endpoint, region_name=there.region, verify=there.ca,
+        aws_access_key_id=there.access_key, aws_secret_access_key=there.secret_key,
+    )  # fmt: skip
+    for mode in ("COMPLIANCE", "GOVERNANCE"):
+        name = f"locked-{mode.lower()}"
+        client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+        rule = {"DefaultRetention": {"Mode": mode, "Days": 3}}
+        client.put_object_lock_configuration(
+            Bucket=name, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
+        )
+        store = S3Store(replace(there, bucket=name))
+        traits = store.check()
+        said = "\n".join(watch.protected_from(store))
+        assert traits.versioned
+        assert "what is collected takes room until a lifecycle rule removes them" in said
+        if mode == "COMPLIANCE":
+            assert traits.locked_days == 3
+            assert "yes for 3 days after being written (object lock)" in said
+        else:
+            assert traits.locked_days == 0
+            assert "3 days in governance mode: who may bypass it can delete" in said
+        store.close()
+    client.close()
+
+
+def test_what_goes_to_a_bucket_is_not_kept_in_memory(gateway: Gateway) -> None:
+    store = S3Store(gateway.bucket(f"test-{secrets.token_hex(4)}/"))
+    piece = secrets.token_bytes(1 << 20)
+    grown = store.append("packs/large")
+    tracemalloc.start()
+    try:
+        for _ in range(40):
+            grown.write(piece[:100], piece[100:])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    grown.close()
+    grown.close()
+    assert store.size("packs/large") == 40 << 20
+    assert store.read("packs/large", 39 << 20) == piece
+    other = store.append("packs/abandoned")
+    other.write(piece)
+    other.abandon()
+    assert names(store) == {"packs/large"}
+    store.close()
+
+
+def test_no_room_to_gather_what_goes_to_a_bucket_is_told(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = S3Store(gateway.bucket(f"test-{secrets.token_hex(4)}/"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tempfile, "TemporaryFile", lambda **_: open("/dev/full", "r+b", buffering=0))  # noqa: SIM115
+        grown = store.append("packs/full")
+        with pytest.raises(StoreError) as refused:
+            grown.write(b"something")
+    assert refused.value.code == FULL
+    assert "TMPDIR" in refused.value.hint
+    grown.abandon()
+    store.close()

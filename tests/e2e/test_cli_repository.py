@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import os
 import random
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.repository.stores.s3 import Bucket
+from tests.stack.gateway import Gateway, NoGateway, gateway_program
 from tests.stack.running_api import eventually
-from tests.stack.running_site import RunningSite
-from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site
+from tests.stack.running_site import RunningSite, running_site
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch
 from tests.stand_ins.changing import scan
+from tests.stand_ins.s3_trouble import trouble
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 PASSPHRASE = "correct horse battery staple"
@@ -23,29 +25,15 @@ PASSPHRASE = "correct horse battery staple"
 
 @pytest.fixture(scope="module")
 def site(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningSite]:
-    scratch = Scratch("cli-repository")
-    database = postgres.fresh_database()
-    running = RunningSite(make_site(scratch.path / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database))
-    try:
+    with running_site(kafka, postgres, "cli-repository") as running:
         yield running
-    finally:
-        running.close()
-        postgres.drop_database(database.dbname)
-        scratch.remove()
 
 
 @pytest.fixture
 def elsewhere(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningSite]:
     """Another installation, which has nothing."""
-    scratch = Scratch("cli-adopts")
-    database = postgres.fresh_database()
-    running = RunningSite(make_site(scratch.path / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database))
-    try:
+    with running_site(kafka, postgres, "cli-adopts") as running:
         yield running
-    finally:
-        running.close()
-        postgres.drop_database(database.dbname)
-        scratch.remove()
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +74,23 @@ def tree(folder: Path) -> Path:
     (root / "sub" / "text").write_text("one\n")
     os.symlink("sub/text", root / "link")
     return root
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    """Of a server without TLS on this machine, so that something can be put in between."""
+    try:
+        program = gateway_program()
+    except NoGateway as reason:
+        pytest.skip(str(reason))
+    scratch = Scratch("cli-gateway")
+    server = Gateway(scratch.path, program, tls=False)
+    try:
+        server.start()
+        yield server.bucket()
+    finally:
+        server.stop()
+        scratch.remove()
 
 
 def backed_up(site: RunningSite, *words: str) -> dict[str, Any]:
@@ -277,6 +282,92 @@ def test_damage_is_found_put_right_where_there_is_a_second_copy_and_told_where_n
     site.cli("point", "restore", point, "--to", str(folder / "healed.img"))
     assert (folder / "healed.img").read_bytes() == image.read_bytes()
     assert healed != point
+
+
+def test_a_repository_moves_is_removed_and_taken_back(site: RunningSite, vault: Path, tree: Path, folder: Path) -> None:
+    attic = folder / "attic"
+    attic.mkdir()
+    site.cli("repository", "add", "attic", str(attic), "--no-encryption")
+    point = site.json("backup", "files", str(tree), "--to", "attic", "--asset", "stowed")["point"]["point"]
+    was = scan(tree)
+    refused = site.cli("point", "restore", point, "--to", str(vault / "into"), expect=11)
+    assert "path-own" in refused, "not into another repository's folder either"
+    for words in (
+        ("backup", "files", "www", "--to", "attic"),
+        ("point", "restore", point, "--to", "back"),
+        ("repository", "add", "other", "attic"),
+        ("repository", "set", "attic", "--place", "attic"),
+    ):
+        assert "absolute path" in site.cli(*words, expect=2), f"relative to what? {words}"
+    hinted = site.cli("backup", "files", str(tree / "new"), "--to", "attic", "--asset", "x", expect=11)
+    assert "path-unfit" in hinted
+    assert "holdfast backup image" in hinted
+    assert "path-unfit" in site.cli("backup", "files", "/proc/self", "--to", "attic", "--asset", "x", expect=11)
+
+    moved = folder / "moved"
+    attic.rename(moved)
+    exchanged = site.cli("repository", "set", "attic", "--place", str(vault), expect=11)
+    assert "repository-exchanged" in exchanged
+    changed = site.json("repository", "set", "attic", "--place", str(moved), "--dedupe", "asset")["job"]["result"]
+    assert changed["options"]["dedupe"] == "asset"
+    site.cli("point", "restore", point, "--to", str(folder / "from-moved"))
+    assert scan(folder / "from-moved") == was
+
+    files = {path for path in moved.rglob("*") if path.is_file()}
+    site.cli("repository", "remove", "attic", "--yes")
+    assert {path for path in moved.rglob("*") if path.is_file()} >= files, "nothing of it is deleted"
+    assert eventually(lambda: [r["name"] for r in site.json("repository", "list")["repositories"]] == ["vault"])
+    assert not [p for p in site.json("point", "list")["points"] if p["repository"] == "attic"]
+    (folder / "empty").mkdir()
+    assert "repository-name-used" in site.cli("repository", "add", "attic", str(folder / "empty"), "--no-encryption",
+                                              expect=11)  # fmt: skip
+    nothing = folder / "nothing"
+    nothing.touch()
+    site.cli("repository", "adopt", "attic", str(moved), "--passphrase-file", str(nothing))
+    assert [p["point"] for p in site.json("point", "list", "--repository", "attic")["points"]] == [point]
+    site.cli("point", "restore", point, "--to", str(folder / "from-adopted"))
+    assert scan(folder / "from-adopted") == was
+    site.cli("repository", "remove", "attic", "--yes")
+
+
+def test_a_repository_in_a_bucket_lives_through_a_bad_day_of_its_server(
+    site: RunningSite, tree: Path, folder: Path, bucket: Bucket
+) -> None:
+    """A real S3 server, of which answers are lost, broken off, errors or slow."""
+    port = int(bucket.endpoint.rpartition(":")[2])
+    there = ("s3://repository/deep/er", "--region", bucket.region, "--access-key", bucket.access_key)
+    with trouble(port) as between:
+        place = (*there, "--endpoint", f"http://127.0.0.1:{between.port}", "--secrets-stdin")
+        secrets_given = f"{PASSPHRASE}\n{bucket.secret_key}\n"
+        wrong = site.cli("repository", "add", "cloud", *place, "--dry-run", expect=11, stdin="not the secret\n")
+        assert "store-denied" in wrong
+        between.set(
+            2,
+            PUT=("503", "lost", "cut"),
+            GET=("half", "500"),
+            HEAD=("503",),
+            LIST=("slow", "500"),
+            DELETE=("cut", "503"),
+        )
+        added = site.cli("repository", "add", "cloud", *place, stdin=secrets_given)
+        assert "administrators of the S3 server: no" in added
+        first = site.json("backup", "files", str(tree), "--to", "cloud", "--asset", "far")["point"]
+        was = scan(tree)
+        (tree / "far").write_bytes(os.urandom(300_000))
+        second = site.json("backup", "files", str(tree), "--to", "cloud", "--asset", "far")["point"]
+        assert second["continues"] == first["point"]
+        assert site.json("repository", "verify", "cloud", "--level", "full")["result"]["points"] == []
+        site.cli("point", "restore", first["point"], "--to", str(folder / "far-first"))
+        assert scan(folder / "far-first") == was
+        assert site.json("repository", "collect", "cloud")["result"]["waiting"] == []
+        site.cli("repository", "remove", "cloud", "--yes")
+        site.cli("repository", "adopt", "cloud", *place, stdin=secrets_given)
+        site.cli("point", "restore", second["point"], "--to", str(folder / "far-second"))
+        assert scan(folder / "far-second") == scan(tree)
+        assert {method for method, _ in between.met} == {"PUT", "GET", "HEAD", "LIST", "DELETE"}
+        assert {what for method, what in between.met if method == "PUT"} == {"503", "lost", "cut"}
+        between.set()
+        site.cli("repository", "remove", "cloud", "--yes")
 
 
 def test_another_installation_adopts_the_repository_and_the_first_one_is_refused(

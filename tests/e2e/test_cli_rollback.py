@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -19,23 +18,16 @@ import pytest
 from deploy.demo.accounts import create_accounts
 from deploy.demo.mariadb import MariaDB
 from tests.stack.running_api import eventually
-from tests.stack.running_site import ROOT, RunningSite
-from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_mariadb
+from tests.stack.running_site import ROOT, RunningSite, running_site
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch, start_mariadb
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def site(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningSite]:
-    scratch = Scratch("cli")
-    database = postgres.fresh_database()
-    running = RunningSite(make_site(scratch.path / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database))
-    try:
+    with running_site(kafka, postgres, "cli") as running:
         yield running
-    finally:
-        running.close()
-        postgres.drop_database(database.dbname)
-        scratch.remove()
 
 
 @pytest.fixture(scope="module")

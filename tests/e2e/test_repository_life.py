@@ -180,7 +180,7 @@ def seal(ingest: Ingest, held: Held, asset: str, kind: str, life: Life, **parts:
 def expire(held: Held) -> int:
     verdicts = expiring.judged(held.sessions.ledger().standing(), rules_of(KEEP), held.sessions.clock())
     going = [v for v in verdicts if not v.keep]
-    expiring.drop(held, going, "retention")
+    expiring.drop(held, going, "retention", {})
     return len(going)
 
 

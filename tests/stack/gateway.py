@@ -65,21 +65,25 @@ def gateway_program() -> Path:
 class Gateway:
     """One server. `directory`: its buckets are folders in it, its objects files: what a test may damage."""
 
-    def __init__(self, directory: Path, program: Path) -> None:
+    def __init__(self, directory: Path, program: Path, *, tls: bool = True) -> None:
+        """Without `tls` something may be put between it and who asks it (`tests.stand_ins.s3_trouble`)."""
         self.directory = directory
         self.buckets = directory / "buckets"
         self.buckets.mkdir()
-        (directory / "attributes").mkdir()
-        certificate = make(directory / "tls", ["127.0.0.1"])
-        self.ca = str(certificate.ca)
+        for name in ("attributes", "versions"):
+            (directory / name).mkdir()
+        certificate = make(directory / "tls", ["127.0.0.1"]) if tls else None
+        self.ca = str(certificate.ca) if certificate else ""
+        self.scheme = "https" if certificate else "http"
         self.port = free_ports(1)[0]
         self._access, self._secret = "holdfast", secrets.token_urlsafe(24)
         self._command = Command(
             "versitygw",
             [
                 *(str(program), "--port", f"127.0.0.1:{self.port}", "--quiet"),
-                *("--cert", str(certificate.certificate), "--key", str(certificate.key)),
-                *("posix", "--sidecar", str(directory / "attributes"), str(self.buckets)),
+                *(("--cert", str(certificate.certificate), "--key", str(certificate.key)) if certificate else ()),
+                *("posix", "--sidecar", str(directory / "attributes"), "--versioning-dir", str(directory / "versions")),
+                str(self.buckets),
             ],
             directory / "log",
             directory,
@@ -106,7 +110,7 @@ class Gateway:
     def bucket(self, prefix: str = "", name: str = "repository") -> Bucket:
         """A bucket of it; a prefix of one's own keeps tests apart."""
         (self.buckets / name).mkdir(exist_ok=True)
-        endpoint = f"https://127.0.0.1:{self.port}"
+        endpoint = f"{self.scheme}://127.0.0.1:{self.port}"
         return Bucket(endpoint, name, self._access, self._secret, prefix=prefix, ca=self.ca)
 
 

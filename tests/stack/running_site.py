@@ -5,11 +5,14 @@ Every process is started by the tests, ends with them, and can be killed and sta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from streams.admin import ensure_topics
 from streams.settings import Settings
 from streams.topics import CATALOGUE
 from tests.stack.running_api import eventually
-from tests.stack.servers import config_file
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch, config_file, make_site
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"processors": ("projections", "worker"), "agent": ("agents",), "api": ("api",)}
@@ -105,3 +108,17 @@ class RunningSite:
         done = self.run(*words, "--json", stdin=stdin)
         assert done.returncode == expect, f"holdfast {' '.join(words)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout)
+
+
+@contextlib.contextmanager
+def running_site(kafka: KafkaServer, postgres: PostgresServer, name: str) -> Iterator[RunningSite]:
+    """A site with nothing in it, of topics and a database of its own; its data directory goes with it."""
+    scratch = Scratch(name)
+    database = postgres.fresh_database()
+    running = RunningSite(make_site(scratch.path / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database))
+    try:
+        yield running
+    finally:
+        running.close()
+        postgres.drop_database(database.dbname)
+        scratch.remove()

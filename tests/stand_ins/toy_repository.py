@@ -100,6 +100,9 @@ class ToyContents:
         self.copies.setdefault(session.id, bytearray()).extend(b"".join(kept))
         return 32 * len(kept)
 
+    def spare(self, pack: PackFile, names: Iterable[bytes]) -> bool:
+        return False  # none is torn
+
     def stand(self, names: Iterable[bytes], within: Container[bytes]) -> bool:
         there = {name for pack in self.packs() if pack.id in within for name in split(self.frames(pack)[0])}
         return there.issuperset(names)

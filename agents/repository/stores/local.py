@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.failpoints import failpoint
+from agents.repository import mounts
 from agents.repository.stores import (
     DENIED,
     EXISTS,
@@ -143,7 +144,7 @@ class LocalStore:
 
     def check(self) -> Traits:
         folder, probe = self.root / "check", f"check/{secrets.token_hex(8)}"
-        mounted = _mounted(self.root)
+        mounted = mounts.type_of(self.root)
         notes: list[str] = []
         network = mounted.startswith(_NETWORK)
         try:
@@ -365,19 +366,6 @@ def _walk(folder: Path, before: str, prefix: str) -> Iterator[Listed]:
             continue
         except OSError as error:
             raise StoreError(IO, f"{entry.path}: {error.strerror}") from error
-
-
-def _mounted(path: Path) -> str:
-    """The type of the file system that holds `path`."""
-    best, kind = "", "unknown"
-    real = str(path.resolve())
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            fields, _, rest = line.partition(" - ")
-            point = fields.split()[4].replace("\\040", " ")
-            if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-                best, kind = point, rest.split()[0]
-    return kind
 
 
 def _unfit(root: Path, mounted: str, why: str) -> StoreError:

@@ -2,8 +2,8 @@
 
 A file is one object, made by one PUT with `If-None-Match: *`, which a server carries out or refuses with 412. Servers that
 ignore the condition (older ones do) overwrite, and so are refused by `check`. A PUT whose answer was lost is sent again by the
-SDK and then meets its own object: the random `writer` in the object's metadata tells. An appended file is kept in memory
-until it is closed: nothing of it is durable before, and nothing is left of it by a crash.
+SDK and then meets its own object: the random `writer` in the object's metadata tells. An appended file is kept in an
+unnamed file of this machine until it is closed: nothing of it is durable before, and nothing is left of it by a crash.
 
 The body's MD5 goes along, so that a server keeps what was sent or says so; what comes back is proven by whoever reads (digests,
 tags). Plain HTTP is refused for anything but this machine.
@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import ipaddress
 import secrets
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import IO as IO_
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -41,6 +44,7 @@ from agents.repository.stores import (
 )
 
 _WRITER: Final = "hf-writer"
+_SPOOL_BUFFER: Final = 1 << 20
 _TRIES: Final = 4  # of a body that breaks off, and of a conflict; the SDK tries requests again itself
 _CODES: Final = {
     "AccessDenied": DENIED,
@@ -87,7 +91,8 @@ class S3Store:
         self._client = self._sdk.client(bucket, attempts)
 
     def create(self, name: str, parts: Iterable[Buffer]) -> None:
-        self._put(checked_name(name), b"".join(parts))
+        data = b"".join(parts)
+        self._put(checked_name(name), data, hashlib.md5(data, usedforsecurity=False).digest())
 
     def append(self, name: str) -> _Growing:
         checked_name(name)
@@ -191,7 +196,13 @@ class S3Store:
             with contextlib.suppress(StoreError):
                 self.delete(probe)
         where = f"{self.bucket.endpoint}/{self.bucket.bucket}/{self.bucket.prefix}"
-        return Traits("s3", where, "s3", True, deletable, self._locked_days(), self._versioned(), tuple(notes))
+        mode, days = self._locked()
+        versioned = self._versioned()
+        if mode == "GOVERNANCE":
+            notes.append(f"object lock of {days} days in governance mode: who may bypass it can delete")
+        if versioned:
+            notes.append("the bucket keeps versions: what is collected takes room until a lifecycle rule removes them")
+        return Traits("s3", where, "s3", True, deletable, days if mode == "COMPLIANCE" else 0, versioned, tuple(notes))
 
     def free_bytes(self) -> int | None:
         return None
@@ -199,9 +210,12 @@ class S3Store:
     def close(self) -> None:
         self._client.close()
 
-    def _put(self, name: str, data: Buffer) -> None:
+    def _put(self, name: str, data: bytes | IO_[bytes], md5: bytes) -> None:
+        """`data`: a file is read from where it stands, again for each try (the SDK rewinds it)."""
         key, writer = self._key(name), secrets.token_hex(16)
         for attempt in range(_TRIES):
+            if not isinstance(data, bytes):
+                data.seek(0)
             try:
                 with self._named(name):
                     self._client.put_object(
@@ -209,7 +223,7 @@ class S3Store:
                         Key=key,
                         Body=data,
                         IfNoneMatch="*",
-                        ContentMD5=base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
+                        ContentMD5=base64.b64encode(md5).decode(),
                         Metadata={_WRITER: writer},
                     )
                 return
@@ -226,14 +240,13 @@ class S3Store:
             found = self._client.head_object(Bucket=self.bucket.bucket, Key=self._key(name))
         return str(found.get("Metadata", {}).get(_WRITER, ""))
 
-    def _locked_days(self) -> int:
-        """Days for which every new object is locked against everybody, root included."""
+    def _locked(self) -> tuple[str, int]:
+        """Mode and days for which every new object is locked; in mode COMPLIANCE against everybody, root included."""
         with contextlib.suppress(StoreError, KeyError, TypeError), self._named("the bucket"):
             found = self._client.get_object_lock_configuration(Bucket=self.bucket.bucket)
             rule = found["ObjectLockConfiguration"]["Rule"]["DefaultRetention"]
-            if rule.get("Mode") == "COMPLIANCE":
-                return int(rule.get("Days") or 365 * rule.get("Years", 0))
-        return 0
+            return str(rule.get("Mode", "")), int(rule.get("Days") or 365 * rule.get("Years", 0))
+        return "", 0
 
     def _versioned(self) -> bool:
         with contextlib.suppress(StoreError), self._named("the bucket"):
@@ -274,30 +287,57 @@ class S3Store:
 
 
 class _Growing:
-    """An `Appender` that keeps what it is given until it is closed."""
+    """An `Appender` that keeps what it is given, in an unnamed file of this machine, until it is closed: several packs are open
+    at once, and memory is for other things."""
 
     def __init__(self, store: S3Store, name: str) -> None:
         self._store, self._name = store, name
-        self._data: bytearray | None = bytearray()
+        self._size = 0
+        self._digest = hashlib.md5(usedforsecurity=False)
+        with _spooling():
+            # Buffered, for frames are small; unnamed, so a death leaves nothing.
+            self._file: IO_[bytes] | None = tempfile.TemporaryFile(buffering=_SPOOL_BUFFER)  # noqa: SIM115
 
     def write(self, *parts: Buffer) -> int:
-        if self._data is None:
+        if self._file is None:
             raise ValueError("written to after close")
-        at = len(self._data)
-        for part in parts:
-            self._data += part
+        at = self._size
+        with _spooling():
+            for part in parts:
+                self._file.write(part)
+                self._digest.update(part)
+                self._size += memoryview(part).nbytes
         return at
 
     def sync(self) -> None:
         """An object is made at once or not at all."""
 
     def close(self) -> None:
-        if self._data is not None:
-            data, self._data = self._data, None
-            self._store._put(self._name, data)
+        if self._file is not None:
+            file, self._file = self._file, None
+            with file:
+                with _spooling():
+                    file.flush()
+                    file.seek(0)
+                self._store._put(self._name, file, self._digest.digest())
 
     def abandon(self) -> None:
-        self._data = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+@contextlib.contextmanager
+def _spooling() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        code = FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else IO
+        raise StoreError(
+            code,
+            f"{tempfile.gettempdir()}, where what goes to a bucket is gathered: {error.strerror or error}",
+            "give the agent's temporary folder (TMPDIR) a gigabyte of room",
+        ) from error
 
 
 class _Sdk:

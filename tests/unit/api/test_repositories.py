@@ -172,6 +172,10 @@ def test_marks_are_what_was_said_last_and_as_of_a_moment_what_had_been_said(
     found = client.get(path)
     assert (found["starred"], found["held"], found["suspect"]) == (False, False, False), "case-2 has ended by itself"
     assert found["verified"]
+    assert found["condition"] == "verified"
+    mark(api, point, "damaged")
+    worse = client.get(path)
+    assert (worse["suspect"], worse["condition"], worse["verified"]) == (True, "damaged", None), "the newest word"
     assert [m["mark"] for m in found["marks"]] == ["star", "hold", "hold", "suspect", "unstar", "release", "verified"]
     assert client.get("/v1/points", repository="vault", as_of=before)["items"] == []
     assert client.get("/v1/repositories", as_of=before)["items"] == []

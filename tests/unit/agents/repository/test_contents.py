@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.repository import collection, directories, files, points, tree
+from agents.repository import collection, directories, files, points, tree, verify
 from agents.repository import repository as repositories
 from agents.repository.collection import Rules
 from agents.repository.contents import RepositoryContents
@@ -282,6 +282,55 @@ def test_what_is_stored_again_takes_nothing_away_unless_it_can_be_read_there(
     collector.close()
 
     assert figures["spared_packs"] >= 1
+    site.everything_restores(elsewhere)
+    elsewhere.close()
+
+
+def test_a_pack_whose_writer_died_is_garbage_and_goes_though_what_is_in_it_is_needed(
+    site: Site, tmp_path: Path
+) -> None:
+    """What it had stored was stored again by who did its work over: that copy is the one that counts."""
+    site.image[: 50 * BLOCK] = site.random.randbytes(50 * BLOCK)
+    died = site.sessions.open("backup", by="test")
+    ingest = Ingest(site.repository, died, slug="main")
+    disk = ingest.disk("sda", size=len(site.image))
+    disk.feed(Image(site.image), [(0, disk.blocks, CHUNK)])
+    left = {file.name: site.store.read(file.name) for file in site.store.list("packs/")}
+    ingest.close()
+    for name, data in left.items():
+        site.store.put(name, data)  # as a death leaves them
+    died.close("failed")
+    assert left
+    site.random = random.Random(8)
+    site.day(1)
+    point = site.newest
+    session = site.sessions.open("backup", by="test")
+    with Ingest(site.repository, session, slug="main") as again:
+        disk = again.disk("sda", size=len(site.image))
+        disk.feed(Image(site.image), [(0, disk.blocks, CHUNK)])
+        blank = points.JournalPlace(0, "")
+        whole = again.seal(
+            points.Point("", "vm", "VM", "disks", 1, "", 0, "", blank, disks=(disk.finish(),))
+        ).point.point
+    session.close(points=[whole])
+    site.kept[whole] = bytes(site.image)
+    del site.kept[point]
+
+    standing = site.sessions.ledger().standing()
+    checking = site.sessions.open("verify", by="test", pins=list(standing))
+    report = verify.verify(
+        site.contents, checking, {name: s.sealed.record for name, s in standing.items()}, mode="full"
+    )
+    checking.close()
+    assert report.problems == []
+    assert report.figures["torn_packs"] == len(left)
+    assert list(site.store.list("damaged/")) == []
+
+    site.collect(Rules(live_share=0.0))
+
+    assert not left.keys() & {file.name for file in site.store.list("packs/")}
+    site.everything_restores()
+    elsewhere = repositories.open(site.store, None, tmp_path / "elsewhere", "b")
     site.everything_restores(elsewhere)
     elsewhere.close()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.repository import mounts
 from agents.repository.stores import EXISTS, FULL, IO, MISSING, READ_ONLY, UNFIT, StoreError
 from agents.repository.stores import local as module
 from agents.repository.stores.local import SCRATCH, LocalStore
@@ -80,9 +81,9 @@ def test_folders_that_cannot_be_flushed_are_a_file_servers_matter_and_nobody_els
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_flushes_folders", lambda _: False)
-    monkeypatch.setattr(module, "_mounted", lambda _: "cifs")
+    monkeypatch.setattr(mounts, "type_of", lambda _: "cifs")
     assert any("flushed by the file server" in note for note in store.check().notes)
-    monkeypatch.setattr(module, "_mounted", lambda _: "ext4")
+    monkeypatch.setattr(mounts, "type_of", lambda _: "ext4")
     with pytest.raises(StoreError, match="does not make folders durable") as refused:
         store.check()
     assert refused.value.code == UNFIT

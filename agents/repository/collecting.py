@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from agents.commands import Command, Context
-from agents.repository import collection, proof
+from agents.repository import collection, proof, reserve
 from agents.repository import verify as verifying
-from agents.repository.collection import Proposal
+from agents.repository.collection import Proposal, Rules
 from agents.repository.contents import RepositoryContents
 from agents.repository.handlers import held_of
 from agents.repository.node import Held, closing
 from agents.repository.sessions import Session
+from agents.repository.stores import StoreError
 
 PATIENCE_S: Final = 600.0
 _LOOK_S: Final = 0.5
@@ -58,19 +59,33 @@ def carry_out(
         if dry_run:
             plan, figures = collection.forecast(held.sessions, session, contents, progress)
             return _said(plan.bytes, len(plan.packs), figures, [])
+        # Where nothing can be moved, what is dead as a whole still goes.
+        rules = Rules(live_share=0.0) if reserve.give_up(held.store) else None
         begun = collection.finish(held.sessions, session, contents)
         freed = begun.get("freed_bytes", 0) if begun else 0
         packs = begun.get("packs_deleted", 0) if begun else 0
-        proposal = collection.propose(held.sessions, session, contents, None, progress)
+        proposal = collection.propose(held.sessions, session, contents, rules, progress)
         if proposal is None:
+            _tidy(held)
             return _said(freed, packs, {}, [])
         if waiting := _wait(held, proposal, waits):
             collection.abandon(held.sessions, session, proposal)
             return _said(freed, packs, proposal.figures, waiting)
         done = collection.execute(held.sessions, session, contents, proposal)
-        held.repository.merge_runs()
+        _tidy(held)
         return _said(freed + done["freed_bytes"], packs + done["packs_deleted"], done, [])
 
+
+def _tidy(held: Held) -> None:
+    """What can be done another time: fewer index runs, what crashes left, room for the next time that there is none."""
+    with contextlib.suppress(StoreError):
+        held.repository.merge_runs()
+    with contextlib.suppress(StoreError):
+        held.store.sweep(_SCRATCH_S)
+    reserve.keep(held.store)
+
+
+_SCRATCH_S: Final = 86_400.0  # nobody writes a small file for a day
 
 _STAGES: Final = {
     "mark": "looking what is needed",

@@ -252,16 +252,16 @@ def _joined_lengths(labels: list[bytes]) -> bytes:
     return _u64.pack(sum(_u64.unpack(label)[0] for label in labels))
 
 
-def pieces(source: ChunkSource, entry: Entry) -> Iterator[Piece]:
+def pieces(source: ChunkSource, entry: Entry, *, skip_lost: bool = False) -> Iterator[Piece]:
     """The content of a file, from its first byte to its last. Raises `RepositoryError` (`directory-damaged`) if that
-    is not its size."""
-    yield from content(source, entry.form, entry.where, entry.size)
+    is not its size. `skip_lost`: what is said nowhere that can be read is a lost piece."""
+    yield from content(source, entry.form, entry.where, entry.size, skip_lost=skip_lost)
 
 
-def content(source: ChunkSource, form: int, where: bytes, size: int) -> Iterator[Piece]:
+def content(source: ChunkSource, form: int, where: bytes, size: int, *, skip_lost: bool = False) -> Iterator[Piece]:
     """The same of a stream, which has no entry."""
     total = 0
-    for piece in _pieces(source, form, where, size):
+    for piece in _pieces(source, form, where, size, skip_lost=skip_lost):
         total += piece.length
         if total > size:
             break
@@ -270,7 +270,7 @@ def content(source: ChunkSource, form: int, where: bytes, size: int) -> Iterator
         raise damaged(f"content has {total} bytes where {size} belong")
 
 
-def _pieces(source: ChunkSource, form: int, where: bytes, size: int) -> Iterator[Piece]:
+def _pieces(source: ChunkSource, form: int, where: bytes, size: int, *, skip_lost: bool = False) -> Iterator[Piece]:
     if form == NOTHING:
         if size:
             yield Piece(ZERO, size)
@@ -283,7 +283,11 @@ def _pieces(source: ChunkSource, form: int, where: bytes, size: int) -> Iterator
             yield _unpack_piece(where[at:end])
             at = end
     elif form == LIST:
-        for item in items_of(source, where, CONTENT):
+
+        def lost(label: bytes) -> list[bytes]:
+            return [_piece.pack(LOST, _u64.unpack(label)[0] if label else size)]
+
+        for item in items_of(source, where, CONTENT, lost=lost if skip_lost else None):
             yield _unpack_piece(item)
     else:
         raise damaged("content of no known form")
@@ -309,11 +313,17 @@ class DirectoryWriter:
         return self._rope.finish()
 
 
-def entries(source: ChunkSource, directory: bytes) -> Iterator[Entry]:
-    """The entries of a directory, sorted by name. Raises `RepositoryError`: `directory-damaged`, and what `source`
-    raises."""
+def entries(source: ChunkSource, directory: bytes, lost: Callable[[], None] | None = None) -> Iterator[Entry]:
+    """The entries of a directory, sorted by name. `lost` is called where some of them stand in what cannot be read, and
+    the rest goes on. Raises `RepositoryError`: `directory-damaged`, and what `source` raises, without it."""
     last = b""
-    for item in items_of(source, directory, ENTRIES):
+
+    def gone(_label: bytes) -> tuple[bytes, ...]:
+        if lost is not None:
+            lost()
+        return ()
+
+    for item in items_of(source, directory, ENTRIES, lost=gone if lost is not None else None):
         entry = decode(item)
         if entry.name <= last:
             raise damaged("names of a directory do not ascend")

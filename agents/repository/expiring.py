@@ -18,7 +18,7 @@ from blake3 import blake3
 from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
-from agents.repository import marks, policies, retention
+from agents.repository import marks, policies, reserve, retention
 from agents.repository.handlers import held_of, say_mark
 from agents.repository.keeping import rules_of
 from agents.repository.ledger import Ledger, PointState
@@ -143,6 +143,7 @@ def _dropped_before(ledger: Ledger, command: Command) -> dict[str, PointState]:
 def drop(held: Held, going: list[Verdict], by: str, gone: Mapping[str, PointState]) -> None:
     """Say of each that it is given up, and why; of those that are `gone` already, what a death left unsaid."""
     held.sessions.prove(held.sessions.ledger())
+    reserve.give_up(held.store)  # points are dropped to make room, and the last drop's witness needs some
     _finish_drops(held, gone.values())
     going = [verdict for verdict in going if verdict.point not in gone]
     for number, verdict in enumerate(going, 1):

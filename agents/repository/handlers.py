@@ -25,7 +25,7 @@ from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.failpoints import failpoint
 from agents.repository import adopt as adoption
-from agents.repository import escrow, keys, marks, mounts, policies, retention, watch
+from agents.repository import escrow, keys, marks, mounts, policies, reserve, retention, watch
 from agents.repository import repository as repositories
 from agents.repository.errors import RepositoryError
 from agents.repository.keeping import rules_of
@@ -73,6 +73,7 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
         site = ctx.services.secrets.put(f"repositories/{name}/site", keys.new_key()) if p["encrypted"] else ""
         definition = _created(ctx, command, store, site, _secret(ctx, secrets, "passphrase"))
         failpoint("repository-add-created")
+        reserve.keep(store)
         site = site and _own_wrap(store, site)
         sessions = node.sessions(name, store)
         undo.callback(sessions.journal.close)
@@ -128,14 +129,14 @@ def _is_mounted(location: str) -> None:
 
 def _is_free(store: Store, location: str) -> None:
     """Raises `AgentError`: a repository is nobody else's place. What a creation that died has left is in nobody's way."""
+    if any(listed.name == repositories.FIRST for listed in store.list(repositories.FIRST)):
+        raise AgentError(
+            repositories.TAKEN,
+            f"there is a repository in {location} already",
+            "take it over, with all that is in it: `holdfast repository adopt NAME PLACE`; or choose another place",
+        )
     for listed in store.list():
         folder = listed.name.partition("/")[0]
-        if folder == repositories.FIRST:
-            raise AgentError(
-                repositories.TAKEN,
-                f"there is a repository in {location} already",
-                "take it over, with all that is in it: `holdfast repository adopt NAME PLACE`; or choose another place",
-            )
         if folder not in _OF_CREATION:
             raise AgentError(
                 "store-not-empty", f"{location} is not empty: {listed.name!r} is in it", "choose or make an empty one"

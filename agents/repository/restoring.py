@@ -115,7 +115,7 @@ def restore_disk(
     `zeros`: the target is not known to be zero, so zeros are written too. `done(window)` says that a window is
     restored already; `finished(window)` is called when one is, and durable; `progress(bytes)` as it goes on, from
     several threads. Raises `RepositoryError`: `block-lost` (before anything of its window is written, unless
-    `skip_lost`), `chunk-damaged`, `chunk-missing` (unless `skip_lost`, where it is data), `tree-damaged`; `StoreError`,
+    `skip_lost`), `chunk-damaged`, `chunk-missing`, `tree-damaged` (likewise: all that a node stands for is lost); `StoreError`,
     `OSError`, `Stopped`. A window that lacks something is not `finished`: whoever goes on finds again what it lacks.
     """
     fitting = Fitting(disk.size, disk.block_size)
@@ -227,7 +227,7 @@ class _Work:
         holes: list[tuple[int, int]] = []
         lost_here: list[tuple[int, int]] = []
         at = first
-        for run in tree.iterate(self._source, root, first, stop):
+        for run in tree.iterate(self._source, root, first, stop, skip_lost=self._skip_lost):
             names = run.names
             for begin, count, tag, start in run.extents():
                 if begin > at:

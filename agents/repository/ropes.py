@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from agents.repository.content import DIRECTORY, NAME_SIZE, ChunkSink, ChunkSource
@@ -135,28 +135,53 @@ def opened(data: bytes, what: int, level: int | None = None) -> tuple[int, list[
     return int(its), items
 
 
+Lost = Callable[[bytes], Iterable[bytes]]
+"""Is given the label of a node that cannot be read (empty: of a list's root), gives what stands for its items."""
+
+
 def items_of(
-    source: ChunkSource, root: bytes, what: int, wanted: Callable[[int, bytes], bool] | None = None
+    source: ChunkSource,
+    root: bytes,
+    what: int,
+    wanted: Callable[[int, bytes], bool] | None = None,
+    lost: Lost | None = None,
 ) -> Iterator[bytes]:
     """A list's items in order. `wanted(i, label)` says of a node above level 0 whether its i-th child is to be read,
-    in order.
+    in order. `lost`: of nodes that cannot be read; the rest goes on.
 
-    Raises `RepositoryError`: `directory-damaged`, and what `source` raises.
+    Raises `RepositoryError`: `directory-damaged`, and what `source` raises, without `lost`.
     """
-    level, items = opened(source.get(root, DIRECTORY), what)
-    yield from _items(source, level, items, what, wanted)
+    try:
+        level, items = opened(source.get(root, DIRECTORY), what)
+    except RepositoryError:
+        if lost is None:
+            raise
+        yield from lost(b"")
+        return
+    yield from _items(source, level, items, what, wanted, lost)
 
 
 def _items(
-    source: ChunkSource, level: int, items: list[bytes], what: int, wanted: Callable[[int, bytes], bool] | None
+    source: ChunkSource,
+    level: int,
+    items: list[bytes],
+    what: int,
+    wanted: Callable[[int, bytes], bool] | None,
+    lost: Lost | None,
 ) -> Iterator[bytes]:
     if not level:
         yield from items
         return
     for number, item in enumerate(items):
         if wanted is None or wanted(number, item[NAME_SIZE:]):
-            _, below = opened(source.get(item[:NAME_SIZE], DIRECTORY), what, level - 1)
-            yield from _items(source, level - 1, below, what, wanted)
+            try:
+                _, below = opened(source.get(item[:NAME_SIZE], DIRECTORY), what, level - 1)
+            except RepositoryError:
+                if lost is None:
+                    raise
+                yield from lost(item[NAME_SIZE:])
+                continue
+            yield from _items(source, level - 1, below, what, wanted, lost)
 
 
 def walk(

@@ -15,13 +15,15 @@ Knows no packs and no points.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from itertools import filterfalse
 from typing import Final
 
 from agents.repository.content import DATA, NAME_SIZE, NODE, ChunkSink, ChunkSource
-from agents.repository.extents import BLOCKS, CHUNK, ZERO, Run, RunBuilder, clipped, is_entry
+from agents.repository.errors import RepositoryError
+from agents.repository.extents import BLOCKS, CHUNK, LOST, ZERO, Run, RunBuilder, clipped, is_entry
 from agents.repository.nodes import (
     FAN_OUT,
     HEADER_SIZE,
@@ -319,17 +321,27 @@ def _windows(changes: Iterable[Run]) -> Iterator[tuple[int, Run]]:
 # -- reading trees
 
 
-def iterate(source: ChunkSource, root: bytes, first: int = 0, end: int = BLOCKS) -> Iterator[Run]:
+def iterate(
+    source: ChunkSource, root: bytes, first: int = 0, end: int = BLOCKS, *, skip_lost: bool = False
+) -> Iterator[Run]:
     """What is not zero from block `first` up to, not including, `end`, in ascending runs of a few thousand extents.
 
     An extent may span far more than the disk has where all of it is of one kind: the caller knows the disk's size.
-    Raises `RepositoryError`: `tree-damaged`, and what `source` raises.
+    `skip_lost`: what a node stands for that cannot be read is lost, and the rest goes on. Otherwise it raises
+    `RepositoryError`: `tree-damaged`, and what `source` raises.
     """
     if root == EMPTY or first >= end:
         return
-    data = source.get(root, NODE)
+    try:
+        data = source.get(root, NODE)
+        level = checked(data)
+    except RepositoryError:
+        if not skip_lost:
+            raise
+        yield from _one(first, end - first, LOST)
+        return
     builder = RunBuilder()
-    for extent_first, count, tag, names in _entries(source, data, checked(data), 0, first, end):
+    for extent_first, count, tag, names in _entries(source, data, level, 0, first, end, skip_lost):
         builder.add(extent_first, count, tag, names)
         if len(builder) >= _BATCH:
             yield builder.take()
@@ -337,8 +349,14 @@ def iterate(source: ChunkSource, root: bytes, first: int = 0, end: int = BLOCKS)
         yield builder.take()
 
 
+def _one(first: int, count: int, tag: int) -> Iterator[Run]:
+    builder = RunBuilder()
+    builder.add(first, count, tag)
+    yield builder.take()
+
+
 def _entries(
-    source: ChunkSource, data: bytes, level: int, base: int, first: int, end: int
+    source: ChunkSource, data: bytes, level: int, base: int, first: int, end: int, skip_lost: bool
 ) -> Iterator[tuple[int, int, int, bytes]]:
     """The entries at or below a checked node of which block `base` is the first."""
     width = FAN_OUT**level
@@ -348,24 +366,39 @@ def _entries(
         yield base + low, high - low, CHUNK, data[HEADER_SIZE + low * NAME_SIZE : HEADER_SIZE + high * NAME_SIZE]
         return
     slots = take_apart(data)
-    below = _below(source, slots, level, range(low, high)) if level else {}
+    below = _below(source, slots, level, range(low, high), skip_lost=skip_lost) if level else {}
     for slot in range(low, high):
         tag = slots.tags[slot]
         if tag == ZERO:
             continue
         start = base + slot * width
         if tag == CHUNK and level:
-            yield from _entries(source, below[_name(slots, slot)], level - 1, start, first, end)
+            node = below.get(_name(slots, slot))
+            if node is None:  # it cannot be read
+                yield max(start, first), min(start + width, end) - max(start, first), LOST, b""
+            else:
+                yield from _entries(source, node, level - 1, start, first, end, skip_lost)
         elif tag == CHUNK:
             yield start, 1, CHUNK, _name(slots, slot)
         else:
             yield max(start, first), min(start + width, end) - max(start, first), tag, b""
 
 
-def _below(source: ChunkSource, slots: Slots, level: int, which: Iterable[int]) -> dict[bytes, bytes]:
-    """Checked nodes below a node of `level`, by name."""
+def _below(
+    source: ChunkSource, slots: Slots, level: int, which: Iterable[int], *, skip_lost: bool = False
+) -> dict[bytes, bytes]:
+    """Checked nodes below a node of `level`, by name; with `skip_lost` those that can be read."""
     names = {_name(slots, slot): None for slot in which if slots.tags[slot] == CHUNK}
-    return _got(source, names, level - 1)
+    try:
+        return _got(source, names, level - 1)
+    except RepositoryError:
+        if not skip_lost:
+            raise
+    out: dict[bytes, bytes] = {}
+    for name in names:  # one by one: it says nothing of the others that this one cannot be read
+        with contextlib.suppress(RepositoryError):
+            out |= _got(source, {name: None}, level - 1)
+    return out
 
 
 def _got(source: ChunkSource, names: dict[bytes, None], level: int) -> dict[bytes, bytes]:

@@ -20,7 +20,7 @@ import os
 import pwd
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -79,7 +79,8 @@ def unpack(
     """Restore the directory at `path` of a snapshot as `target`, or the file at it as the file `target`.
 
     The target must not be there, or be an empty directory. Raises `RepositoryError`: `restore-target`, `path-missing`,
-    `block-lost` and, of data, `chunk-damaged` and `chunk-missing` unless `skip_lost` (then it is zeros, and listed);
+    `block-lost`, `chunk-damaged` and `chunk-missing` unless `skip_lost` (then it is zeros, and listed; of a directory
+    that cannot be read, which then lacks entries, its path with a slash at the end, and nothing of its length);
     `directory-damaged`, and what else `source` raises; `OSError`.
     """
     entry = d.find(source, root, path)
@@ -128,7 +129,7 @@ class _Unpacking:
     def run(self, pool: ThreadPoolExecutor, descriptor: int, entry: d.Entry) -> None:
         """Fill the directory that `descriptor` is of, and close it."""
         self._top = descriptor
-        stack = [_Folder(descriptor, b"", entry, d.entries(self._source, entry.where))]
+        stack = [_Folder(descriptor, b"", entry, self._entries(b"", entry))]
         try:
             while stack:
                 below = self._advance(stack[-1], pool)
@@ -148,6 +149,14 @@ class _Unpacking:
                 os.close(folder.descriptor)
             raise
 
+    def _entries(self, path: bytes, folder: d.Entry) -> Iterator[d.Entry]:
+        def lost() -> None:
+            self._trouble(path, "lost", "entries of this directory are lost: what names them cannot be read")
+            with self._lock:
+                self.unpacked.lost.append((path or b"/", 0, 0))
+
+        return d.entries(self._source, folder.where, lost if self._skip_lost else None)
+
     def _advance(self, folder: _Folder, pool: ThreadPoolExecutor) -> _Folder | None:
         """Hand out entries until there are no more, or one is a directory: that one, made and opened."""
         for entry in folder.entries:
@@ -159,7 +168,7 @@ class _Unpacking:
                     self._trouble(path, "unreadable", "it could not be read when the snapshot was taken")
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
                 descriptor = os.open(entry.name, flags, dir_fd=folder.descriptor)
-                children = d.entries(self._source, entry.where) if entry.form == d.CHILDREN else iter(())
+                children = self._entries(path + b"/", entry) if entry.form == d.CHILDREN else iter(())
                 return _Folder(descriptor, path + b"/", entry, children)
             if entry.link and entry.link in self._links:
                 folder.links.append((entry, *self._links[entry.link]))
@@ -245,7 +254,7 @@ class _Unpacking:
         os.ftruncate(descriptor, entry.size)
         batch: dict[bytes, list[tuple[int, int]]] = {}
         held = at = 0
-        for piece in d.pieces(self._source, entry):
+        for piece in d.pieces(self._source, entry, skip_lost=self._skip_lost):
             if piece.tag == LOST:
                 self._lost(path, at, piece.length)
             elif piece.tag == CHUNK:
@@ -298,7 +307,7 @@ class _Unpacking:
             if error.errno not in (errno.EPERM, errno.EINVAL):
                 raise
             self._trouble(path, "owner", f"it belongs to this process's user, not to {uid}:{gid}: {error.strerror}")
-        for name, value in d.attributes_of(self._source, entry).items():
+        for name, value in self._attributes(path, entry).items():
             try:
                 os.setxattr(of, name, value, follow_symlinks=follow)
             except OSError as error:
@@ -308,6 +317,15 @@ class _Unpacking:
         if entry.type != d.SYMLINK:
             os.chmod(of, entry.mode)
         os.utime(of, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=follow)
+
+    def _attributes(self, path: bytes, entry: d.Entry) -> Mapping[bytes, bytes]:
+        try:
+            return d.attributes_of(self._source, entry)
+        except RepositoryError as error:
+            if not self._skip_lost:
+                raise
+            self._trouble(path, "attribute", f"its attributes are lost: {error.message}")
+            return {}
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

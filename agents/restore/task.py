@@ -56,7 +56,7 @@ def chosen(point: Point, names: list[str]) -> tuple[Disk, ...]:
 def data_bytes(source: ChunkSource, disk: Disk) -> int:
     """How much of a disk is data, by its tree."""
     blocks = 0
-    for run in tree.iterate(source, disk.root, 0, -(-disk.size // disk.block_size)):
+    for run in tree.iterate(source, disk.root, 0, -(-disk.size // disk.block_size), skip_lost=True):
         blocks += sum(extent.blocks for extent in run.extents() if extent.tag == CHUNK)
     return min(disk.size, blocks * disk.block_size)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import secrets
+import shutil
 import tempfile
 import threading
 import tracemalloc
@@ -17,12 +19,16 @@ import pytest
 from botocore.awsrequest import AWSResponse, HeadersDict
 from urllib3 import HTTPResponse
 
-from agents.repository import watch
+from agents.repository import points, watch
+from agents.repository import repository as repositories
 from agents.repository.errors import DAMAGED, RepositoryError
+from agents.repository.extents import CHUNK
 from agents.repository.format import DATA, DATA_PACK
+from agents.repository.ingest import FileSource, Ingest
 from agents.repository.keys import Keys, new_key
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.packs import PackWriter, contents_of, read_frame, read_frames
+from agents.repository.restoring import restore_file
 from agents.repository.stores import (
     BAD_NAME,
     DENIED,
@@ -43,6 +49,7 @@ from deploy.certificates import make
 from tests.stack.gateway import Gateway, NoGateway, gateway_program
 from tests.stack.servers import Scratch
 from tests.stand_ins.faulty_store import FaultyStore
+from tests.stand_ins.repository_session import LoneSession
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +68,18 @@ def gateway() -> Iterator[Gateway]:
         scratch.remove()
 
 
-@pytest.fixture(params=["memory", "directory", "s3", "faulty", "recorded"])
+# Directories on file servers (NFS, SMB), separated by colons: the whole contract is tried on each of them.
+NETWORK = [path for path in os.environ.get("HOLDFAST_NETWORK_STORES", "").split(":") if path]
+
+
+@pytest.fixture(params=["memory", "directory", "s3", "faulty", "recorded", *NETWORK])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made: Store
-    if request.param == "memory":
+    if request.param in NETWORK:
+        place = Path(request.param, secrets.token_hex(8))
+        place.mkdir()
+        made = LocalStore(place)
+    elif request.param == "memory":
         made = MemoryStore()
     elif request.param == "faulty":
         made = FaultyStore(MemoryStore())
@@ -78,6 +93,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
         made = S3Store(server.bucket(f"test-{secrets.token_hex(4)}/"), page=50)
     yield made
     made.close()
+    if request.param in NETWORK:
+        shutil.rmtree(place)
 
 
 def names(store: Store, prefix: str = "") -> set[str]:
@@ -534,3 +551,35 @@ def test_no_room_to_gather_what_goes_to_a_bucket_is_told(gateway: Gateway, monke
     assert "TMPDIR" in refused.value.hint
     grown.abandon()
     store.close()
+
+
+def test_a_point_is_made_and_restored_on_a_file_server(tmp_path: Path) -> None:
+    """Beside the contract: a repository there, opened again by a node that knows nothing of it."""
+    if not NETWORK:
+        known = Path("/proc/filesystems").read_text().split()
+        clients = ", ".join(kind for kind in ("nfs", "nfs4", "cifs", "smb3") if kind in known) or "none"
+        pytest.skip(f"no folder of a file server in HOLDFAST_NETWORK_STORES; clients of this kernel: {clients}")
+    for name in NETWORK:
+        place = Path(name, secrets.token_hex(8))
+        place.mkdir()
+        try:
+            store = LocalStore(place)
+            assert store.check().network, f"{name} is on no file server"
+            repositories.create(store, wrap=None, pack_bytes=1 << 20)
+            repository = repositories.open(store, None, tmp_path / place.name, "node_a")
+            data = secrets.token_bytes(5 << 20)
+            (tmp_path / "image").write_bytes(data)
+            with (tmp_path / "image").open("rb") as image, Ingest(repository, LoneSession()) as ingest:
+                disk = ingest.disk("sda", size=len(data))
+                disk.feed(FileSource(image.fileno()), [(0, disk.blocks, CHUNK)])
+                blank = points.JournalPlace(0, "")
+                draft = points.Point("", "vm", "VM", "disks", 1, "", 0, "", blank, disks=(disk.finish(),))
+                point = ingest.seal(draft).point
+            repository.close()
+            elsewhere = repositories.open(LocalStore(place), None, tmp_path / f"other-{place.name}", "node_b")
+            found = elsewhere.point(point.point).disks[0]
+            restore_file(elsewhere, found, tmp_path / f"back-{place.name}", point=point.point)
+            elsewhere.close()
+            assert (tmp_path / f"back-{place.name}").read_bytes() == data
+        finally:
+            shutil.rmtree(place)

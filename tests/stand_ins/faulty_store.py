@@ -119,6 +119,9 @@ class FaultyStore:
     def free_bytes(self) -> int | None:
         return self.inner.free_bytes()
 
+    def sweep(self, older_than_s: float) -> int:
+        return self.inner.sweep(older_than_s)
+
     def close(self) -> None:
         self.inner.close()
 

@@ -119,6 +119,9 @@ class Store(Protocol):
     def free_bytes(self) -> int | None:
         """Room that is left, as far as the store knows."""
 
+    def sweep(self, older_than_s: float) -> int:
+        """Remove what crashes left that no listing shows, by age alone: whoever writes is done with it in that time. How many."""
+
     def close(self) -> None:
         """Let go of connections. May be called twice."""
 

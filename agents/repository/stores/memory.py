@@ -66,6 +66,9 @@ class MemoryStore:
     def free_bytes(self) -> int | None:
         return None
 
+    def sweep(self, older_than_s: float) -> int:
+        return 0  # a crash leaves nothing
+
     def close(self) -> None:
         """Nothing to let go of: the files stay until the store itself is forgotten."""
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from agents.repository import backups, collection, packs, unpacking, verify
+from agents.repository import backups, collection, directories, packs, unpacking, verify
 from agents.repository import repository as repositories
 from agents.repository.comparing import FileDisk, differences, same_by
 from agents.repository.contents import RepositoryContents
 from agents.repository.errors import RepositoryError
-from agents.repository.format import DATA
+from agents.repository.format import DATA, NAME_BYTES, NODE
 from agents.repository.ingest import Ingest
 from agents.repository.journal import MemoryJournal, MemoryLog
 from agents.repository.node import Held
+from agents.repository.nodes import take_apart
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.points import Point
 from agents.repository.reader import DiskReader
@@ -197,3 +198,73 @@ def test_files_are_restored_but_for_what_cannot_be_read_if_told_so(
     assert (tmp_path / "back" / "lost").read_bytes() == bytes(100_000)
     assert {path for path, _, _ in done.lost} == {b"lost"}
     assert sum(length for _, _, length in done.lost) == 100_000
+
+
+def spoil(site: Site, *names: bytes) -> None:
+    """Flip a bit in every copy of these chunks."""
+    for listed in list(site.store.list("packs/")):
+        body = bytearray(site.store.read(listed.name))
+        for entry in packs.contents_of(site.store, listed.name).entries:
+            if entry.name in names:
+                body[entry.place.offset + FRAME_BYTES] ^= 1
+        site.store.put(listed.name, bytes(body))
+
+
+def test_of_a_disk_all_is_restored_but_what_a_node_stood_for_that_no_copy_of_can_be_read(
+    site: Site, tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    content = os.urandom((3 * 64 + 10) * BLOCK + 5)
+    image.write_bytes(content)
+    point = site.backup(image, "disks")
+    slots = take_apart(site.held.repository.get(point.disks[0].root, NODE))
+    below = [bytes(slots.names[at * NAME_BYTES : (at + 1) * NAME_BYTES]) for at in range(4)]
+    spoil(site, below[1])
+    with pytest.raises(RepositoryError, match="chunk-damaged"):
+        restore_file(site.held.repository, point.disks[0], tmp_path / "refused", point=point.point)
+
+    done = restore_file(site.held.repository, point.disks[0], tmp_path / "rest", point=point.point, skip_lost=True)
+
+    assert done.lost == ((64 * BLOCK, 64 * BLOCK),)
+    wanted = content[: 64 * BLOCK] + bytes(64 * BLOCK) + content[128 * BLOCK :]
+    assert (tmp_path / "rest").read_bytes() == wanted
+    spoil(site, point.disks[0].root)
+    (tmp_path / "none").write_bytes(b"what was there" * BLOCK)
+    nothing = restore_file(
+        site.held.repository, point.disks[0], tmp_path / "none", point=point.point, skip_lost=True, overwrite=True
+    )
+    assert nothing.lost == ((0, len(content)),)
+    assert (tmp_path / "none").read_bytes() == bytes(len(content))
+
+
+def test_of_files_all_is_restored_but_what_stood_in_directories_that_no_copy_of_can_be_read(
+    site: Site, tmp_path: Path
+) -> None:
+    folder = tmp_path / "files"
+    for name in ("gone", "whole"):
+        (folder / name / "deep").mkdir(parents=True)
+        (folder / name / "deep" / "file").write_bytes(os.urandom(5000))
+    large = os.urandom(12 << 20)
+    (folder / "large").write_bytes(large)
+    point = site.backup(folder, "files")
+    repository, root = site.held.repository, point.trees[0].root
+    gone = directories.find(repository, root, b"gone")
+    listed = directories.find(repository, root, b"large")
+    spoil(site, gone.where)
+    with pytest.raises(RepositoryError, match="chunk-damaged"):
+        unpacking.unpack(repository, root, tmp_path / "refused")
+
+    done = unpacking.unpack(repository, root, tmp_path / "back", skip_lost=True)
+
+    assert done.lost == [(b"gone/", 0, 0)]
+    assert (b"gone/", "lost") in {(t.path, t.code) for t in done.troubles}
+    assert list((tmp_path / "back" / "gone").iterdir()) == []
+    same = Path("whole", "deep", "file")
+    assert (tmp_path / "back" / same).read_bytes() == (folder / same).read_bytes()
+    assert (tmp_path / "back" / "large").read_bytes() == large
+
+    assert listed.form == directories.LIST
+    spoil(site, listed.where)
+    rest = unpacking.unpack(repository, root, tmp_path / "rest", skip_lost=True)
+    assert (b"large", 0, len(large)) in rest.lost
+    assert (tmp_path / "rest" / "large").read_bytes() == bytes(len(large))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from agents.repository import node as node_module
 from agents.repository import repository as repositories
 from agents.repository.journal import MemoryJournal, MemoryLog
-from agents.repository.node import Node
+from agents.repository.node import Held, Node
 from agents.repository.sessions import Sessions
-from agents.repository.stores import Traits
+from agents.repository.stores import Listed, StoreError, Traits
 from agents.repository.stores.local import LocalStore
 from agents.repository.stores.memory import MemoryStore
 from agents.repository.stores.recorded import RecordedStore
@@ -212,3 +217,57 @@ def test_protection_is_told_as_it_is(tmp_path: Path) -> None:
     assert "power cuts: yes" in kept
     gone = sentences(Traits("directory", "/run/r", "tmpfs"), True, ())
     assert gone[0].startswith("crashes and power cuts: no"), "what is in memory outlives no power cut"
+
+
+def test_notes_and_lists_of_ours_are_not_foreign(tmp_path: Path) -> None:
+    store = RecordedStore(MemoryStore(), tmp_path / "own")
+    for name in ("damaged/00.json", "collections/a.proposed.b.json", "reserve/room"):
+        store.create(name, [b"{}"])
+    assert look(store, {}).problems == ()
+
+
+def test_the_node_looks_every_hour_at_each_repository_whatever_befalls_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread itself, with an hour that is short: one repository cannot be listed, in the other one a file has gone."""
+    monkeypatch.setattr(node_module, "_WATCH_S", 0.01)
+    looked = threading.Event()
+    node: Any = object.__new__(Node)
+    node._stop, node._lock, node.cache, node._watches, node.name = (
+        threading.Event(),
+        threading.Lock(),
+        tmp_path,
+        {},
+        "n",
+    )
+
+    class Away(MemoryStore):
+        def list(self, prefix: str = "") -> Iterator[Listed]:
+            looked.set()
+            raise StoreError("store-io", "away")
+
+    def held(name: str, inner: MemoryStore) -> Held:
+        store = RecordedStore(inner, tmp_path / f"{name}.own")
+        repository: Any = SimpleNamespace(identity=name, close=lambda: None)
+        return Held(name, store, repository, Sessions(MemoryJournal(MemoryLog(), name), store, "n"))
+
+    there = MemoryStore()
+    there.create("points/one", [b"a point"])
+    broken, watched = held("broken", Away()), held("watched", there)
+    node._watch_of(watched.repository).look_at(watched.store, lambda _: None)
+    there.delete("points/one")  # past the store that knows what is ours
+    node._held = {"broken": broken, "watched": watched}
+    thread = threading.Thread(target=node._watch)
+    thread.start()
+    try:
+        assert looked.wait(60)
+        deadline = time.monotonic() + 60
+        while not (said := [e.event for e in watched.sessions.journal.read(0)]) and time.monotonic() < deadline:
+            node._stop.wait(0.01)
+    finally:
+        node._stop.set()
+        thread.join(60)
+    assert not thread.is_alive()
+    (checked,) = said
+    assert isinstance(checked, RepositoryChecked)
+    assert [p.code for p in checked.problems] == [GONE]

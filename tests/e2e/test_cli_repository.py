@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,8 @@ def test_a_repository_in_a_bucket_lives_through_a_bad_day_of_its_server(
     site: RunningSite, tree: Path, folder: Path, bucket: Bucket
 ) -> None:
     """A real S3 server, of which answers are lost, broken off, errors or slow."""
+    far = folder / "far"
+    shutil.copytree(tree, far, symlinks=True)
     port = int(bucket.endpoint.rpartition(":")[2])
     there = ("s3://repository/deep/er", "--region", bucket.region, "--access-key", bucket.access_key)
     with trouble(port) as between:
@@ -351,10 +354,10 @@ def test_a_repository_in_a_bucket_lives_through_a_bad_day_of_its_server(
         )
         added = site.cli("repository", "add", "cloud", *place, stdin=secrets_given)
         assert "administrators of the S3 server: no" in added
-        first = site.json("backup", "files", str(tree), "--to", "cloud", "--asset", "far")["point"]
-        was = scan(tree)
-        (tree / "far").write_bytes(os.urandom(300_000))
-        second = site.json("backup", "files", str(tree), "--to", "cloud", "--asset", "far")["point"]
+        first = site.json("backup", "files", str(far), "--to", "cloud", "--asset", "far")["point"]
+        was = scan(far)
+        (far / "more").write_bytes(os.urandom(300_000))
+        second = site.json("backup", "files", str(far), "--to", "cloud", "--asset", "far")["point"]
         assert second["continues"] == first["point"]
         assert site.json("repository", "verify", "cloud", "--level", "full")["result"]["points"] == []
         site.cli("point", "restore", first["point"], "--to", str(folder / "far-first"))
@@ -363,7 +366,7 @@ def test_a_repository_in_a_bucket_lives_through_a_bad_day_of_its_server(
         site.cli("repository", "remove", "cloud", "--yes")
         site.cli("repository", "adopt", "cloud", *place, stdin=secrets_given)
         site.cli("point", "restore", second["point"], "--to", str(folder / "far-second"))
-        assert scan(folder / "far-second") == scan(tree)
+        assert scan(folder / "far-second") == scan(far)
         assert {method for method, _ in between.met} == {"PUT", "GET", "HEAD", "LIST", "DELETE"}
         assert {what for method, what in between.met if method == "PUT"} == {"503", "lost", "cut"}
         between.set()

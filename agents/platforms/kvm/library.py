@@ -18,6 +18,7 @@ from typing import Any, Final
 from agents.errors import AgentError
 
 _LOCK: Final = threading.Lock()
+_ready: dict[str, Any] = {}
 _HINT: Final = (
     "install the distribution's package (Debian: python3-libvirt; Red Hat: python3-libvirt) and run Holdfast with that"
     " distribution's Python version (HOLDFAST_PYTHON=/usr/bin/python3 ./dev), or pip install libvirt-python where there is"
@@ -28,9 +29,9 @@ _HINT: Final = (
 def libvirt() -> Any:
     """The module, ready: its event loop runs. Raises `AgentError` (`extra-missing`)."""
     with _LOCK:
-        module = sys.modules.get("libvirt")
+        module = _ready.get("libvirt")
         if module is None:
-            module = _load()
+            module = _ready["libvirt"] = _load()
             # What it would print to standard error comes as exceptions as well.
             module.registerErrorHandler(lambda *_: None, None)
             # Keepalive, which finds out that a remote host is gone, needs an event loop before the first connection.

@@ -16,6 +16,7 @@ from typing import Final
 from agents.failpoints import failpoint
 from agents.scheduling.book import Book, Say
 from streams.consume import Message, follow, read_topic
+from streams.errors import DeliveryFailed
 from streams.ids import now_us
 from streams.publish import Publisher
 from streams.settings import KafkaSettings
@@ -25,6 +26,7 @@ TOPICS: Final = ("inventory", "commands", "jobs")
 _TURN_S: Final = 0.5
 _AT_ONCE: Final = 200  # events between two waits for the log
 _JUMP_S: Final = 60.0
+_FLUSH_S: Final = 5.0
 _log = logging.getLogger("holdfast.scheduling")
 
 
@@ -87,6 +89,18 @@ class Scheduler:
                 correlation = getattr(event, "command", "") or getattr(event, "job", "")
                 self._publisher.publish(event, correlation=str(correlation))
                 failpoint(place)
-            self._publisher.flush(60.0)
+            if not self._durable():
+                return
             for place, _ in some:
                 failpoint(f"{place}.durable")
+
+    def _durable(self) -> bool:
+        """Wait until what was said is in the log, however long Kafka is away; False: the agent is to end."""
+        while not self._stop.is_set():
+            try:
+                self._publisher.flush(_FLUSH_S)
+                return True
+            except DeliveryFailed as error:
+                if error.code != "delivery-unconfirmed":
+                    raise
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from agents.repository import repository as repositories
+from agents.repository.reader import DiskReader
+from agents.repository.stores.local import LocalStore
 from agents.scheduling.book import Book
 from streams.events import CommandRequested, JobChanged, PointSealed, PolicyDefined, PolicyRun, SessionOpened
 from streams.ids import now_us
@@ -19,6 +23,7 @@ from streams.publish import Publisher
 from streams.settings import Settings
 from tests.stack.agent import AgentProcess, await_it, await_job, events, messages, send
 from tests.stack.servers import KafkaServer, PostgresServer, make_site
+from tests.stand_ins.memory_host import Hypervisor
 
 pytestmark = pytest.mark.crash
 PLACES = (
@@ -41,6 +46,7 @@ class Ground:
     settings: Settings
     agent: AgentProcess
     trees: Path
+    vault: Path
 
     def define(self, policy: str, *assets: str, **given: Any) -> None:
         document: dict[str, Any] = {
@@ -50,11 +56,22 @@ class Ground:
             "schedule": ["rolling 999d"],  # due at once, and not again
             **given,
         }
+        document = {name: value for name, value in document.items() if value is not None}
         text = canonical(parse(document))
         with Publisher(self.settings, "test") as publisher:
             publisher.sent_and_durable(
                 PolicyDefined(policy=policy, version=1, document=text, defined_us=now_us(), by="ada")
             )
+
+    def ask(self, policy: str) -> PolicyRun:
+        """Have it run now; its end."""
+        at = now_us()
+        run = run_id(policy, 0, at)
+        with Publisher(self.settings, "test") as publisher:
+            publisher.sent_and_durable(
+                PolicyRun(policy=policy, version=1, run=run, state="asked", instant_us=at, at_us=at, by="ada")
+            )
+        return await_it(lambda: [e for e in self.runs(policy, "ended") if e.run == run], f"the end of {policy}")[0]
 
     def runs(self, policy: str, state: str) -> list[PolicyRun]:
         """Those that count."""
@@ -76,7 +93,7 @@ def ground(kafka: KafkaServer, postgres: PostgresServer, tmp_path_factory: pytes
     folder = tmp_path_factory.mktemp("schedules")
     database = postgres.fresh_database()
     settings = make_site(folder / "site", kafka.settings(f"t{secrets.token_hex(4)}."), database)
-    agent = AgentProcess(settings)
+    agent = AgentProcess(settings, "tests.stand_ins.memory_agent")
     (folder / "vault").mkdir()
     (folder / "trees").mkdir()
     (folder / "trees" / "file").write_text("what is backed up")
@@ -94,7 +111,7 @@ def ground(kafka: KafkaServer, postgres: PostgresServer, tmp_path_factory: pytes
         added = await_job(settings, send(settings, "repository.add", "repository/vault", **given, **more))
         assert added.state == "finished", added.problems
         agent.stop()
-        yield Ground(settings, agent, folder / "trees")
+        yield Ground(settings, agent, folder / "trees", folder / "vault")
     finally:
         agent.end()
         print(agent.tail(200))
@@ -150,14 +167,8 @@ def test_what_fails_is_tried_again_and_what_is_asked_for_runs_at_once(ground: Gr
     ground.define(
         "failing", "failing-a", paths={"failing-a": "/nowhere/at/all"}, retries_s=[0, 1], enabled=False, priority=1
     )
-    at = now_us()
-    with Publisher(ground.settings, "test") as publisher:
-        run = run_id("failing", 0, at)
-        publisher.sent_and_durable(
-            PolicyRun(policy="failing", version=1, run=run, state="asked", instant_us=at, at_us=at, by="ada")
-        )
-    ended = ground.ended("failing")
-    assert (ended.run, ended.figures) == (run, {"failed": 1, "assets": 1, "left_out": 0})
+    ended = ground.ask("failing")
+    assert ended.figures == {"failed": 1, "assets": 1, "left_out": 0}
     assert (
         len([e for e in events(ground.settings, "commands", CommandRequested) if e.requester == "policy/failing"]) == 3
     )
@@ -175,3 +186,31 @@ def test_repositories_are_looked_after_by_policies(ground: Ground) -> None:
             )
         assert ground.ended(name).figures == {"done": 1, "assets": 1, "left_out": 0}, ground.agent.tail()
     ground.agent.stop()
+
+
+def test_machines_are_those_that_are_there_when_it_runs(ground: Ground, tmp_path: Path) -> None:
+    hypervisor = Hypervisor(tmp_path / "host")
+    for name in ("web", "wiki", "db"):
+        hypervisor.add(name, {"vda": 1 << 20})
+    ground.agent.start()
+    host = hypervisor.settings("h1")
+    added = await_job(
+        ground.settings, send(ground.settings, "host.add", "host/h1", host="h1", kind=host.kind, url=host.url)
+    )
+    assert added.state == "finished", added.problems
+    machines = {"kind": "backup.run", "assets": {"names": ["w*"]}, "except": {"names": ["wiki"]}, "paths": None}
+    ground.define("machines", **machines)
+    assert ground.ended("machines").figures == {"done": 1, "assets": 1, "left_out": 0}
+    assert [e.assets for e in ground.runs("machines", "fired")] == [("web",)]
+    native = hypervisor.add("worker", {"vda": 1 << 20})
+    hypervisor.write(native, "vda", 4096, b"of the worker" * 100)
+    ground.define("look", kind="asset.discover", repository=None, paths=None)
+    assert ground.ended("look").figures["done"] == 1
+    ended = ground.ask("machines")
+    assert (ended.figures["done"], ground.points("web", "wiki", "db", "worker")) == (2, ["web", "web", "worker"])
+    ground.agent.stop()
+    point = next(e.point for e in events(ground.settings, "repository", PointSealed) if e.asset == "worker")
+    with contextlib.closing(repositories.open(LocalStore(ground.vault), None, tmp_path / "cache", "tester")) as opened:
+        (disk,) = opened.point(point).disks
+        with DiskReader(opened, disk) as reader:
+            assert reader.read(0, disk.size) == hypervisor.content(native, "vda")

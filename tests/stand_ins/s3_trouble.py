@@ -22,7 +22,8 @@ _BUSY: Final = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>later
 
 
 class Trouble:
-    """Every `every`-th request whose method (`GET`, `LIST`, `HEAD`, `PUT`, `DELETE`) has trouble meets it; `met` counts."""
+    """Every `every`-th request whose method (`GET`, `LIST`, `HEAD`, `PUT`, `DELETE`) has trouble meets it, `most` times in all, for
+    whoever asks waits after each. `met` counts."""
 
     def __init__(self, port: int) -> None:
         """`port`: of the real server, on this machine, without TLS."""
@@ -30,6 +31,7 @@ class Trouble:
         self.met: Counter[tuple[str, What]] = Counter()
         self._rules: dict[str, tuple[tuple[What, ...], int]] = {}
         self._seen: Counter[str] = Counter()
+        self._most = 0
         self._lock = threading.Lock()
         trouble = self
 
@@ -42,11 +44,12 @@ class Trouble:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
-    def set(self, every: int = 3, **kinds: tuple[What, ...]) -> None:
+    def set(self, every: int = 3, most: int = 9, **kinds: tuple[What, ...]) -> None:
         """By method, in capitals: what happens to it, in turn."""
         with self._lock:
             self._rules = {method: (what, every) for method, what in kinds.items()}
             self._seen.clear()
+            self._most = most
 
     def next(self, method: str) -> What | None:
         with self._lock:
@@ -55,7 +58,7 @@ class Trouble:
             what, every = self._rules[method]
             self._seen[method] += 1
             turn, due = divmod(self._seen[method], every)
-            if due:
+            if due or turn > self._most:
                 return None
             chosen = what[(turn - 1) % len(what)]
             self.met[method, chosen] += 1

@@ -22,7 +22,7 @@ _BUSY: Final = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>later
 
 
 class Trouble:
-    """Every `every`-th request whose method (`GET`, `LIST`, `HEAD`, `PUT`, `DELETE`) has trouble meets it, `most` times in all, for
+    """Every `every`-th request whose method (`GET`, `LIST`, `HEAD`, `PUT`, `DELETE`) has trouble meets it, `most` times in all:
     whoever asks waits after each. `met` counts."""
 
     def __init__(self, port: int) -> None:

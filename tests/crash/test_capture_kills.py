@@ -301,6 +301,7 @@ def peak_megabytes(pid: int) -> float:
 def test_an_agent_believed_dead_comes_back(protected: Protected) -> None:
     zombie = protected.capture()
     with Load(protected.server, pause_s=0.001) as load:
+        eventually(lambda: "epoch" in protected.words(0), what="capture by the first")
         load.await_more(300)
         os.kill(zombie.pid, signal.SIGSTOP)
         load.await_more(100)

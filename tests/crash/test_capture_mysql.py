@@ -155,6 +155,7 @@ def test_two_agents_at_once_write_no_step_twice(each: Protected) -> None:
     first = each.capture()
     with Load(each.server, pause_s=0.002) as load:
         load.await_more(40)
+        eventually(lambda: "epoch" in each.words(0), what="capture by the first")
         each.capture()
         load.await_more(40)
         eventually(lambda: first.poll() is not None, what="the first capture's end")

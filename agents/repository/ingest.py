@@ -19,7 +19,7 @@ import os
 import tempfile
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -49,6 +49,7 @@ _RUN_ENTRIES: Final = 1 << 18  # of an index run: 15 MB of them, and a few times
 _COLLECTED: Final = 4096  # extents or names handed to a delta run at once
 _SPOOLED: Final = 4 << 20  # of a delta run in memory, until its tree is made
 _WINDOW: Final = 4096  # blocks of the previous point in memory
+_NODES: Final = 512  # and nodes of its tree: a MiB
 _KINDS: Final = {CHUNK: "data", ZERO: "zero", LOST: "lost"}
 
 
@@ -656,11 +657,38 @@ class _References:
         self._number += 1
 
 
+class _Nodes:
+    """A source that keeps the chunks that were asked for last: windows that are far apart share the nodes above them."""
+
+    def __init__(self, source: ChunkSource) -> None:
+        self._source = source
+        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def get(self, name: bytes, kind: int) -> bytes:
+        ((_, data),) = self.get_many([name], kind)
+        return data
+
+    def get_many(self, names: Sequence[bytes], kind: int) -> Iterator[tuple[bytes, bytes]]:
+        unknown = []
+        for name in names:
+            data = self._kept.get(name)
+            if data is None:
+                unknown.append(name)
+            else:
+                self._kept.move_to_end(name)
+                yield name, data
+        for name, data in self._source.get_many(unknown, kind) if unknown else ():
+            self._kept[name] = data
+            if len(self._kept) > _NODES:
+                self._kept.popitem(last=False)
+            yield name, data
+
+
 class _Previous:
     """What a disk was at the point before, a window at a time, for backups that read what may not have changed."""
 
     def __init__(self, source: ChunkSource, disk: points.Disk) -> None:
-        self._source = source
+        self._source = _Nodes(source)
         self._root = disk.root
         self._first = self._end = 0
         self._tags = bytearray()

@@ -366,9 +366,24 @@ def test_a_machine_is_backed_up_and_restored_by_the_command_line(
     assert {point["consistency"] for point in points} == {"files"}
     assert list(shop.server.scratch.iterdir()) == []
 
+    # The agent dies while it reads; when it is there again, it does what was asked for, since the same mark.
+    shop.goes_on()
+    (job,) = installation.json("backup", "machine", "shop", "--to", "vault", "--bandwidth", "300K", "--no-wait")["jobs"]
+    assert wait_until(lambda: "snapshot" in {left.kind for left in shop.host().leftovers() if left.job == job}, 120)
+    installation.kill("agent")
+    assert "snapshot" in {left.kind for left in shop.host().leftovers() if left.job == job}
+    installation.start("agent")
+    eventually(lambda: installation.json("job", "show", job)["state"] in ("finished", "failed"), patience_s=240)
+    ended = installation.json("job", "show", job)
+    assert ended["state"] == "finished", ended
+    (point,) = ended["result"]["points"]
+    points.append(point)
+    assert point["whole"] == {}, "nothing that changed was forgotten"
+    assert not [left for left in shop.host().leftovers() if left.kind == "snapshot"]
+
     # To files: the guest's file system as it was, whole.
     place = tmp_path / "files"
-    installation.cli("restore", "files", points[1]["point"], "--to", str(place), "--format", "raw")
+    installation.cli("restore", "files", points[2]["point"], "--to", str(place), "--format", "raw")
     (image,) = place.glob("*.raw")
     files = shop.is_whole(image.read_bytes())
     host = shop.host()
@@ -376,7 +391,7 @@ def test_a_machine_is_backed_up_and_restored_by_the_command_line(
     # To the original, which has gone on: only what differs is written.
     shop.goes_on()
     booted = (shop.server.directory / "console.log").stat().st_size
-    installation.cli("restore", "original", points[1]["point"], "--stop", "--start", "--yes")
+    installation.cli("restore", "original", points[2]["point"], "--stop", "--start", "--yes")
     checked = said(shop.server, shop.native, r"GUEST-CHECKED ok=(\d+) bad=(\d+)", after=booted)
     assert (int(checked[1]), checked[2]) == (files, "0")
     assert not host.machine(shop.native).restoring

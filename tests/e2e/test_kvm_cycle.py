@@ -400,3 +400,29 @@ def test_a_machine_is_backed_up_and_restored_by_the_command_line(
     marks = [found for found in host.leftovers() if found.native == shop.native]
     assert {found.kind for found in marks} == {"mark"}, marks
     assert len(marks) <= 2, marks
+
+
+def test_a_schedule_backs_the_guest_up(shop: Shop, installation: RunningSite, tmp_path: Path) -> None:
+    (tmp_path / "nightly").mkdir()
+    installation.json("repository", "add", "nightly", str(tmp_path / "nightly"), "--no-encryption", "--no-wait")
+    option = f"scratch={shop.server.scratch}"
+    installation.cli("host", "add", "h1", "--url", shop.server.url, "--option", option, "--option", "shutdown_s=60")
+    eventually(lambda: installation.run("repository", "show", "nightly").returncode == 0)
+    eventually(lambda: [a["asset"] for a in installation.json("asset", "list")["assets"]] == ["shop"])
+    shop.goes_on()
+    # Due at once, and then not for a long time.
+    installation.cli("policy", "add", "often", "--to", "nightly", "--name", "s*", "-s", "rolling 90d")
+
+    def made() -> list[dict[str, Any]]:
+        done = installation.run("policy", "status", "often", "--json")
+        runs = json.loads(done.stdout)["runs"] if done.returncode == 0 else []
+        return [run["run"] for run in runs if run["run"] and run["run"]["ended"]]
+
+    (run_,) = eventually(made)
+    assert (run_["assets"], run_["figures"]["done"]) == (["shop"], 1)
+    (point,) = eventually(lambda: installation.json("point", "list", "--repository", "nightly")["points"])
+    assert point["asset"] == "shop"
+    place = tmp_path / "files"
+    installation.cli("restore", "files", point["point"], "--to", str(place), "--format", "raw")
+    (image,) = place.glob("*.raw")
+    shop.is_whole(image.read_bytes())

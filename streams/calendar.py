@@ -17,7 +17,7 @@ A span of time, for windows and blackouts (`parse_span`, `span_text`): `mon-fri 
 beginning is the next day's), `sat,sun` (all day), `22:00-06:00` (every day), `2026-12-24..2026-12-26` (both days
 included), `2026-12-24 18:00..2026-12-27 06:00`.
 
-Clocks that are put forward and back (docs/adr/0030):
+Clocks that are put forward and back (docs/adr/0025):
 
 - Rules of up to an hour follow time as it passes: in the hour that comes twice they run twice as often, in the one that
   is left out not at all.

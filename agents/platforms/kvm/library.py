@@ -2,7 +2,7 @@
 
 There is no wheel of it: it is built against the libvirt that is there, so distributions pack it for their own Python. An
 environment of Holdfast's own does not see that. So where `import libvirt` finds nothing, its two modules alone are loaded from
-the system's folder, if they are built for this version of Python (docs/adr/0025); nothing else from there can be imported.
+the system's folder, if they are built for this version of Python (docs/adr/0024); nothing else from there can be imported.
 """
 
 from __future__ import annotations

@@ -175,7 +175,9 @@ class BoundTarget(NativeTarget):
             yield from self._one_by_one(work, number, t)
             return
         gone, updated, added = (self._guards.get((number, role), "") for role in ("deleted", "updated", "after"))
-        if changes.deletes:
+        if changes.deletes and self._dialect.joins_miss_blob_keys and guard.has_blob_key(definition):
+            yield from self._delete_one_by_one(work, t)
+        elif changes.deletes:
             _exactly(work, guard.delete(definition, gone), definition, "removes", len(changes.deletes))
             yield len(changes.deletes)
         if changes.updates:
@@ -191,7 +193,15 @@ class BoundTarget(NativeTarget):
                     raise Stopped([_written_otherwise(definition, int(missing) + int(different))])
 
     def _one_by_one(self, work: pymysql.Connection[Any], number: int, t: TablePlan) -> Iterator[int]:
-        """A table without a key: each row that goes is found by all of its values."""
+        """A table without a key."""
+        yield from self._delete_one_by_one(work, t)
+        if t.changes.inserts:
+            sql = guard.insert(t.definition, self._guards[number, "after"])
+            _exactly(work, sql, t.definition, "adds", len(t.changes.inserts))
+            yield len(t.changes.inserts)
+
+    def _delete_one_by_one(self, work: pymysql.Connection[Any], t: TablePlan) -> Iterator[int]:
+        """Each row that goes is found by all of its values."""
         definition = t.definition
         literals = literals_of(t.changes.table.table_map, definition)
         head = f"DELETE FROM {quoted(*definition.name)} WHERE ".encode()
@@ -203,10 +213,6 @@ class BoundTarget(NativeTarget):
             ]
             _exactly(work, head + b" AND ".join(conditions) + b" LIMIT 1", definition, "removes", 1)
             yield 1
-        if t.changes.inserts:
-            sql = guard.insert(definition, self._guards[number, "after"])
-            _exactly(work, sql, definition, "adds", len(t.changes.inserts))
-            yield len(t.changes.inserts)
 
 
 def target(settings: SourceSettings) -> BoundTarget:

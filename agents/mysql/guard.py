@@ -76,6 +76,12 @@ def _kind(column: ColumnDefinition) -> str:
     return column.type.lower().split("(")[0].split()[0]
 
 
+def has_blob_key(definition: Definition) -> bool:
+    """The key that rows are found by holds the beginning of a BLOB or TEXT."""
+    _, key = _key(definition)
+    return any(_kind(c).endswith(("blob", "text")) for c in definition.columns if c.name in key)
+
+
 def delete(definition: Definition, deleted: str) -> str:
     """Deletes the rows of a guard, each found by its key."""
     index, key = _key(definition)

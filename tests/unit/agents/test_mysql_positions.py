@@ -105,7 +105,7 @@ def test_each_kind_of_coordinates_says_where_steps_lead() -> None:
     files = coordinates.of_mysql("55/7/b.000001:4")
     assert isinstance(files, coordinates.Files)
     marks = [files.at("b.000001", 7, 100), files.at("b.000002", 9, 200)]
-    assert files.advance(marks, "f") == ("55/7/b.000001:100", "55/9/b.000002:200")
+    assert files.advance(marks, "f") == ("55/9/b.000002:4", "55/9/b.000002:200")  # from where that file begins
     files.began("b.000003", 11)
     with pytest.raises(AgentError) as caught:
         files.began("b.000002", 10)

@@ -72,7 +72,7 @@ def test_what_is_published_is_read_back_with_cloud_event_headers(site: Settings)
     assert int(h.pop("hlc"), 16) == second.hlc > first.hlc
     assert h == {
         "ce_specversion": "1.0",
-        "ce_type": "holdfast.job.changed.v1",
+        "ce_type": "holdfast.job.changed.v2",
         "ce_source": f"/sites/berlin/{writer}",
         "ce_subject": "j",
         "content-type": "application/avro",

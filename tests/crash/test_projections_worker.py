@@ -192,7 +192,7 @@ def test_dropped_and_rebuilt_while_the_processors_run(fresh_site: Settings, work
 
 def test_a_view_of_an_older_version_is_rebuilt_by_the_processors(fresh_site: Settings, worker: Worker) -> None:
     with prepared(fresh_site) as conn:
-        publish(fresh_site, log_of(12, 200))
+        publish(fresh_site, log_of(12, 1000))
         conn.execute("UPDATE holdfast.view SET version = 0 WHERE view = 'timeline'")
         conn.execute("ALTER TABLE view_timeline.granule DROP COLUMN digest")
     worker.start()

@@ -76,7 +76,7 @@ class _Delivery:
         self._producer = Producer({**config, "error_cb": self._on_error})
 
     def fail(self, error: KafkaError, topic: str) -> None:
-        if self.error is None:
+        if self.error is None and not self.closed:  # letting go of what is under way is fatal, too
             text = f"Kafka did not take a record for {topic}: {error.str()} ({error.name()})"
             self.error = DeliveryFailed("delivery-failed", text, _hint(error))
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from agents.errors import AgentError
-from agents.nbd import ALLOCATION, ZERO, Nbd, Pool
+from agents.nbd import ALLOCATION, GONE, ZERO, Nbd, Pool
 from agents.repository.comparing import FileDisk
 from agents.repository.restoring import THREADS, FileTarget
 
@@ -140,12 +140,26 @@ class QemuImage:
                 stderr=log,
             )
             try:
-                self._pool = Pool(lambda: Nbd(self._connected(path, place, log), contexts=[ALLOCATION]), threads)
+                self._pool = Pool(lambda: self._opened(path, place, log), threads)
             except BaseException:
                 self._process.kill()
                 self._process.wait()
                 raise
         self.size = self._pool.size
+
+    def _opened(self, path: Path, place: str, log: IO[bytes]) -> Nbd:
+        try:
+            return Nbd(self._connected(path, place, log), contexts=[ALLOCATION])
+        except AgentError as error:
+            if error.code != GONE:
+                raise
+            # It listens before it has looked at the image: what it cannot open ends it while we shake hands.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE_S)
+            if self._process.poll() is None:
+                raise
+            log.seek(0)
+            raise _refused(f"{path} cannot be opened", log.read().decode(errors="replace")) from error
 
     def _connected(self, path: Path, place: str, log: IO[bytes]) -> socket.socket:
         deadline = time.monotonic() + _PATIENCE_S

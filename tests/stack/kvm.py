@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import re
 import shutil
 import signal
@@ -141,9 +140,11 @@ class LibvirtServer:
 
     def interrupt(self) -> None:
         """The daemon alone; machines go on, and the next `start` finds them."""
-        assert self._process is not None
-        os.kill(int((self.directory / "run" / "libvirt" / "libvirtd.pid").read_text()), signal.SIGTERM)
-        wait_until(lambda: self._silence() is not None, 30)
+        daemon = Identity.of(int((self.directory / "run" / "libvirt" / "libvirtd.pid").read_text()))
+        assert daemon is not None
+        daemon.signal(signal.SIGTERM)
+        # It is silent before it is gone, and another cannot begin while it has the lock of its pid file.
+        assert daemon.wait_gone(START_S)
 
     def resume(self) -> None:
         """After `interrupt`: another daemon under the same reaper."""

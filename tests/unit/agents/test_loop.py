@@ -206,8 +206,8 @@ def test_a_deadline_that_is_over_fails_the_command_unbegun(settings: Settings) -
     with running(settings, script):
         late = send(settings, "source.pause", "a", deadline_us=now_us() - 1)
         assert [p.code for p in await_job(settings, late).problems] == ["deadline-passed"]
-        soon = send(settings, "source.pause", "a", deadline_us=now_us() + 700_000, do="wait")
-        assert [p.code for p in await_job(settings, soon, 20).problems] == ["deadline-passed"]
+        soon = send(settings, "source.pause", "a", deadline_us=now_us() + 4_000_000, do="wait")
+        assert [p.code for p in await_job(settings, soon, 60).problems] == ["deadline-passed"]
     assert [do for _, do, _ in script.calls] == ["wait"]
 
 

@@ -139,7 +139,7 @@ def status(ask: Ask, **query: Any) -> None:
 
     def human() -> None:
         if not found:
-            click.echo("No asset.")
+            click.echo("No asset is known:  holdfast asset discover, or a first backup")
             return
         protected(found)
 

@@ -139,7 +139,8 @@ def status(ask: Ask, **query: Any) -> None:
 
     def human() -> None:
         if not found:
-            click.echo("No asset is known:  holdfast asset discover, or a first backup")
+            known = "No asset is known:  holdfast asset discover, or a first backup"
+            click.echo("No asset fits." if any(query.values()) else known)
             return
         protected(found)
 

@@ -26,7 +26,7 @@ import stat
 import struct
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +306,7 @@ class _Work:
         size = self._fitting.block_size
         gathering: _Gathering | None = getattr(self._own, "gathering", None)
         if gathering is None:
-            gathering = self._own.gathering = _Gathering(self._target)
+            gathering = self._own.gathering = _Gathering(self._target, size)
         written = 0
 
         def unreadable(name: bytes) -> None:
@@ -316,53 +316,65 @@ class _Work:
                 with self._lock:
                     self.lost.append((start, stop - start))
 
-        try:
-            for name, data in readable(self._source, names, unreadable if self._skip_lost else None):
-                for block in places[name]:
-                    start = block * size
-                    part: Buffer = self._fitting.fitted(block, data)
-                    if start < offset or start + len(part) > end:
-                        part = memoryview(part)[max(0, offset - start) : end - start]
-                        start = max(start, offset)
-                    gathering.write(start, part)
-                    written += len(part)
-            gathering.flush()
-        finally:
-            gathering.clear()
+        gathering.expect(block for name in names for block in places[name])
+        for name, data in readable(self._source, names, unreadable if self._skip_lost else None):
+            for block in places[name]:
+                start = block * size
+                part: Buffer = self._fitting.fitted(block, data)
+                if start < offset or start + len(part) > end:
+                    part = memoryview(part)[max(0, offset - start) : end - start]
+                    start = max(start, offset)
+                gathering.put(block, start, part)
+                written += len(part)
+        gathering.flush()
         self._progress(written)
         with self._lock:
             self.written += written
 
 
 class _Gathering:
-    """Neighbours become one write, from memory that begins where a page does: a thread's own."""
+    """Blocks that are neighbours on the disk become one write, in whatever order they come: packs have that of the threads
+    which stored them. From memory that begins where a page does: a thread's own."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, block_size: int) -> None:
         self._target = target
-        self._memory = memoryview(mmap.mmap(-1, _GATHERED))
-        self._at = 0
-        self._held = 0
+        self._size = block_size
+        self._memory = memoryview(mmap.mmap(-1, max(_GATHERED, block_size)))
+        self._slots: dict[int, int] = {}  # by block, ascending: where in the memory it goes
+        self._held: dict[int, tuple[int, int]] = {}  # by block: the bytes of the disk that are in its slot, from and to
 
-    def write(self, offset: int, data: Buffer) -> None:
-        size = len(data)
-        if offset != self._at + self._held or self._held + size > _GATHERED:
-            self.flush()
-            self._at = offset
-            if size > _GATHERED:
-                self._target.write(offset, data)
-                self._at += size
-                return
-        self._memory[self._held : self._held + size] = data
-        self._held += size
+    def expect(self, blocks: Iterable[int]) -> None:
+        """The blocks that `put` will be given until `flush`. What went before and was not flushed is let go of."""
+        room = len(self._memory) // self._size
+        self._slots = {block: slot * self._size for slot, block in enumerate(sorted(blocks)[:room])}
+        self._held = {}
+
+    def put(self, block: int, offset: int, data: Buffer) -> None:
+        """`data` goes to `offset` bytes on the disk, which is in `block`."""
+        slot = self._slots.get(block)
+        if slot is None:  # a chunk that stands in many places
+            self._target.write(offset, data)
+            return
+        at = slot + offset - block * self._size
+        self._memory[at : at + len(data)] = data
+        self._held[block] = offset, offset + len(data)
 
     def flush(self) -> None:
-        if self._held:
-            self._target.write(self._at, self._memory[: self._held])
-            self._at += self._held
-            self._held = 0
-
-    def clear(self) -> None:
-        self._held = 0
+        first = end = memory = 0
+        for block, slot in self._slots.items():
+            if block not in self._held:
+                continue  # unreadable: there is nothing to write
+            begin, stop = self._held[block]
+            at = slot + begin - block * self._size
+            if begin == end and at == memory + end - first:
+                end = stop
+                continue
+            if end > first:
+                self._target.write(first, self._memory[memory : memory + end - first])
+            first, end, memory = begin, stop, at
+        if end > first:
+            self._target.write(first, self._memory[memory : memory + end - first])
+        self._held = {}
 
 
 # -- files and block devices

@@ -269,7 +269,7 @@ def _equal(a: Path, b: Path) -> bool:
 
 def backup_unchanged(rounds: int, scale: float) -> Report:
     """The same image again, by a node that has the repository open: all of it read, hashed and compared, the point sealed and
-    flushed. Beside reading it and nothing else. Both from the disk, as a disk is that is larger than memory; out of the page cache,
+    flushed. Beside reading it and nothing else. Both from the disk, as a disk is that is larger than memory; from the page cache,
     where reading is a copy that no digest can keep up with, is in the figures."""
     image = _image(scale)
     took: dict[str, list[float]] = {"ours": [], "plain": [], "ours_cached": [], "plain_cached": []}

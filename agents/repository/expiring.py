@@ -118,6 +118,7 @@ def candidate(state: PointState) -> Candidate:
         starred=state.starred,
         holds=dict(state.holds),
         sound=bad <= said.get("verified", 0),
+        content=frozenset({sealed.kind, *(f"{sealed.kind}/{disk.disk}" for disk in sealed.disks)}),
     )
 
 

@@ -7,7 +7,8 @@ A day is a day of the rules' time zone, a week begins on Monday (ISO 8601), an h
 Whatever the counts say, these stay: starred points; points under a legal hold; points younger than `minimum_age_us` (a flood of
 new points, which is what somebody makes who wants old ones gone, cannot push anything out before that); points of the future (a
 clock was wrong: they take no slot either); the newest sound point of each asset. Points that are suspect or damaged take no
-sound point's slot.
+sound point's slot, and a point takes the slot only of what it holds all of: not one disk that of the whole machine, not files
+that of a disk which has the same asset's name.
 
 As every point is a full, what goes takes nothing from what stays. Dropping is an event; content goes with the next collection.
 """
@@ -64,7 +65,7 @@ class Rules:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A point as rules look at it. `holds`: names of legal holds → until when (None: until released). `sound`: neither suspect
-    nor damaged."""
+    nor damaged. `content`: what is in it, by names that are the same in every point of the asset (a machine's disks)."""
 
     point: str
     asset: str
@@ -72,6 +73,7 @@ class Candidate:
     starred: bool = False
     holds: Mapping[str, int | None] = field(default_factory=dict)
     sound: bool = True
+    content: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +113,32 @@ def decide(points: Iterable[Candidate], rules: Rules, now_us: int) -> list[Verdi
 
 def _of_asset(points: Sequence[Candidate], rules: Rules, now_us: int) -> list[Verdict]:
     ordered = sorted(points, key=lambda p: (p.created_us, p.point), reverse=True)
-    past = [p for p in ordered if p.created_us <= now_us]
+    found = {
+        verdict.point: verdict
+        for content in {p.content for p in ordered}
+        for verdict in _of_content(content, [p for p in ordered if p.content >= content], rules, now_us)
+    }
+    return [found[p.point] for p in ordered]
+
+
+def _of_content(content: frozenset[str], rivals: Sequence[Candidate], rules: Rules, now_us: int) -> Iterable[Verdict]:
+    """Of the points that hold just `content`; `rivals` are those and all that hold more, newest first."""
+    past = [p for p in rivals if p.created_us <= now_us]
     sound = [p for p in past if p.sound]
     by_sound, by_all = _Slots(sound, rules), _Slots(past, rules)
     newest = sound[0].point if sound else ""
-    out = []
-    for p in ordered:
+    for p in rivals:
+        if p.content != content:
+            continue
         why = list(_always(p, rules, now_us, newest))
         if p.created_us <= now_us:
             why += (by_sound if p.sound else by_all).kept(p)
         if why:
-            out.append(Verdict(p.point, True, tuple(why)))
+            yield Verdict(p.point, True, tuple(why))
         elif rules.keeps_all:
-            out.append(Verdict(p.point, True, ("no rule drops anything",)))
+            yield Verdict(p.point, True, ("no rule drops anything",))
         else:
-            out.append(Verdict(p.point, False, tuple((by_sound if p.sound else by_all).refused(p))))
-    return out
+            yield Verdict(p.point, False, tuple((by_sound if p.sound else by_all).refused(p)))
 
 
 def _always(p: Candidate, rules: Rules, now_us: int, newest: str) -> Iterable[str]:

@@ -116,6 +116,27 @@ def test_what_last_counts_is_not_dropped_before_its_minimum_age() -> None:
     assert kept(later) == {"p0", "p1", "p2", "p3", "p4"}
 
 
+def of(point: str, created_us: int, *content: str) -> Candidate:
+    return Candidate(point, "vm", created_us, content=frozenset(content))
+
+
+def test_a_point_of_one_disk_takes_no_slot_of_the_whole_machine() -> None:
+    """Nor do files that were backed up under the machine's name; a point that holds more does."""
+    long_ago = NOW - 20 * DAY_US
+    backups = [
+        of("one", long_ago, "vda"),
+        of("whole", long_ago + 1, "vda", "vdb"),
+        of("later-one", long_ago + 2, "vda"),
+        of("files", long_ago + 3, "files"),
+    ]
+    verdicts = decide(backups, Rules(daily=1), NOW)
+    assert kept(verdicts) == {"whole", "later-one", "files"}
+    assert why(verdicts, "whole") == ("the newest sound point", "daily: 1 of 1, the last of 2026-02-28")
+    assert why(verdicts, "one") == ("daily: later-one stands for 2026-02-28",)
+    grown = decide([*backups, of("more", long_ago + 4, "vda", "vdb", "vdc")], Rules(daily=1), NOW)
+    assert kept(grown) == {"more", "files"}
+
+
 def test_when_backups_stop_what_is_there_stays() -> None:
     backups = daily(7)
     assert kept(decide(backups, Rules(daily=7), NOW + 5000 * DAY_US)) == {p.point for p in backups}
@@ -225,8 +246,9 @@ def test_dropping_and_looking_again_drops_nothing_more(moments: list[int], rules
 
 @given(MOMENTS, RULES)
 def test_dropping_as_points_come_leaves_what_dropping_at_the_end_leaves(moments: list[int], rules: Rules) -> None:
-    """Nothing that is wanted later was thrown away earlier."""
-    everything = [Candidate(f"p{m}", "vm", m) for m in moments]
+    """Nothing that is wanted later was thrown away earlier; also of points that hold more or less of the asset."""
+    contents = ({"vda"}, {"vda", "vdb"}, {"files"})
+    everything = [Candidate(f"p{m}", "vm", m, content=frozenset(contents[m % 3])) for m in moments]
     held: list[Candidate] = []
     for p in sorted(everything, key=lambda p: p.created_us):
         held.append(p)

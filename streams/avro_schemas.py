@@ -55,7 +55,10 @@ def _record(cls: type, seen: set[str]) -> dict[str, Any]:
 def _field(f: dataclasses.Field[Any], hint: Any, seen: set[str]) -> dict[str, Any]:
     out: dict[str, Any] = {"name": f.name, "type": _type(hint, seen)}
     if f.default is not dataclasses.MISSING:
-        out["default"] = list(f.default) if isinstance(f.default, tuple) else f.default
+        default = (
+            f.default.decode("latin-1") if isinstance(f.default, bytes) else f.default
+        )  # as Avro writes bytes in JSON
+        out["default"] = list(default) if isinstance(default, tuple) else default
     elif f.default_factory is not dataclasses.MISSING:
         out["default"] = f.default_factory()
     return out

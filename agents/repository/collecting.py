@@ -64,16 +64,17 @@ def carry_out(
         begun = collection.finish(held.sessions, session, contents)
         freed = begun.get("freed_bytes", 0) if begun else 0
         packs = begun.get("packs_deleted", 0) if begun else 0
-        proposal = collection.propose(held.sessions, session, contents, rules, progress)
-        if proposal is None:
-            _tidy(held)
-            return _said(freed, packs, {}, [])
-        if waiting := _wait(held, proposal, waits):
-            collection.abandon(held.sessions, session, proposal)
-            return _said(freed, packs, proposal.figures, waiting)
-        done = collection.execute(held.sessions, session, contents, proposal)
+        done: dict[str, int] = {}
+        while (proposal := collection.propose(held.sessions, session, contents, rules, progress)) is not None:
+            if waiting := _wait(held, proposal, waits):
+                collection.abandon(held.sessions, session, proposal)
+                return _said(freed, packs, proposal.figures, waiting)
+            done = collection.execute(held.sessions, session, contents, proposal)
+            freed, packs = freed + done["freed_bytes"], packs + done["packs_deleted"]
+            if not done["left_packs"] or not done["packs_deleted"]:  # else there was more than goes at a time
+                break
         _tidy(held)
-        return _said(freed + done["freed_bytes"], packs + done["packs_deleted"], done, [])
+        return _said(freed, packs, done, [])
 
 
 def _tidy(held: Held) -> None:

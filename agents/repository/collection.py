@@ -11,9 +11,12 @@
     executing event read back → tombstone → point records → index entries → bytes → done event
 
 That is the order of writing, reversed. Whoever finds a collection executing carries it on (`finish`): deleting twice is harmless,
-since a pack's name is never given again. What is deleted is what the list says whose digest stands in the event, never what a
-listing shows. A list that cannot be read any more means that nothing is deleted, and that sessions build on nothing until the
-next collector has ended that collection; what it left are packs like any other then.
+since a pack's name is never given again. What is deleted are the packs whose ids stand in the event, never what a listing shows,
+so a collection is over only when every one of them is gone: who was slow, and deletes by a list that he read long ago, finds
+nothing to delete. The list has their names, and what else goes; lost, it is made again from the event and a listing.
+
+Events of earlier releases have no ids. There a list that cannot be read any more means that nothing is deleted, and that
+sessions build on nothing until the next collector has ended that collection; what it left are packs like any other then.
 
 Nothing is deleted under a log that cannot be seen, or lacks what the repository's files name (`Sessions.prove`). Knows
 what is in a repository by `Contents` alone.
@@ -25,6 +28,7 @@ import contextlib
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +51,7 @@ OVER: Final = "collection-over"
 PLAN_LOST: Final = "collection-plan-lost"
 
 _FORMAT: Final = 1
+_ID: Final = 16  # bytes of a pack's
 _TOMBSTONES: Final = 3  # kept; the newest says everything that the older ones said of fences
 _log = logging.getLogger(__name__)
 
@@ -110,11 +115,13 @@ class Contents(Protocol):
 @dataclass(frozen=True, slots=True)
 class Rules:
     """`live_share`: a pack less than that alive, by bytes, is rewritten. `copy_bytes`: at most so much is copied at a time, the
-    deadest packs first. `delay_ticks`, `delay_us`: what must have passed since the proposal; the second by wall clock, which can
-    only make it longer. `folder`, `memory_bytes`: where marks go that exceed memory, and when."""
+    deadest packs first. `packs`: at most so many go at a time, for their ids stand in an event of at most 900 KB.
+    `delay_ticks`, `delay_us`: what must have passed since the proposal; the second by wall clock, which can only make it longer.
+    `folder`, `memory_bytes`: where marks go that exceed memory, and when."""
 
     live_share: float = 0.5
     copy_bytes: int = 16 << 30
+    packs: int = 40_000
     delay_ticks: int = 0
     delay_us: int = 0
     folder: Path | None = None
@@ -220,6 +227,17 @@ def _count(value: Any) -> int:
     return value
 
 
+def _ids(plan: Plan) -> bytes:
+    return b"".join(pack for pack, _, _ in plan.packs)
+
+
+def _doomed(event: CollectionChanged | None) -> frozenset[bytes] | None:
+    """The packs that an event says go; None where it is of an earlier release, which said it in the list alone."""
+    if event is None or len(event.doomed) != event.packs * _ID:
+        return None
+    return frozenset(event.doomed[at : at + _ID] for at in range(0, len(event.doomed), _ID))
+
+
 def fences(store: Store) -> dict[str, frozenset[str]]:
     """Of sessions that were fenced, as tombstones have it: which of their points count. Any other point record of such a session
     may have lost chunks: whoever adopts the repository without its log leaves it out."""
@@ -290,6 +308,10 @@ def absent_for(session: Session) -> Absent:
     store = session.sessions.store
     packs = set(damaged_packs(store))
     for collection in session.sessions.ledger().binding(session.epoch):
+        doomed = _doomed(collection.events.get("proposed"))
+        if doomed is not None:
+            packs.update(doomed)
+            continue
         try:
             plan = _read_plan(store, collection.events.get("proposed"))
         except CollectionError:
@@ -337,7 +359,9 @@ def forecast(
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> tuple[Plan, dict[str, int]]:
     """What could go now if nothing is moved, and figures: read only, for a store may be full. Raises as `propose`."""
-    plan, _, _, figures = _planned(sessions, session, contents, Rules(live_share=0.0), progress, dry_run=True)
+    plan, _, _, figures = _planned(
+        sessions, session, contents, Rules(live_share=0.0, packs=sys.maxsize), progress, dry_run=True
+    )
     return plan, figures
 
 
@@ -367,6 +391,9 @@ def _planned(
         doomed, rewritten, figures = _weighed(
             contents, names, marked, unfinished, lambda: sessions.ledger().epochs(), rules, progress
         )
+        figures["left_packs"] = max(0, len(doomed) + len(rewritten) - rules.packs)
+        doomed = doomed[: rules.packs]
+        rewritten = rewritten[: rules.packs - len(doomed)]
         figures |= {"roots": len(roots), "chunks_alive": alive}
         if dry_run:
             figures["copied_bytes"], rewritten = 0, []
@@ -397,7 +424,7 @@ def waits_for(sessions: Sessions, proposal: Proposal, rules: Rules | None = None
     if state.ticks < rules.delay_ticks:
         out.append(f"{rules.delay_ticks - state.ticks} more ticks of the delay")
     left = proposal.proposed_us + rules.delay_us - sessions.clock()
-    if left > 0:
+    if rules.delay_us and left > 0:  # without a delay a clock that was put back is nothing to wait for
         out.append(f"{-(-left // 1_000_000)} more seconds of the delay")
     return out
 
@@ -437,7 +464,8 @@ def execute(
 def finish(sessions: Sessions, session: Session, contents: Contents) -> dict[str, int] | None:
     """Carry on a collection that somebody began to execute; None when there is none. Raises as `execute`.
 
-    One whose list is gone, or is not what the log says, in both copies is ended without deleting anything (`list_lost`)."""
+    One of an earlier release whose list is gone, or is not what the log says, in both copies is ended without deleting anything
+    (`list_lost`)."""
     ledger = sessions.fresh_ledger()
     sessions.prove(ledger, contents.records)
     state = ledger.active()
@@ -641,6 +669,7 @@ def _say(
         figures=figures,
         at_us=sessions.clock(),
         by=session.by,
+        doomed=_ids(plan) if write else b"",
     )
     return sessions.say(event).ordinal
 
@@ -648,7 +677,10 @@ def _say(
 def _delete(sessions: Sessions, session: Session, contents: Contents, state: CollectionState) -> dict[str, int]:
     """Tombstone, records, index entries, bytes, and the word that it is done."""
     store = sessions.store
-    plan = _final_plan(store, state)
+    try:
+        plan = _final_plan(store, state)
+    except CollectionError:
+        plan = _made_again(sessions.ledger(), contents, state)
     assert state.executing is not None
     bear_witness(store, state.executing, sessions.ledger().id_of(state.executing))
     try:
@@ -663,13 +695,14 @@ def _delete(sessions: Sessions, session: Session, contents: Contents, state: Col
     contents.forget([pack for pack, _, _ in plan.packs])
     failpoint("collection-forgotten")
     for pack, name, _ in plan.packs:
-        # Somebody else may have ended it, because its list was gone: from then on sessions build on what is left.
+        # Somebody else may have ended it: without deleting all of it only if it is of an earlier release, and its list was gone.
         if (found := sessions.ledger().collections[plan.collection].state) != "executing":
             raise CollectionError(OVER, f"collection {plan.collection} is {found}: somebody else has ended it")
         store.delete(name)
         store.delete(damaged_name(pack))
         failpoint("collection-pack-deleted")
     figures = {
+        "packs_bytes": sum(pack.size for pack in contents.packs()),
         "freed_bytes": plan.bytes,
         "packs_deleted": len(plan.packs),
         "records_deleted": len(plan.points) + len(plan.voids),
@@ -683,11 +716,45 @@ def _end(sessions: Sessions, session: Session, state: CollectionState, figures: 
     event = state.events["executing"]
     figures = dict(event.figures) | figures
     sessions.say(
-        replace(event, state="done", session=session.id, plan="", digest=b"", figures=figures, at_us=sessions.clock())
+        replace(
+            event,
+            state="done",
+            session=session.id,
+            plan="",
+            digest=b"",
+            doomed=b"",
+            figures=figures,
+            at_us=sessions.clock(),
+        )
     )
     failpoint("collection-done")
     _clear_away(sessions.store, state.id)
     return figures
+
+
+def _made_again(ledger: Ledger, contents: Contents, state: CollectionState) -> Plan:
+    """The list of a collection whose files were lost, in place of them: the packs of its event that are still there, and the
+    records that no point needs now. Raises `CollectionError` (`collection-plan-lost`) when the event does not say."""
+    event = state.events.get("executing")
+    doomed = _doomed(event)
+    if event is None or doomed is None:
+        raise CollectionError(
+            PLAN_LOST,
+            f"neither the list of collection {state.id} nor its tombstone can be read: nothing is deleted",
+            "the next collection ends this one, and weighs what it left",
+        )
+    _log.warning("the list of collection %s is lost, and made again from the log and a listing", state.id)
+    store, roots = contents.store, ledger.roots()
+    store.delete(tombstone_name(state.id))  # it is gone, or is none
+    return Plan(
+        event.repository,
+        state.id,
+        event.marked,
+        tuple((pack.id, pack.name, pack.size) for pack in contents.packs() if pack.id in doomed),
+        tuple(sorted(point for point in contents.records.listed() if point in ledger.points and point not in roots)),
+        tuple(sorted(_voids(ledger, contents.records))),
+        tuple(sorted(_fenced(ledger, store).items())),
+    )
 
 
 def _final_plan(store: Store, state: CollectionState) -> Plan:
@@ -701,11 +768,7 @@ def _final_plan(store: Store, state: CollectionState) -> Plan:
         try:
             return _read_plan(store, replace(event, plan=tombstone_name(state.id)))
         except CollectionError:
-            raise CollectionError(
-                PLAN_LOST,
-                f"{lost.message}, and its tombstone neither: nothing is deleted",
-                "the next collection ends this one, and weighs what it left",
-            ) from lost
+            raise CollectionError(PLAN_LOST, f"{lost.message}, and its tombstone neither") from lost
 
 
 def _clear_lists(ledger: Ledger, store: Store) -> None:

@@ -16,17 +16,22 @@ so everybody who reads the same log knows the same, and a node that was away lea
         abandoned       before executing; a proposal whose session has ended is abandoned by that
 
 Time is ticks (`Ticked`), counted ticker by ticker; wall clocks are looked at where they can only make a wait longer.
+
+It holds every session and point there ever was, so it keeps of each what is asked for: text that many have once, and of a point
+that was dropped neither its disks nor its figures.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
 
 from agents.repository.journal import Entry
 from streams.events import (
     CollectionChanged,
+    Event,
     PointDropped,
     PointMarked,
     PointSealed,
@@ -36,6 +41,8 @@ from streams.events import (
     SessionOpened,
     Ticked,
 )
+
+E = TypeVar("E", bound=Event)
 
 WRITING: Final = frozenset({"backup", "adopt"})  # kinds of sessions whose points count
 ACTIVE: Final = frozenset({"proposed", "executing"})
@@ -219,7 +226,7 @@ class Ledger:
     def _opened(self, event: SessionOpened, entry: Entry) -> bool:
         if event.session in self.sessions:
             return False
-        state = SessionState(event, entry.ordinal, entry.id)
+        state = SessionState(_sharing(event, "repository", "kind", "node", "asset", "by"), entry.ordinal, entry.id)
         self.sessions[event.session] = state
         gone = [pin for pin in event.pins if pin not in self.points or self.points[pin].dropped is not None]
         if self.defined is not None and self.defined.node != event.node:
@@ -248,14 +255,18 @@ class Ledger:
         session = self._open.get(event.session)
         if session is None or session.opened.kind not in WRITING or event.point in self.points:
             return False
-        self.points[event.point] = PointState(event, ordinal)
+        facts = {sys.intern(name): value for name, value in event.facts.items()}
+        figures = {sys.intern(name): value for name, value in event.figures.items()}
+        shared = _sharing(event, "repository", "asset", "asset_name", "kind", "by")
+        self.points[event.point] = PointState(replace(shared, facts=facts, figures=figures), ordinal)
         return True
 
     def _dropped(self, event: PointDropped, ordinal: int) -> bool:
         point = self.points.get(event.point)
         if point is None or point.dropped is not None or point.starred or point.held_at(event.dropped_us):
             return False
-        point.dropped, point.drop = ordinal, event
+        point.dropped, point.drop = ordinal, _sharing(event, "repository", "reason", "by", "agreed_by")
+        point.sealed = replace(point.sealed, disks=(), figures={})
         return True
 
     def _marked(self, event: PointMarked) -> bool:
@@ -308,6 +319,11 @@ class Ledger:
         for collection in self.collections.values():
             if collection.active:
                 collection.waited[event.ticker] = collection.waited.get(event.ticker, 0) + 1
+
+
+def _sharing(event: E, *names: str) -> E:
+    """The same event, of whose text in these fields there is one copy however many events have it."""
+    return replace(event, **{name: sys.intern(getattr(event, name)) for name in names})  # type: ignore[arg-type]
 
 
 def figures(ledger: Ledger) -> Mapping[str, int]:

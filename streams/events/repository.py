@@ -233,9 +233,11 @@ class CollectionChanged(Event):
     `proposed`: roots were marked as of ordinal `marked`, and what no root reaches is listed in the file `plan` of the
     repository, whose BLAKE3-256 is `digest` (empty without one): sessions opened after this event treat it as absent.
     `executing` names the list as it stands after re-marking: from this event on it may be deleted, and nothing can undo that.
+    `doomed`: the ids of the list's packs, 16 bytes each: what the file says can be lost, and this not.
     """
 
     TYPE: ClassVar[str] = "collection.changed"
+    VERSION: ClassVar[int] = 2
     TOPIC: ClassVar[str] = "repository"
 
     repository: str
@@ -252,6 +254,7 @@ class CollectionChanged(Event):
     problems: tuple[Problem, ...] = ()
     at_us: int
     by: str
+    doomed: bytes = b""
 
     @property
     def key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable
 
@@ -491,9 +492,14 @@ def test_the_delay_is_ticks_and_a_wall_clock_can_only_make_it_longer(ground: Gro
     assert "seconds" in waits
     now = 1_000_000 + 2 * rules.delay_us
     assert collection.waits_for(node, proposal, rules) == []
+    now = 1
+    assert collection.waits_for(node, proposal, NEVER) == [], "no delay, no clock"
 
 
-def test_a_list_that_is_damaged_is_not_believed(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("release", ["earlier", "this"])
+def test_a_list_that_is_damaged_is_not_believed(ground: Ground, monkeypatch: pytest.MonkeyPatch, release: str) -> None:
+    if release == "earlier":  # the log had no ids of packs
+        monkeypatch.setattr(collection, "_ids", lambda _plan: b"")
     node = ground.node()
     ground.drop(node, ground.backup(node, [1]))
     kept = ground.backup(node, [2])
@@ -513,13 +519,20 @@ def test_a_list_that_is_damaged_is_not_believed(ground: Ground, monkeypatch: pyt
         ground.store.delete(other)
 
     careful = begin(ground.node("b"))
-    assert careful.absent.everything
+    assert careful.absent.everything == (release == "earlier")
+    assert all(pack in careful.absent for pack, _, _ in proposal.plan.packs)
     careful.session.close()
     session = node.open("collect", by="test")
     ended = collection.finish(node, session, ground.contents)
     assert ended is not None
-    assert (ended["packs_deleted"], ended["list_lost"]) == (0, 1)
     session.close()
+    if release == "this":
+        assert (ended["packs_deleted"], ended["records_deleted"]) == (1, 1)
+        assert ground.restores(kept)
+        assert not ground.holds(1)
+        assert [f.name for f in ground.store.list("collections/")] == []
+        return
+    assert (ended["packs_deleted"], ended["list_lost"]) == (0, 1)
     assert ground.restores(kept)
     assert ground.holds(1)
     after = begin(ground.node("b"))
@@ -534,6 +547,8 @@ def test_a_list_that_is_damaged_is_not_believed(ground: Ground, monkeypatch: pyt
 def test_who_is_deleting_stops_when_somebody_ended_the_collection_whose_list_was_lost(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of an earlier release: between his look and his deleting there is a moment."""
+    monkeypatch.setattr(collection, "_ids", lambda _plan: b"")
     node, other = ground.node(), ground.node("b")
     ground.drop(node, ground.backup(node, [1]))
     collector = node.open("collect", by="test")
@@ -558,6 +573,51 @@ def test_who_is_deleting_stops_when_somebody_ended_the_collection_whose_list_was
     with pytest.raises(CollectionError, match="collection-over"):
         collection.execute(node, collector, ground.contents, proposal)
     assert ground.restores(sealed[0])
+
+
+def test_who_deletes_late_by_a_list_that_was_lost_deletes_nothing_that_was_built_since(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He has looked whether the collection goes on, and sleeps before he deletes: as long as it takes others to end it, and to
+    store the same again."""
+    node, other = ground.node(), ground.node("b")
+    for content in (1, 2):
+        ground.drop(node, ground.backup(node, [content]))
+    collector = node.open("collect", by="test")
+    proposal = collection.propose(node, collector, ground.contents)
+    assert proposal is not None
+    delete, sealed = ground.store.delete, list[str]()
+
+    def late(name: str) -> None:
+        if name.startswith("packs/") and not sealed:
+            monkeypatch.setattr(ground.store, "delete", delete)
+            other.fence(collector.id, "it is too slow", "test")
+            for folder in ("collections/", "tombstones/"):
+                for file in list(ground.store.list(folder)):
+                    delete(file.name)
+            session = other.open("collect", by="test")
+            assert collection.finish(other, session, ground.contents)
+            session.close()
+            sealed.append(ground.backup(other, [1, 2]))
+        delete(name)
+
+    monkeypatch.setattr(ground.store, "delete", late)
+    with contextlib.suppress(CollectionError):
+        collection.execute(node, collector, ground.contents, proposal)
+    assert ground.restores(sealed[0])
+    assert list(node.ledger().standing()) == sealed
+
+
+def test_no_more_packs_go_at_a_time_than_an_event_names(ground: Ground) -> None:
+    node = ground.node()
+    for content in range(5):
+        ground.drop(node, ground.backup(node, [content]))
+    figures = ground.collect(node, Rules(live_share=0.0, packs=2))
+    assert figures is not None
+    assert (figures["packs_deleted"], figures["left_packs"], figures["records_deleted"]) == (2, 3, 5)
+    again = ground.collect(node, NEVER)
+    assert again is not None
+    assert (again["packs_deleted"], again["left_packs"], again["packs_bytes"]) == (3, 0, 0)
 
 
 def test_packs_of_the_log_before_an_adoption_are_collected_at_once(ground: Ground) -> None:

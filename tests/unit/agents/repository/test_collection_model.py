@@ -362,6 +362,12 @@ class Interleavings(RuleBasedStateMachine):
             if self.writers():
                 self.seal(0)
 
+    @rule()
+    def lists_are_lost(self) -> None:
+        for folder in ("collections/", "tombstones/"):
+            for file in list(self.store.list(folder)):
+                self.store.delete(file.name)
+
     def somebody_acts(self, number: int, contents: list[int]) -> None:
         """Between two steps of a collector: begin, write, record or seal, whatever comes next on that node."""
         node = self.nodes[number % len(self.nodes)]

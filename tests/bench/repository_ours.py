@@ -20,6 +20,7 @@ from uuid import UUID
 
 from agents.repository import keys, points
 from agents.repository import repository as repositories
+from agents.repository.chunks import is_zero
 from agents.repository.extents import CHUNK, ZERO
 from agents.repository.ingest import FileSource, Ingest, Sealed
 from agents.repository.repository import Repository
@@ -29,6 +30,7 @@ from agents.repository.stores.local import LocalStore
 from tests.stand_ins.repository_session import LoneSession
 
 PASSPHRASE = "benchmark"
+_STAMP = 16  # bytes
 
 
 def unlock(store: Store) -> bytes:
@@ -99,21 +101,28 @@ def backup(repository: Repository, images: list[Path], previous: str = "") -> tu
 
 
 def days(repository: Repository, image: Path, count: int, blocks_a_day: int) -> list[str]:
-    """`count` points: the image whole, then that many of its blocks overwritten every day, fed as dirty extents. The image is
-    left as it was at the last one."""
+    """`count` points: the image whole, then that many of its blocks written every day, fed as dirty extents. The image is left as
+    it was at the last one.
+
+    What is written is the block as it was with another stamp in its middle: a new chunk, of the same size before and after
+    compression, so that points differ in how their data lies and in nothing else. Blocks of zeros are left alone.
+    """
     rng = random.Random(1)
     made: list[str] = []
     previous: points.Disk | None = None
     with image.open("r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
+        block_size = repository.definition.block_size
+        full = [
+            b for b in range(size // block_size) if not is_zero(os.pread(file.fileno(), block_size, b * block_size))
+        ]
         for day in range(count):
             with Ingest(repository, LoneSession()) as ingest:
                 disk = ingest.disk("disk0", size=size, continues=previous)
                 if day:
-                    dirty = sorted(rng.sample(range(size // disk.block_size), blocks_a_day))
+                    dirty = sorted(rng.sample(full, blocks_a_day))
                     for block in dirty:
-                        page = rng.randrange(disk.block_size // 4096)
-                        os.pwrite(file.fileno(), rng.randbytes(4096), block * disk.block_size + page * 4096)
+                        os.pwrite(file.fileno(), rng.randbytes(_STAMP), block * disk.block_size + disk.block_size // 2)
                     disk.feed(FileSource(file.fileno()), [(block, 1, CHUNK) for block in dirty])
                 else:
                     disk.feed(FileSource(file.fileno()), [(0, disk.blocks, CHUNK)])

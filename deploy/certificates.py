@@ -30,12 +30,14 @@ class Certificate:
     ca: Path
 
 
-def make(directory: Path, hosts: Iterable[str], name: str = "server") -> Certificate:
+def make(
+    directory: Path, hosts: Iterable[str], name: str = "server", lifetime: datetime.timedelta = LIFETIME
+) -> Certificate:
     """A certificate for `hosts` (names and addresses) in `directory`, by the authority there, made where missing."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     authority, authority_key = _authority(directory)
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(name, authority.subject, key.public_key())
+    builder = _builder(name, authority.subject, key.public_key(), lifetime)
     builder = builder.add_extension(x509.SubjectAlternativeName([_general_name(h) for h in hosts]), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -64,7 +66,9 @@ def _authority(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePriva
     return certificate, key
 
 
-def _builder(name: str, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    name: str, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, lifetime: datetime.timedelta = LIFETIME
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -73,7 +77,7 @@ def _builder(name: str, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + LIFETIME)
+        .not_valid_after(now + lifetime)
     )
 
 

@@ -13,12 +13,15 @@ from agents.repository.stores.local import LocalStore
 INVALID = "place-invalid"
 
 
+OF_PLACE = ("endpoint", "region", "access_key", "tls_ca")  # options that say how a bucket is reached
+
+
 def location_of(place: Mapping[str, Any]) -> tuple[str, str, dict[str, str]]:
     """Kind, location and options (without secrets) of a place as commands carry it."""
     if place["kind"] == "local":
         return "local", str(place["path"]), {}
     bucket, prefix = str(place["bucket"]), str(place.get("prefix", "")).strip("/")
-    options = {name: str(place[name]) for name in ("endpoint", "region", "access_key") if place.get(name)}
+    options = {name: str(place[name]) for name in OF_PLACE if place.get(name)}
     return "s3", f"s3://{bucket}/{prefix}".rstrip("/"), options
 
 
@@ -32,7 +35,8 @@ def open_store(kind: str, location: str, options: Mapping[str, str], secret: str
         bucket, _, prefix = location.removeprefix("s3://").partition("/")
         region = options.get("region", "us-east-1")
         where = Bucket(
-            options["endpoint"], bucket, options["access_key"], secret, region, f"{prefix}/" if prefix else ""
-        )
+            options["endpoint"], bucket, options["access_key"], secret, region, f"{prefix}/" if prefix else "",
+            options.get("tls_ca", ""),
+        )  # fmt: skip
         return S3Store(where)
     raise AgentError(INVALID, f"there is no kind of store {kind!r}", "known: local, s3")

@@ -23,7 +23,7 @@ from agents.failpoints import failpoint
 from agents.repository import policies
 from agents.repository import repository as repositories
 from agents.repository.node import ELSEWHERE, UNKNOWN
-from agents.repository.places import location_of
+from agents.repository.places import OF_PLACE, location_of
 from agents.repository.sessions import Sessions
 from agents.repository.stores.memory import MemoryStore
 from streams.events import RepositoryDefined
@@ -46,7 +46,7 @@ def remove(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 
 def change(command: Command, ctx: Context) -> Mapping[str, Any]:
-    """Handler of `repository.set`: another path to the same files, another server, key or region, another scope."""
+    """Handler of `repository.set`: another path to the same files, another server, key, region or authority, another scope."""
     p = command.parameters
     name, node = str(p["repository"]), ctx.services.node
     was = _ours(ctx, name, node.defined(name))
@@ -54,7 +54,7 @@ def change(command: Command, ctx: Context) -> Mapping[str, Any]:
     secrets = dict(was.secrets)
     if p.get("store"):
         kind, location, given = location_of({**_place(was), **p["store"]})
-        options |= given
+        options = {name: value for name, value in options.items() if name not in OF_PLACE} | given
     if secret := dict(p.get("secrets") or {}).get("store"):
         secrets["store"] = str(secret)
     if p.get("dedupe"):
@@ -89,7 +89,7 @@ def _place(defined: RepositoryDefined) -> dict[str, Any]:
     if defined.store == "local":
         return {"kind": "local", "path": defined.location}
     bucket, _, prefix = defined.location.removeprefix("s3://").partition("/")
-    known = {key: defined.options[key] for key in ("endpoint", "region", "access_key") if key in defined.options}
+    known = {key: defined.options[key] for key in OF_PLACE if key in defined.options}
     return {"kind": "s3", "bucket": bucket, "prefix": prefix, **known}
 
 

@@ -11,7 +11,7 @@ from api.cli.asking import HOST, Ask, asks, confirm
 from api.cli.connection import segment
 from api.cli.errors import say_problems
 from api.cli.repository import NO_WAIT, asked
-from api.cli.secret import FILE, Given, stdin_option
+from api.cli.secret import FILE, Given, certificates_of, stdin_option
 from api.cli.times import MOMENT, ago, local
 
 
@@ -55,7 +55,7 @@ def add(
         "kind": kind,
         "url": url,
         "account": account,
-        "tls_ca": tls_ca.read_text("ascii", "replace") if tls_ca else "",
+        "tls_ca": certificates_of(tls_ca),
         "options": dict(_option(text) for text in options),
         "dry_run": dry_run,
     }

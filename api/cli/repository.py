@@ -14,7 +14,7 @@ import click
 from api.cli.asking import REPOSITORY, Ask, asks, confirm
 from api.cli.connection import segment
 from api.cli.errors import UNWELL, USAGE, CliError, say_problems
-from api.cli.secret import FILE, Given, stdin_option
+from api.cli.secret import FILE, Given, certificates_of, stdin_option
 from api.cli.times import MOMENT, ago, local
 
 _VIEW_S = 30.0  # that read models may be behind a job
@@ -44,6 +44,12 @@ class Bytes(click.ParamType):
         return int(found[1]) << (10 if found[2][0] in "kK" else 20)
 
 
+_AUTHORITY = (
+    "Certificates (PEM) of the authority that signed an S3 server's, and of those above it: these are trusted and no others."
+    " Without it, those that the agent's system trusts."
+)
+
+
 def store_options(command: Any) -> Any:
     """Where a repository is: PLACE, and what an S3 place needs beside it."""
     options = (
@@ -51,6 +57,7 @@ def store_options(command: Any) -> Any:
         click.option("--endpoint", metavar="URL", help="Of an S3 store: https://host:port."),
         click.option("--region", default="us-east-1", show_default=True, help="Of an S3 store."),
         click.option("--access-key", metavar="ID", help="Of an S3 store; its secret is read as said below."),
+        click.option("--tls-ca", type=FILE, help=_AUTHORITY),
         click.option("--passphrase-file", type=FILE, help="Where the passphrase is. Without this it is asked for."),
         click.option("--secret-key-file", type=FILE, help="Where the secret of the S3 access key is. Likewise."),
         stdin_option,
@@ -60,12 +67,14 @@ def store_options(command: Any) -> Any:
     return command
 
 
-def place_of(place: str, endpoint: str | None, region: str, access_key: str | None) -> dict[str, Any]:
+def place_of(
+    place: str, endpoint: str | None, region: str, access_key: str | None, tls_ca: Path | None
+) -> dict[str, Any]:
     """PLACE as the API takes it. Raises `CliError`, `click.BadParameter`."""
     if not place.startswith("s3://"):
-        if endpoint or access_key:
+        if endpoint or access_key or tls_ca:
             raise click.BadParameter(
-                "only an S3 place (s3://bucket/prefix) has an endpoint and keys", param_hint="PLACE"
+                "only an S3 place (s3://bucket/prefix) has an endpoint, keys and an authority", param_hint="PLACE"
             )
         if not place.startswith("/"):
             raise click.BadParameter(f"{place!r} must be an absolute path, or s3://bucket/prefix", param_hint="PLACE")
@@ -85,6 +94,7 @@ def place_of(place: str, endpoint: str | None, region: str, access_key: str | No
         "endpoint": endpoint,
         "region": region,
         "access_key": access_key,
+        **({"tls_ca": certificates_of(tls_ca)} if tls_ca else {}),
     }
 
 
@@ -94,7 +104,13 @@ def place_of(place: str, endpoint: str | None, region: str, access_key: str | No
 @click.option("--no-encryption", is_flag=True, help="Store in clear: whoever can read the place can read everything.")
 @click.option("--no-passphrase", is_flag=True, help="Only this site's key opens it; make a recovery code at least.")
 @click.option("--block-size", type=Bytes(), default="128K", show_default=True, help="Of disks: 64K to 1M.")
-@click.option("--dedupe", type=click.Choice(["repository", "asset"]), default="repository", show_default=True)
+@click.option(
+    "--dedupe",
+    type=click.Choice(["repository", "asset", "job"]),
+    default="repository",
+    show_default=True,
+    help="Within what chunks are shared: everything, one asset's points, what one policy backs up.",
+)
 @click.option("--keep", metavar="RULES", default="", help="Retention, such as 7d,4w,12m,3y. Without this all is kept.")
 @click.option("--not-mounted", is_flag=True, help="Take a folder on which /etc/fstab mounts something, and nothing is.")
 @click.option("--dry-run", is_flag=True, help="Only check that the place can be a repository.")
@@ -107,6 +123,7 @@ def add(
     endpoint: str | None,
     region: str,
     access_key: str | None,
+    tls_ca: Path | None,
     passphrase_file: Path | None,
     secret_key_file: Path | None,
     secrets_stdin: bool,
@@ -124,7 +141,7 @@ def add(
     The place is tried first: one that cannot promise what a repository needs is refused, with the reason. Secrets are read
     from files, standard input or a prompt (passphrase, then the S3 key's secret), never from arguments.
     """
-    store = place_of(place, endpoint, region, access_key)
+    store = place_of(place, endpoint, region, access_key, tls_ca)
     given = Given(stdin=secrets_stdin)
     body: dict[str, Any] = {
         "name": name,
@@ -239,7 +256,8 @@ def show(ask: Ask, repository: str, as_of: str | None) -> None:
                 ("agent", found["by"]),
                 ("defined", f"{local(found['defined'])} ({ago(found['defined'])})"),
                 ("encrypted", "yes" if found["encrypted"] else "no"),
-                ("options", ", ".join(f"{k} {v}" for k, v in found["options"].items() if k != "keep")),
+                ("options", ", ".join(f"{k} {v}" for k, v in found["options"].items() if k not in ("keep", "tls_ca"))),
+                ("authorities", "\n".join(_authorities(found["options"].get("tls_ca", "")))),
                 ("protected from", "\n".join(found["protected_from"])),
                 ("retention", found["keep"] or "everything is kept"),
                 ("points", f"{found['points']:,} of {found['assets']:,} assets" if found["points"] else "none"),
@@ -267,6 +285,17 @@ def show(ask: Ask, repository: str, as_of: str | None) -> None:
             say_problems(found["problems"])
 
     ask.out(found, human)
+
+
+def _authorities(pem: str) -> list[str]:
+    """Whom an S3 store's certificate must come from, if it was said."""
+    import ssl
+
+    if not pem:
+        return []
+    found: list[Any] = ssl.create_default_context(cadata=pem).get_ca_certs()
+    said = ((", ".join(value for part in c["subject"] for _, value in part), c["notAfter"]) for c in found)
+    return [f"{name}, until {until}" for name, until in said] or ["of its own"]
 
 
 @click.command("verify")
@@ -379,6 +408,7 @@ def adopt(
     endpoint: str | None,
     region: str,
     access_key: str | None,
+    tls_ca: Path | None,
     passphrase_file: Path | None,
     secret_key_file: Path | None,
     secrets_stdin: bool,
@@ -390,7 +420,7 @@ def adopt(
     Everything comes from the repository's own files: points, stars and holds. Its passphrase (or a recovery code) opens it;
     for one that is not encrypted give an empty passphrase file.
     """
-    store = place_of(place, endpoint, region, access_key)
+    store = place_of(place, endpoint, region, access_key, tls_ca)
     given = Given(stdin=secrets_stdin)
     body: dict[str, Any] = {"name": name, "store": store}
     if not (passphrase_file is not None and not passphrase_file.stat().st_size):
@@ -459,10 +489,14 @@ def retention(ask: Ask, repository: str, rules: str, no_wait: bool) -> None:
 @click.option("--endpoint", metavar="URL", help="Of an S3 store.")
 @click.option("--region", help="Of an S3 store.")
 @click.option("--access-key", metavar="ID", help="Of an S3 store; its secret is read as said below.")
+@click.option("--tls-ca", type=FILE, help=_AUTHORITY)
+@click.option("--system-authorities", is_flag=True, help="Of an S3 store: trust what the agent's system trusts again.")
 @click.option(
     "--secret-key-file", type=FILE, help="Where the secret of the new access key is. Without this it is asked for."
 )
-@click.option("--dedupe", type=click.Choice(["repository", "asset"]), help="What shares stored chunks from now on.")
+@click.option(
+    "--dedupe", type=click.Choice(["repository", "asset", "job"]), help="What shares stored chunks from now on."
+)
 @stdin_option
 @NO_WAIT
 @asks
@@ -473,6 +507,8 @@ def change(
     endpoint: str | None,
     region: str | None,
     access_key: str | None,
+    tls_ca: Path | None,
+    system_authorities: bool,
     secret_key_file: Path | None,
     dedupe: str | None,
     secrets_stdin: bool,
@@ -485,7 +521,11 @@ def change(
     if place is not None and not place.startswith("/"):
         raise click.BadParameter(f"{place!r} must be an absolute path", param_hint="--place")
     named = {"path": place, "endpoint": endpoint, "region": region, "access_key": access_key}
+    if tls_ca and system_authorities:
+        raise click.UsageError("--tls-ca and --system-authorities: say one of them")
     store = {name: value for name, value in named.items() if value}
+    if tls_ca or system_authorities:
+        store["tls_ca"] = certificates_of(tls_ca)
     body: dict[str, Any] = {**({"store": store} if store else {}), **({"dedupe": dedupe} if dedupe else {})}
     if access_key or secret_key_file:
         given = Given(stdin=secrets_stdin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import click
 
 from api.cli.errors import USAGE, CliError
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----")
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -48,6 +51,21 @@ def _of_file(file: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         what = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise CliError("secret-unreadable", f"no secret can be read from {file}: {what}", exit_code=USAGE) from error
+
+
+def certificates_of(file: Path | None) -> str:
+    """The certificates in a PEM file, and nothing else of it: a private key that stands with them stays here. "" without a
+    file. Raises `CliError`."""
+    if file is None:
+        return ""
+    try:
+        found = _CERTIFICATE.findall(file.read_text("ascii", "replace"))
+    except OSError as error:
+        raise CliError("ca-unreadable", f"{file}: {error.strerror}", exit_code=USAGE) from error
+    if not found:
+        hint = "give a PEM file; of a DER file: openssl x509 -inform DER -in FILE -out ca.pem"
+        raise CliError("ca-invalid", f"there is no certificate in {file}", hint, exit_code=USAGE)
+    return "\n".join(found) + "\n"
 
 
 def stdin_option(command: Callable[..., Any]) -> Callable[..., Any]:

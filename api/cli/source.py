@@ -11,6 +11,7 @@ import click
 from api.cli.asking import SOURCE, Ask, asks, confirm
 from api.cli.connection import segment
 from api.cli.errors import USAGE, CliError, say_problems
+from api.cli.secret import certificates_of
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -62,7 +63,7 @@ def add(
     body = {
         "name": name,
         **given,
-        "tls_ca": tls_ca.read_text("ascii", "replace") if tls_ca else "",
+        "tls_ca": certificates_of(tls_ca),
         "accounts": accounts,
         "options": _options(options),
         "dry_run": dry_run,

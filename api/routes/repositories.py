@@ -90,7 +90,7 @@ def _new(call: Call, kind: str, parameters: Mapping[str, Any]) -> Reply:
 
 
 _NEEDED = {"local": {"path"}, "s3": {"endpoint", "bucket", "access_key"}}
-_ALLOWED = {"local": {"kind", "path"}, "s3": {"kind", "endpoint", "bucket", "access_key", "region", "prefix"}}
+_ALLOWED = {"local": {"kind", "path"}, "s3": {"kind", "endpoint", "bucket", "access_key", "region", "prefix", "tls_ca"}}
 
 
 def _store(store: Mapping[str, Any], secret_key: str | None) -> dict[str, Any]:
@@ -102,11 +102,19 @@ def _store(store: Mapping[str, Any], secret_key: str | None) -> dict[str, Any]:
             422,
             "store-invalid",
             f"a {kind} store {'needs' if missing else 'has no'} {wrong}",
-            "local: path; s3: endpoint, bucket, access_key, and region and prefix if need be",
+            "local: path; s3: endpoint, bucket, access_key, and region, prefix and tls_ca if need be",
         )
     if (kind == "s3") != bool(secret_key):
         raise ApiError(422, "store-invalid", "an S3 store, and only that, has a secret_key")
+    _certificates(store)
     return dict(store)
+
+
+def _certificates(store: Mapping[str, Any]) -> None:
+    """What is kept in the log must be what it says it is, and no private key that stood in the same file."""
+    given = store.get("tls_ca", "")
+    if given and ("-----BEGIN CERTIFICATE-----" not in given or "PRIVATE KEY" in given):
+        raise ApiError(422, "ca-invalid", "tls_ca is to hold certificates (PEM) and nothing else", "leave out keys")
 
 
 def _ask(call: Call, kind: str, parameters: Mapping[str, Any], *, beside: bool = False) -> Reply:
@@ -144,8 +152,9 @@ def change(call: Call) -> Reply:
     strange = store.keys() - (_ALLOWED[found.store] - {"kind", "bucket", "prefix"})
     if strange or (secret_key and found.store != "s3"):
         wrong = ", ".join(sorted(strange)) or "secret_key"
-        hint = "local: path; s3: endpoint, region, access_key, secret_key"
+        hint = "local: path; s3: endpoint, region, access_key, secret_key, tls_ca"
         raise ApiError(422, "store-invalid", f"a {found.store} store has no {wrong} that can be changed", hint)
+    _certificates(store)
     secrets = _kept(call, "store", secret_key) if secret_key else {}
     return _ask(call, "repository.set", {**body, "secrets": secrets})
 

@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from agents.repository.stores import (
     MISSING,
     SHORT,
     UNFIT,
+    UNTRUSTED,
     Store,
     StoreError,
 )
@@ -365,7 +367,7 @@ def test_an_upload_whose_answer_was_lost_is_not_taken_for_anothers(bucket: S3Sto
     other.close()
 
 
-def test_a_bucket_that_cannot_be_had_says_why(bucket: S3Store, gateway: Gateway, tmp_path: Path) -> None:
+def test_a_bucket_that_cannot_be_had_says_why(bucket: S3Store) -> None:
     def refusal(of: Bucket) -> StoreError:
         store = S3Store(of)
         with pytest.raises(StoreError) as refused:
@@ -376,9 +378,54 @@ def test_a_bucket_that_cannot_be_had_says_why(bucket: S3Store, gateway: Gateway,
     right = bucket.bucket
     assert refusal(replace(right, secret_key="wrong")).code == DENIED
     assert "no bucket nowhere" in refusal(replace(right, bucket="nowhere")).message
-    assert refusal(replace(right, ca=str(make(tmp_path, ["127.0.0.1"]).ca))).code == IO  # another authority's
     with pytest.raises(StoreError, match="not encrypted"):
         S3Store(replace(right, endpoint="http://192.0.2.1:9000"))
+
+
+def test_a_certificate_that_is_refused_says_why_at_once(bucket: S3Store, gateway: Gateway, tmp_path: Path) -> None:
+    def refusal(of: Bucket, code: str = UNTRUSTED) -> StoreError:
+        store, sent = S3Store(of), []
+        store._client.meta.events.register("before-send.s3", lambda **_: sent.append(1))
+        with pytest.raises(StoreError) as refused:
+            store.size("repository.json")
+        store.close()
+        assert refused.value.code == code
+        assert len(sent) == 1, "trying again does not mend it"
+        return refused.value
+
+    right = bucket.bucket
+    unknown = refusal(replace(right, ca=""))
+    assert "by an authority that the agent's machine trusts" in unknown.message
+    assert "--tls-ca FILE" in unknown.hint
+    other = make(tmp_path, ["127.0.0.1"]).ca.read_text()
+    assert "by the authority that was given" in refusal(replace(right, ca=other)).message
+    S3Store(replace(right, ca=other + right.ca)).check()  # of several, one
+    elsewhere = refusal(replace(right, endpoint=f"https://localhost:{gateway.port}"))
+    assert "is for another name" in elsewhere.message
+    assert "made for localhost as well" in elsewhere.hint
+    for name in ("plain", "expired"):
+        (tmp_path / name).mkdir()
+    plain = Gateway(tmp_path / "plain", gateway_program(), tls=False)
+    over = make(tmp_path / "tls", ["127.0.0.1"], lifetime=timedelta(hours=-1))
+    expired = Gateway(tmp_path / "expired", gateway_program(), certificate=over)
+    for server in (plain, expired):
+        server.start()
+    try:
+        old = refusal(expired.bucket())
+        assert "has expired" in old.message
+        assert "this machine's clock" in old.hint
+        no = replace(right, endpoint=f"https://127.0.0.1:{plain.port}")
+        assert "does not answer with TLS" in refusal(no, IO).message
+    finally:
+        for server in (plain, expired):
+            server.stop()
+
+
+def test_what_is_no_certificate_is_refused(bucket: S3Store) -> None:
+    for text in ("hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "é"):
+        with pytest.raises(StoreError, match="is none") as refused:
+            S3Store(replace(bucket.bucket, ca=text))
+        assert refused.value.code == "store-ca-unreadable"
 
 
 def test_secrets_of_a_bucket_are_not_shown(bucket: S3Store) -> None:
@@ -493,7 +540,7 @@ def test_a_server_that_knows_no_ranges_is_read_all_the_same(bucket: S3Store) -> 
 def test_object_lock_is_read_from_the_server_and_told(gateway: Gateway) -> None:
     there = gateway.bucket()
     client = boto3.client(
-        "s3", endpoint_url=there.endpoint, region_name=there.region, verify=there.ca,
+        "s3", endpoint_url=there.endpoint, region_name=there.region, verify=str(gateway.ca),
         aws_access_key_id=there.access_key, aws_secret_access_key=there.secret_key,
     )  # fmt: skip
     for mode in ("COMPLIANCE", "GOVERNANCE"):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from agents.repository.stores.s3 import Bucket
-from deploy.certificates import make
+from deploy.certificates import Certificate, make
 from deploy.embedded.packages import cache_dir, exclusive
 from deploy.embedded.ports import accepts, free_ports
 from deploy.embedded.process import Command, RunningProcess
@@ -65,15 +65,19 @@ def gateway_program() -> Path:
 class Gateway:
     """One server. `directory`: its buckets are folders in it, its objects files: what a test may damage."""
 
-    def __init__(self, directory: Path, program: Path, *, tls: bool = True) -> None:
-        """Without `tls` something may be put between it and who asks it (`tests.stand_ins.s3_trouble`)."""
+    def __init__(
+        self, directory: Path, program: Path, *, tls: bool = True, certificate: Certificate | None = None
+    ) -> None:
+        """Without `tls` something may be put between it and who asks it (`tests.stand_ins.s3_trouble`). `certificate`: another
+        than a good one for 127.0.0.1 by an authority of its own."""
         self.directory = directory
         self.buckets = directory / "buckets"
         self.buckets.mkdir()
         for name in ("attributes", "versions"):
             (directory / name).mkdir()
-        certificate = make(directory / "tls", ["127.0.0.1"]) if tls else None
-        self.ca = str(certificate.ca) if certificate else ""
+        if tls and certificate is None:
+            certificate = make(directory / "tls", ["127.0.0.1"])
+        self.ca = certificate.ca if certificate else None
         self.scheme = "https" if certificate else "http"
         self.port = free_ports(1)[0]
         self._access, self._secret = "holdfast", secrets.token_urlsafe(24)
@@ -111,7 +115,9 @@ class Gateway:
         """A bucket of it; a prefix of one's own keeps tests apart."""
         (self.buckets / name).mkdir(exist_ok=True)
         endpoint = f"{self.scheme}://127.0.0.1:{self.port}"
-        return Bucket(endpoint, name, self._access, self._secret, prefix=prefix, ca=self.ca)
+        return Bucket(
+            endpoint, name, self._access, self._secret, prefix=prefix, ca=self.ca.read_text() if self.ca else ""
+        )
 
 
 if __name__ == "__main__":

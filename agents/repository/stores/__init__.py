@@ -31,6 +31,7 @@ READ_ONLY: Final = "store-read-only"
 DENIED: Final = "store-denied"
 IO: Final = "store-io"
 UNFIT: Final = "store-unfit"
+UNTRUSTED: Final = "store-untrusted"
 BAD_NAME: Final = "store-name-invalid"
 
 _NAME = re.compile(r"[a-z0-9_][a-z0-9._-]{0,127}(/[a-z0-9_][a-z0-9._-]{0,127}){0,7}")
@@ -40,7 +41,7 @@ _PREFIX = re.compile(r"([a-z0-9_][a-z0-9._-]{0,127}/){0,8}([a-z0-9_][a-z0-9._-]{
 class StoreError(AgentError):
     """`store-missing` (no such file), `store-exists`, `store-short` (the file ends before what was asked for), `store-full`,
     `store-read-only`, `store-denied`, `store-io` (anything else; trying again may help), `store-unfit` (does not keep what a
-    store must), `store-name-invalid`."""
+    store must), `store-untrusted` (a server that cannot be told from an impostor), `store-name-invalid`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ SDK and then meets its own object: the random `writer` in the object's metadata 
 unnamed file of this machine until it is closed: nothing of it is durable before, and nothing is left of it by a crash.
 
 The body's MD5 goes along, so that a server keeps what was sent or says so; what comes back is proven by whoever reads (digests,
-tags). Plain HTTP is refused for anything but this machine.
+tags). Plain HTTP is refused for anything but this machine. A certificate that is refused is told at once, with the reason:
+trying again does not mend it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import contextlib
 import errno
 import hashlib
 import ipaddress
+import os
 import secrets
+import ssl
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
@@ -31,6 +34,7 @@ from agents.repository.stores import (
     FULL,
     IO,
     UNFIT,
+    UNTRUSTED,
     Buffer,
     Listed,
     StoreError,
@@ -46,6 +50,7 @@ from agents.repository.stores import (
 _WRITER: Final = "hf-writer"
 _SPOOL_BUFFER: Final = 1 << 20
 _TRIES: Final = 4  # of a body that breaks off, and of a conflict; the SDK tries requests again itself
+_EXPIRED, _NOT_YET, _WRONG_NAMES = 10, 9, (62, 64)  # X509_V_ERR_…: of a name, of an address
 _CODES: Final = {
     "AccessDenied": DENIED,
     "InvalidAccessKeyId": DENIED,
@@ -61,8 +66,8 @@ _CODES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Where the objects are. `prefix`: "" or text that ends with "/". `ca`: a file of certificates to trust, "" for the
-    system's. The two keys are secrets: from the secret store, never from a command line."""
+    """Where the objects are. `prefix`: "" or text that ends with "/". `ca`: the certificates (PEM) of the authorities to trust,
+    and no others; "" for the system's. The two keys are secrets: from the secret store, never from a command line."""
 
     endpoint: str
     bucket: str
@@ -77,7 +82,7 @@ class Bucket:
 
 
 class S3Store:
-    """Implements `Store`. `store-unfit` when boto3 is missing or the address is not encrypted."""
+    """Implements `Store`. `store-unfit` when boto3 is missing or the address is not encrypted, `store-ca-unreadable`."""
 
     def __init__(self, bucket: Bucket, page: int = 1000, attempts: int = 5) -> None:
         """`page`: how many objects a listing asks for at once; a server may give fewer. `attempts`: at a request that fails in
@@ -88,7 +93,12 @@ class S3Store:
         self.bucket: Final = bucket
         self._page = page
         self._sdk = _Sdk()
-        self._client = self._sdk.client(bucket, attempts)
+        self._trusted = _Trusted(bucket.ca)
+        try:
+            self._client = self._sdk.client(bucket, self._trusted.path, attempts)
+        except BaseException:
+            self._trusted.close()
+            raise
 
     def create(self, name: str, parts: Iterable[Buffer]) -> None:
         data = b"".join(parts)
@@ -212,6 +222,7 @@ class S3Store:
 
     def close(self) -> None:
         self._client.close()
+        self._trusted.close()
 
     def _put(self, name: str, data: bytes | IO_[bytes], md5: bytes) -> None:
         """`data`: a file is read from where it stands, again for each try (the SDK rewinds it)."""
@@ -285,6 +296,8 @@ class S3Store:
                 raise StoreError("store-range", name) from None
             kind = _CODES.get(code) or {401: DENIED, 403: DENIED, 507: FULL}.get(status, IO)
             raise StoreError(kind, f"{self.bucket.endpoint} refused {name}: {code or status}") from None
+        except self._sdk.no_tls as error:
+            raise _untrusted(self.bucket, error) from error
         except self._sdk.failed as error:
             raise StoreError(IO, f"{self.bucket.endpoint}, {name}: {error}") from error
 
@@ -343,6 +356,72 @@ def _spooling() -> Iterator[None]:
         ) from error
 
 
+class _Trusted:
+    """Authorities' certificates as the file that the SDK wants, which opens it for every connection. It is in memory, and
+    nothing is left of it by a crash."""
+
+    def __init__(self, ca: str) -> None:
+        self._fd = -1
+        if not ca:
+            return
+        try:
+            ssl.create_default_context(cadata=ca)
+        except (ssl.SSLError, ValueError, TypeError) as error:  # the last: not ASCII
+            raise StoreError(
+                "store-ca-unreadable",
+                f"what was given as the authority's certificate is none: {error}",
+                "give a file of certificates in PEM: `-----BEGIN CERTIFICATE-----` …",
+            ) from error
+        self._fd = os.memfd_create("authorities", os.MFD_CLOEXEC)
+        with open(self._fd, "wb", closefd=False) as file:
+            file.write(ca.encode("ascii"))
+
+    @property
+    def path(self) -> str:
+        return f"/proc/self/fd/{self._fd}" if self._fd >= 0 else ""
+
+    def close(self) -> None:
+        """May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _untrusted(bucket: Bucket, error: BaseException) -> StoreError:
+    """Why no TLS came about, from within what three libraries made of it."""
+    found: BaseException = error
+    while (inner := found.__cause__ or found.__context__) is not None:
+        found = inner
+    code, why = 0, str(found)
+    if isinstance(found, ssl.SSLCertVerificationError):
+        code, why = found.verify_code, found.verify_message
+    host = urlsplit(bucket.endpoint).hostname or ""
+    whose = f"the certificate of {bucket.endpoint}"
+    if code in (_EXPIRED, _NOT_YET):
+        return StoreError(
+            UNTRUSTED,
+            f"{whose} {'has expired' if code == _EXPIRED else 'is not valid yet'}, by this machine's clock",
+            "have the server's certificate renewed; and see whether this machine's clock is right",
+        )
+    if code in _WRONG_NAMES or (not code and isinstance(found, ValueError)):  # urllib3 compares names itself
+        return StoreError(
+            UNTRUSTED,
+            f"{whose} is for another name: {why}",
+            f"say --endpoint with the name that it is for, or have it made for {host} as well",
+        )
+    if not code:
+        return StoreError(
+            IO, f"{bucket.endpoint} does not answer with TLS: {why}", "see whether that is the right port, and https"
+        )
+    known = "the authority that was given" if bucket.ca else "an authority that the agent's machine trusts"
+    return StoreError(
+        UNTRUSTED,
+        f"{whose} is not vouched for by {known}: {why}",
+        "give the certificate of the authority that signed it, with those above it: `--tls-ca FILE` of"
+        " `holdfast repository add`, `adopt` and `set`",
+    )
+
+
 class _Sdk:
     """boto3 and what it raises, imported when a bucket is opened."""
 
@@ -360,6 +439,7 @@ class _Sdk:
             ) from None
         self._boto3, self._config = boto3, botocore.config.Config
         self.refused: type[Exception] = botocore.exceptions.ClientError
+        self.no_tls: type[Exception] = botocore.exceptions.SSLError
         self.failed: tuple[type[Exception], ...] = (
             botocore.exceptions.BotoCoreError,
             botocore.exceptions.HTTPClientError,
@@ -367,15 +447,16 @@ class _Sdk:
             OSError,
         )
 
-    def client(self, bucket: Bucket, attempts: int) -> Any:
+    def client(self, bucket: Bucket, ca: str, attempts: int) -> Any:
+        """`ca`: a file, "" for the system's."""
         with self._making:
-            return self._boto3.session.Session().client(
+            client = self._boto3.session.Session().client(
                 "s3",
                 endpoint_url=bucket.endpoint,
                 region_name=bucket.region,
                 aws_access_key_id=bucket.access_key,
                 aws_secret_access_key=bucket.secret_key,
-                verify=bucket.ca or None,
+                verify=ca or None,
                 config=self._config(
                     signature_version="s3v4",
                     s3={"addressing_style": "path"},
@@ -388,6 +469,13 @@ class _Sdk:
                     response_checksum_validation="when_required",
                 ),
             )
+        client.meta.events.register_first("needs-retry.s3", self._refuse)
+        return client
+
+    def _refuse(self, caught_exception: Exception | None = None, **_: object) -> None:
+        """Asked before the SDK decides whether to try again."""
+        if isinstance(caught_exception, self.no_tls):
+            raise caught_exception
 
 
 def _range(offset: int, size: int | None) -> str:

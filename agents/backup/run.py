@@ -191,7 +191,7 @@ def _back_up(command: Command, ctx: Context, held: Held, host: Host, asked: _Ask
         failpoint("backup-snapshot-taken")
         machines = []
         for asset, base, session, taken in zip(asked.assets, bases, sessions, snapshot.machines, strict=True):
-            ingest = stack.enter_context(ingest_of(held, session, asset.asset, ctx))
+            ingest = stack.enter_context(ingest_of(held, session, asset.asset, base.point, ctx))
             machines.append(_begun(ctx, held, asset, base, session, ingest, taken))
         pool = ThreadPoolExecutor(_DISKS_AT_ONCE, "disk")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)

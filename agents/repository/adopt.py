@@ -129,6 +129,7 @@ def adopt(repository: Repository, sessions: Sessions, *, by: str, job: str = "")
             session.close("failed", problems=problems)
         raise
     figures = {"points": len(adopted.points), "marks": adopted.marks, "left_out": len(adopted.left_out)}
+    figures["packs_bytes"] = sum(listed.size for listed in repository.store.list("packs/"))
     session.close("done", points=adopted.points, figures=figures, problems=adopted.problems)
     return adopted
 
@@ -144,7 +145,9 @@ def _adopt(repository: Repository, session: Session) -> Adopted:
     for candidate in candidates:
         name = candidate.point.point
         sessions.say(
-            sealed_event(sessions.repository, candidate.point, candidate.record, session, Figures(), adopted=True)
+            sealed_event(
+                sessions.repository, candidate.point, candidate.record, session, _figures(candidate.point), adopted=True
+            )
         )
         failpoint("adopt-point-said")
         if candidate.void:
@@ -169,6 +172,11 @@ def _adopt(repository: Repository, session: Session) -> Adopted:
         failpoint("adopt-said")
         _believe(session)
     return Adopted(tuple(told), said, left_out, tuple(problems))
+
+
+def _figures(point: points.Point) -> Figures:
+    """As its record has them; a record of an earlier release has none."""
+    return Figures(**{name: point.figures.get(name, 0) for name in Figures.__slots__})
 
 
 def _problem(code: str, point: str, why: str) -> Problem:

@@ -42,6 +42,7 @@ from streams.events import Problem
 from streams.ids import now_us
 
 DISK: Final = "0"
+_POLICY: Final = "policy/"  # what asks for a policy's tasks (`agents.scheduling`); no asset is called so
 _PIECE_BYTES: Final = 64 << 20  # of an image, between two looks at whether to go on
 _SHOWN_TROUBLES: Final = 20
 _SHOWN_LOST: Final = 200
@@ -78,7 +79,7 @@ def make(command: Command, ctx: Context) -> Mapping[str, Any]:
         previous = newest(ledger.standing(), asset, "files" if p["kind"] == "files" else "disks")
         take = take_files if p["kind"] == "files" else take_image
         with backup_session(held, command, asset, previous) as session:
-            ingest = ingest_of(held, session, asset, ctx)
+            ingest = ingest_of(held, session, asset, previous, ctx)
             with ingest:
                 take(ingest, held, path, asset, previous, ctx)
             session.close("done", points=[ingest.point], figures=ingest.figures.as_counts())
@@ -115,17 +116,34 @@ def backup_session(held: Held, command: Command, asset: str, previous: PointStat
         yield session
 
 
-def ingest_of(held: Held, session: Session, asset: str, ctx: Context) -> Ingest:
-    scope = asset if held.defined.options.get("dedupe") == "asset" else ""
+def ingest_of(held: Held, session: Session, asset: str, previous: PointState | None, ctx: Context) -> Ingest:
     return Ingest(
         held.repository,
         session,
-        scope=scope,
+        scope=scope_of(held, asset, previous, ctx.command.requester),
         absent=absent_for(session),
         slug=held.name,
         asset=asset,
         say=ctx.services.publisher.publish,
     )
+
+
+def scope_of(held: Held, asset: str, previous: PointState | None, requester: str) -> str:
+    """Within what a backup's chunks are shared. Per job: within what one policy backs up. What a person asks for in between
+    goes on in the scope of the policy that made the point before, or else is a job of its own."""
+    match held.defined.options.get("dedupe", "repository"):
+        case "asset":
+            return asset
+        case "job":
+            if requester.startswith(_POLICY):
+                return requester
+            try:
+                known = held.repository.point(previous.sealed.point).scopes if previous is not None else ()
+            except RepositoryError:
+                known = ()
+            return known[-1] if known and known[-1].startswith(_POLICY) else asset
+        case _:
+            return ""
 
 
 def take_image(ingest: Ingest, held: Held, path: Path, asset: str, previous: PointState | None, ctx: Context) -> Sealed:

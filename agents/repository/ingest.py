@@ -187,6 +187,7 @@ class Ingest:
         self.slug = slug
         self.asset = asset
         self.say = say
+        self._scope = scope
         self._naming = repository.naming(scope)
         self._level = repository.definition.level
         self._lock = threading.Lock()
@@ -386,6 +387,8 @@ class Ingest:
             epoch=self.session.epoch,
             node=self.repository.node,
             journal=points.JournalPlace(self.session.epoch, self.session.entry),
+            figures=self.figures.as_counts(),
+            scopes=self._scopes(draft.continues),
         )
         record = points.seal(self.repository.store, point, self.repository.record_key)
         failpoint("ingest-record-durable")
@@ -394,6 +397,19 @@ class Ingest:
         with contextlib.suppress(StoreError):  # the point stands; the next one tries again
             self.repository.merge_runs()
         return Sealed(point, record)
+
+    def _scopes(self, continues: str) -> tuple[str, ...]:
+        """Those of the point that is continued, and this session's: what has not changed keeps its names."""
+        found: tuple[str, ...] = ()
+        if continues:
+            with contextlib.suppress(RepositoryError):  # nothing is taken from what cannot be read
+                point = self.repository.point(continues)
+                found = point.scopes
+                if not found and self._scope:  # where it says nothing, it can have been either
+                    found = ("", point.asset)
+        if not found and not self._scope:
+            return ()
+        return (*(s for s in found if s != self._scope), self._scope)
 
     def _drain_puts(self) -> None:
         while self._puts:

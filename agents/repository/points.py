@@ -138,6 +138,8 @@ class Point:
     digest of that point's record file, so points of an asset are one chain. `session`, `journal`: who wrote it, and
     where the log said so; `epoch` is the session's. `configuration`: small files as they are (a VM's definition, its
     NVRAM), `attached`: larger ones, as chunks of kind MANIFEST in order. `facts`: what the application said of itself.
+    `figures`: what making it read and stored (`agents.repository.ingest.Figures`). `scopes`: within which its chunks were
+    named, the newest last; empty: within the whole repository.
     """
 
     point: str
@@ -157,6 +159,14 @@ class Point:
     attached: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     captured: tuple[Captured, ...] = ()
+    figures: Mapping[str, int] = field(default_factory=dict)
+    scopes: tuple[str, ...] = ()
+
+    @property
+    def namings(self) -> tuple[str, ...]:
+        """Every scope that a chunk of it can have been named in, the likeliest first. Records of before scopes were recorded
+        say none: it was the repository's, or the asset's."""
+        return tuple(dict.fromkeys((*reversed(self.scopes), "", self.asset)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +365,8 @@ def _point(value: dict[str, Any]) -> Point:
             Captured(_text(v["source"]), _text(v["lineage"]), _number(v["ordinal"]), bytes.fromhex(v.get("digest", "")))
             for v in value.get("captured", ())
         ),
+        figures=_counts(value.get("figures", {})),
+        scopes=tuple(_text(v) for v in value.get("scopes", ())),
     )
 
 

@@ -96,7 +96,7 @@ def task_of(repository: Repository, point: Point, command: Command, ctx: Context
         source=repository,
         point=point,
         disks=chosen(point, [str(name) for name in p.get("disks") or ()]),
-        same=same_by(repository.naming(), repository.naming(point.asset)),
+        same=same_by(*map(repository.naming, point.namings)),
         limit=Limit(int(p.get("bandwidth") or 0), ctx.services.stop.wait),
         skip_lost=bool(p.get("skip_lost")),
     )

@@ -131,8 +131,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a repository holds: points that were sealed and not dropped, what they said they stored less what collections
-    said they freed; who works in it; the newest collection and checks."""
+    """What a repository holds: points that were sealed and not dropped; `stored_bytes`: packs as the last adoption or collection
+    found them, and what points said they stored since; who works in it; the newest collection and checks."""
 
     points: int
     assets: int
@@ -404,11 +404,24 @@ SELECT count(*) AS points, count(DISTINCT asset) AS assets, max(created_us) AS n
 FROM point WHERE repository = %(repository)s AND counts = 1 AND sealed_hlc <= %(until)s
     AND (dropped_hlc IS NULL OR dropped_hlc > %(until)s)
 """
+# Adoptions and collections have listed the packs and said how many bytes they are; points say what each added.
 _STORED = """
-SELECT (SELECT coalesce(sum(stored_bytes), 0) FROM point
-        WHERE repository = %(repository)s AND counts = 1 AND sealed_hlc <= %(until)s)
+WITH base AS (
+    SELECT hlc, bytes FROM (
+        SELECT ended_hlc AS hlc, (figures::jsonb ->> 'packs_bytes')::bigint AS bytes FROM repository_session
+        WHERE repository = %(repository)s AND kind = 'adopt' AND ended_hlc <= %(until)s
+        UNION ALL
+        SELECT hlc, (figures::jsonb ->> 'packs_bytes')::bigint FROM collection_change
+        WHERE repository = %(repository)s AND state = 'done' AND hlc <= %(until)s
+    ) said WHERE bytes IS NOT NULL ORDER BY hlc DESC LIMIT 1
+)
+SELECT coalesce((SELECT bytes FROM base), 0)
+     + (SELECT coalesce(sum(stored_bytes), 0) FROM point
+        WHERE repository = %(repository)s AND counts = 1 AND sealed_hlc <= %(until)s
+            AND sealed_hlc > coalesce((SELECT hlc FROM base), 0))
      - (SELECT coalesce(sum(freed_bytes), 0) FROM collection_change
-        WHERE repository = %(repository)s AND state = 'done' AND hlc <= %(until)s)
+        WHERE repository = %(repository)s AND state = 'done' AND hlc <= %(until)s
+            AND hlc > coalesce((SELECT hlc FROM base), 0))
 """
 
 

@@ -1,11 +1,13 @@
 """The command line against a whole site: a repository is made, points are made, marked, compared, restored, expired,
-collected; keys are added and proven; and an agent that dies while it backs up does it when it is there again."""
+collected; keys are added and proven; and an agent that dies while it backs up does it when it is there again.
+
+Tests share a site and its repository `vault`, and nothing else: each has files and assets of its own, in any order or alone."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,15 +39,19 @@ def elsewhere(kafka: KafkaServer, postgres: PostgresServer) -> Iterator[RunningS
         yield running
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("repository")
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def repositories(site: RunningSite) -> list[str]:
+    return [r["name"] for r in site.json("repository", "list")["repositories"]]
 
 
 @pytest.fixture(scope="module")
-def vault(site: RunningSite, folder: Path) -> Path:
+def vault(site: RunningSite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's place; the passphrase on standard input."""
-    place = folder / "vault"
+    place = tmp_path_factory.mktemp("repository") / "vault"
     # The API is up before the processors have made the read models.
     eventually(lambda: site.run("repository", "list").returncode == 0)
     missing = site.cli("repository", "add", "vault", str(place), "--secrets-stdin", stdin=PASSPHRASE, expect=11)
@@ -57,7 +63,7 @@ def vault(site: RunningSite, folder: Path) -> Path:
     (place / "lost").unlink()
     tried = site.cli("repository", "add", "vault", str(place), "--dry-run")
     assert "can be a repository" in tried
-    assert site.json("repository", "list")["repositories"] == []
+    assert "vault" not in repositories(site)
     added = site.cli(
         "repository", "add", "vault", str(place), "--secrets-stdin", "--keep", "7d,4w", stdin=PASSPHRASE + "\n"
     )
@@ -66,7 +72,7 @@ def vault(site: RunningSite, folder: Path) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tree(folder: Path) -> Path:
     root = folder / "www"
     (root / "sub").mkdir(parents=True)
@@ -77,21 +83,34 @@ def tree(folder: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def bucket() -> Iterator[Bucket]:
-    """Of a server without TLS on this machine, so that something can be put in between."""
+@contextlib.contextmanager
+def gateway(*, tls: bool) -> Iterator[Gateway]:
     try:
         program = gateway_program()
     except NoGateway as reason:
         pytest.skip(str(reason))
     scratch = Scratch("cli-gateway")
-    server = Gateway(scratch.path, program, tls=False)
+    server = Gateway(scratch.path, program, tls=tls)
     try:
         server.start()
-        yield server.bucket()
+        yield server
     finally:
         server.stop()
         scratch.remove()
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    """Of a server without TLS on this machine, so that something can be put in between."""
+    with gateway(tls=False) as server:
+        yield server.bucket()
+
+
+@pytest.fixture
+def private() -> Iterator[Gateway]:
+    """A server whose certificate is signed by an authority that nobody knows."""
+    with gateway(tls=True) as server:
+        yield server
 
 
 def backed_up(site: RunningSite, *words: str) -> dict[str, Any]:
@@ -201,7 +220,8 @@ def test_points_are_marked_and_expire_by_what_was_shown(site: RunningSite, vault
     assert "has the right only since" in fresh.stderr, "a second account made for the purpose is not enough"
 
 
-def test_keys_are_added_proven_and_removed(site: RunningSite, vault: Path, folder: Path) -> None:
+def test_keys_are_added_proven_and_removed(site: RunningSite, vault: Path, tree: Path) -> None:
+    backed_up(site, "files", str(tree), "--asset", "drilled")
     added = site.json("repository", "key", "add", "vault", "--recovery")
     drilled = site.json("repository", "key", "drill", "vault", "--secrets-stdin", stdin=added["code"] + "\n")
     assert drilled["result"]["chunks"] > 0
@@ -220,23 +240,57 @@ def test_keys_are_added_proven_and_removed(site: RunningSite, vault: Path, folde
             assert PASSPHRASE.encode() not in file.read_bytes()
 
 
-def test_an_agent_that_dies_while_it_backs_up_does_it_when_it_is_back(
-    site: RunningSite, vault: Path, tree: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_an_agent_that_died_left_in_a_bucket_behind_a_private_authority_is_collected(
+    site: RunningSite, private: Gateway, tree: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed when the record is there and the log does not know: that point does not count, and is made."""
+    """Killed when the record is there and the log does not know: that point does not count, and is made. What it had stored of
+    a file that is another one by then is garbage."""
+    bucket = private.bucket()
+    assert private.ca is not None
+    place = ("s3://repository/own", "--endpoint", bucket.endpoint, "--access-key", bucket.access_key, "--secrets-stdin")
+    given = f"{PASSPHRASE}\n{bucket.secret_key}\n"
+    unknown = site.cli("repository", "add", "private", *place, "--dry-run", expect=11, stdin=f"{bucket.secret_key}\n")
+    assert "store-untrusted" in unknown
+    assert "--tls-ca FILE" in unknown
+    both = folder / "authority.pem"  # as such files are often kept
+    both.write_text((private.ca.parent / "ca.key").read_text() + private.ca.read_text())
+    assert "private is there" in site.cli("repository", "add", "private", *place, "--tls-ca", str(both), stdin=given)
+    assert "authorities     Holdfast " in site.cli("repository", "show", "private")
+    kept = site.json("repository", "show", "private")["options"]["tls_ca"]
+    assert kept == private.ca.read_text(), "the certificate, and not the key that stood before it"
+
     site.processes["agent"].stop()
     monkeypatch.setenv("HOLDFAST_FAILPOINT", "ingest-record-durable")
     site.start("agent")
     monkeypatch.delenv("HOLDFAST_FAILPOINT")
-    job = site.json("backup", "files", str(tree), "--to", "vault", "--asset", "killed", "--no-wait")["job"]
+    (tree / "large").write_bytes(os.urandom(3 << 20))
+    job = site.json("backup", "files", str(tree), "--to", "private", "--asset", "killed", "--no-wait")["job"]
     eventually(lambda: not site.processes["agent"].alive())
     assert site.json("point", "list", "--asset", "killed")["points"] == []
+    (tree / "large").write_bytes(os.urandom(100_000))
     site.start("agent")
     site.cli("job", "watch", job)
     (point,) = eventually(lambda: site.json("point", "list", "--asset", "killed")["points"])
+    assert site.json("repository", "show", "private")["sessions"] == []
+
+    before = site.json("repository", "usage", "private")
+    dry = site.json("repository", "collect", "private", "--dry-run")["result"]
+    assert site.json("repository", "usage", "private")["packs"] == before["packs"]
+    done = site.json("repository", "collect", "private")["result"]
+    assert (done["waiting"], done["packs"] >= dry["packs"]) == ([], True)
+    assert done["freed"] - done["copied"] > 3_000_000
+    after = site.json("repository", "usage", "private")
+    assert before["packs"] - after["packs"] > 3_000_000
+    assert after["points"] == before["points"] == 1
+    assert site.json("repository", "show", "private")["stored"] == after["packs"], "as found by the collection"
+    assert site.json("repository", "verify", "private", "--level", "full")["result"]["points"] == []
     site.cli("point", "restore", point["point"], "--to", str(folder / "killed"))
     assert scan(folder / "killed") == scan(tree)
-    assert site.json("repository", "show", "vault")["sessions"] == []
+
+    untrusted = site.cli("repository", "set", "private", "--system-authorities", expect=11)
+    assert "store-untrusted" in untrusted
+    site.cli("repository", "set", "private", "--tls-ca", str(private.ca))
+    site.cli("repository", "remove", "private", "--yes")
 
 
 def test_what_nobody_needs_is_collected_and_the_room_is_told(site: RunningSite, vault: Path) -> None:
@@ -300,7 +354,7 @@ def test_a_repository_moves_is_removed_and_taken_back(site: RunningSite, vault: 
         ("repository", "set", "attic", "--place", "attic"),
     ):
         assert "absolute path" in site.cli(*words, expect=2), f"relative to what? {words}"
-    hinted = site.cli("backup", "files", str(tree / "new"), "--to", "attic", "--asset", "x", expect=11)
+    hinted = site.cli("backup", "files", str(tree / "file-0"), "--to", "attic", "--asset", "x", expect=11)
     assert "path-unfit" in hinted
     assert "holdfast backup image" in hinted
     assert "path-unfit" in site.cli("backup", "files", "/proc/self", "--to", "attic", "--asset", "x", expect=11)
@@ -317,7 +371,7 @@ def test_a_repository_moves_is_removed_and_taken_back(site: RunningSite, vault: 
     files = {path for path in moved.rglob("*") if path.is_file()}
     site.cli("repository", "remove", "attic", "--yes")
     assert {path for path in moved.rglob("*") if path.is_file()} >= files, "nothing of it is deleted"
-    assert eventually(lambda: [r["name"] for r in site.json("repository", "list")["repositories"]] == ["vault"])
+    assert eventually(lambda: "attic" not in repositories(site))
     assert not [p for p in site.json("point", "list")["points"] if p["repository"] == "attic"]
     (folder / "empty").mkdir()
     assert "repository-name-used" in site.cli("repository", "add", "attic", str(folder / "empty"), "--no-encryption",
@@ -335,8 +389,7 @@ def test_a_repository_in_a_bucket_lives_through_a_bad_day_of_its_server(
     site: RunningSite, tree: Path, folder: Path, bucket: Bucket
 ) -> None:
     """A real S3 server, of which answers are lost, broken off, errors or slow."""
-    far = folder / "far"
-    shutil.copytree(tree, far, symlinks=True)
+    far = tree
     port = int(bucket.endpoint.rpartition(":")[2])
     there = ("s3://repository/deep/er", "--region", bucket.region, "--access-key", bucket.access_key)
     with trouble(port) as between:
@@ -376,26 +429,38 @@ def test_a_repository_in_a_bucket_lives_through_a_bad_day_of_its_server(
 def test_another_installation_adopts_the_repository_and_the_first_one_is_refused(
     site: RunningSite, elsewhere: RunningSite, vault: Path, tree: Path, folder: Path
 ) -> None:
-    was = {p["point"]: (p["asset"], p["created"]) for p in site.json("point", "list")["points"]}
-    starred = next(iter(was))
+    lent = folder / "lent"
+    lent.mkdir()
+    passphrase = ("--secrets-stdin",)
+    site.cli("repository", "add", "lent", str(lent), "--keep", "7d,4w", *passphrase, stdin=PASSPHRASE + "\n")
+    web = site.json("backup", "files", str(tree), "--to", "lent", "--asset", "lent-web")["point"]["point"]
+    starred = site.json("backup", "files", str(tree / "sub"), "--to", "lent", "--asset", "lent-sub")["point"]["point"]
     site.cli("point", "star", starred, "--note", "kept")
-    named = site.cli("repository", "adopt", "again", str(vault), "--secrets-stdin", stdin=PASSPHRASE + "\n", expect=11)
-    assert "this repository is vault here" in named
+    was = {p["point"]: (p["asset"], p["created"], p["stored"]) for p in points(site, "lent")}
+    assert was.keys() == {web, starred}
+    named = site.cli("repository", "adopt", "again", str(lent), *passphrase, stdin=PASSPHRASE + "\n", expect=11)
+    assert "this repository is lent here" in named
     eventually(lambda: elsewhere.run("repository", "list").returncode == 0)
-    locked = elsewhere.cli("repository", "adopt", "old", str(vault), "--secrets-stdin", stdin="wrong\n", expect=11)
+    locked = elsewhere.cli("repository", "adopt", "old", str(lent), *passphrase, stdin="wrong\n", expect=11)
     assert "repository-locked" in locked
-    told = elsewhere.cli("repository", "adopt", "old", str(vault), "--secrets-stdin", stdin=PASSPHRASE + "\n")
-    assert f"{len(was)} points" in told
-    found = {p["point"]: p for p in elsewhere.json("point", "list")["points"]}
-    assert {name: (p["asset"], p["created"]) for name, p in found.items()} == was
+    told = elsewhere.cli("repository", "adopt", "old", str(lent), *passphrase, stdin=PASSPHRASE + "\n")
+    assert "2 points" in told
+    found = {p["point"]: p for p in points(elsewhere, "old")}
+    assert {name: (p["asset"], p["created"], p["stored"]) for name, p in found.items()} == was
     assert [name for name, p in found.items() if p["starred"]] == [starred]
-    assert elsewhere.json("repository", "show", "old")["keep"] == "7d,4w", "what was decided comes from the repository"
-    web = next(name for name, p in found.items() if p["asset"] == "web")
+    shown = elsewhere.json("repository", "show", "old")
+    assert shown["keep"] == "7d,4w", "what was decided comes from the repository"
+    assert shown["stored"] == elsewhere.json("repository", "usage", "old")["packs"] > 500_000
     elsewhere.cli("point", "restore", web, "--to", str(folder / "elsewhere"))
     assert scan(folder / "elsewhere") == scan(tree)
-    backed = elsewhere.json("backup", "files", str(tree), "--to", "old", "--asset", "web")["point"]
+    backed = elsewhere.json("backup", "files", str(tree), "--to", "old", "--asset", "lent-web")["point"]
     assert backed["continues"] == web
-    refused = site.cli("backup", "files", str(tree), "--to", "vault", "--asset", "web", expect=11)
+    refused = site.cli("backup", "files", str(tree), "--to", "lent", "--asset", "lent-web", expect=11)
     assert "journal-behind" in refused, "it is another log's now"
-    for words in (("repository", "collect", "vault"), ("repository", "verify", "vault"), ("point", "star", web)):
+    for words in (("repository", "collect", "lent"), ("repository", "verify", "lent"), ("point", "star", web)):
         assert "journal-behind" in site.cli(*words, expect=11)
+
+
+def points(site: RunningSite, repository: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = site.json("point", "list", "--repository", repository)["points"]
+    return found

@@ -285,6 +285,8 @@ def test_a_year_of_a_repository(life: Life, tmp_path: Path) -> None:
     adopted = adopt(life)
     again = adopted.sessions.ledger().standing()
     assert again.keys() == standing.keys()
+    for name, state in again.items():  # what each point added stands in its record
+        assert state.sealed.figures == standing[name].sealed.figures
     assert {p for p, state in again.items() if state.starred or state.holds} == kept
     for name, state in again.items():
         restored = tmp_path / "restored"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from streams.consume import read_topic
 from streams.events import (
     CallAudited,
+    CollectionChanged,
     CommandRequested,
     PointDropped,
     PointMarked,
@@ -25,6 +27,8 @@ from streams.topics import topic_name
 from tests.stack.running_api import RunningApi
 
 PASSPHRASE = "correct horse battery"
+BUCKET = {"kind": "s3", "bucket": "abc", "endpoint": "https://s3.example", "access_key": "k"}
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 HOUR_US = 3_600_000_000
 
 
@@ -112,6 +116,9 @@ def test_a_repository_is_asked_for_with_its_secrets_by_reference(api: RunningApi
         ({"store": {"kind": "s3", "bucket": "abc"}}, "store-invalid"),
         ({"store": {"kind": "local", "path": "/x", "bucket": "abc"}}, "store-invalid"),
         ({"secret_key": "x"}, "store-invalid"),
+        ({"store": {"kind": "local", "path": "/x", "tls_ca": "x"}}, "store-invalid"),
+        ({"store": BUCKET | {"tls_ca": "hello"}, "secret_key": "x"}, "ca-invalid"),
+        ({"store": BUCKET | {"tls_ca": CERTIFICATE + "-----BEGIN PRIVATE KEY-----"}, "secret_key": "x"}, "ca-invalid"),
         ({"keep": "7"}, "request-invalid"),
         ({"name": "vault"}, "repository-exists"),
     ],
@@ -138,6 +145,41 @@ def test_a_repository_shows_what_it_holds_and_who_works_in_it(api: RunningApi, v
     assert [(c["what"], c["figures"]) for c in found["checks"]] == [("verify", {"chunks": 9})]
     assert "vault" in [r["name"] for r in client.get("/v1/repositories")["items"]]
     assert client.refused("GET", "/v1/repositories/nothing", 404) == "repository-unknown"
+
+
+def test_what_is_stored_is_what_was_found_there_and_what_was_added_since(api: RunningApi) -> None:
+    adopting, later = uuid7(), uuid7()
+    seen: dict[str, Any] = {"points": 1, "marks": 0, "left_out": 0, "packs_bytes": 9000}
+    api.scribe.write(
+        defined("found"),
+        replace(session("found", adopting), kind="adopt"),
+        sealed("found", adopting, adopted=True, figures={"stored_bytes": 700}),
+        SessionClosed(
+            repository="found", session=adopting, outcome="done", figures=seen, closed_us=now_us(), by="node_1"
+        ),
+        session("found", later),
+        sealed("found", later),
+    )
+
+    def stored() -> int:
+        api.apply("repositories")
+        return int(api.client("viewer").get("/v1/repositories/found")["stored"])
+
+    def collected(**figures: int) -> None:
+        api.scribe.write(
+            CollectionChanged(
+                repository="found", collection=uuid7(), session=later, state="done", marked=1, digest=b"",
+                freed_bytes=4000, figures=figures, at_us=now_us(), by="node_1",
+            )
+        )  # fmt: skip
+
+    assert stored() == 10_000, "as listed when it was adopted, and one point since"
+    collected()
+    assert stored() == 6000, "by an earlier release, which did not say what is left"
+    collected(packs_bytes=5500)
+    assert stored() == 5500, "what was copied, and garbage that no point had said, is counted now"
+    api.scribe.write(sealed("found", later))
+    assert stored() == 6500
 
 
 def test_points_are_listed_while_they_count(api: RunningApi, vault: list[PointSealed]) -> None:

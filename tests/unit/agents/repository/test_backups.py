@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ from agents.repository import repository as repositories
 from agents.repository.comparing import FileDisk, differences, same_by
 from agents.repository.contents import RepositoryContents
 from agents.repository.errors import RepositoryError
+from agents.repository.extents import CHUNK
 from agents.repository.format import DATA, NAME_BYTES, NODE
-from agents.repository.ingest import Ingest
+from agents.repository.ingest import FileSource, Ingest
 from agents.repository.journal import MemoryJournal, MemoryLog
 from agents.repository.node import Held
 from agents.repository.nodes import take_apart
@@ -66,14 +68,15 @@ class Site:
             services=SimpleNamespace(settings=settings),
         )
 
-    def backup(self, path: Path, kind: str) -> Point:
+    def backup(self, path: Path, kind: str, asset: str = "asset", by: str = "tests") -> Point:
         ledger = self.held.sessions.ledger()
-        previous = backups.newest(ledger.standing(), "asset", kind)
+        previous = backups.newest(ledger.standing(), asset, kind)
         pins = [previous.sealed.point] if previous else []
-        session = self.held.sessions.open("backup", by="tests", asset="asset", pins=pins)
+        session = self.held.sessions.open("backup", by=by, asset=asset, pins=pins)
         take = backups.take_files if kind == "files" else backups.take_image
-        with Ingest(self.held.repository, session, absent=collection.absent_for(session), slug="main") as ingest:
-            sealed = take(ingest, self.held, path, "asset", previous, self.ctx)
+        scope, absent = backups.scope_of(self.held, asset, previous, by), collection.absent_for(session)
+        with Ingest(self.held.repository, session, scope=scope, absent=absent, slug="main") as ingest:
+            sealed = take(ingest, self.held, path, asset, previous, self.ctx)
         session.close(points=[sealed.point.point])
         return sealed.point
 
@@ -198,6 +201,54 @@ def test_files_are_restored_but_for_what_cannot_be_read_if_told_so(
     assert (tmp_path / "back" / "lost").read_bytes() == bytes(100_000)
     assert {path for path, _, _ in done.lost} == {b"lost"}
     assert sum(length for _, _, length in done.lost) == 100_000
+
+
+def test_per_job_chunks_are_shared_within_what_one_policy_backs_up(site: Site, tmp_path: Path) -> None:
+    site.held.sessions.say(replace(site.held.defined, state="changed", options={"dedupe": "job"}))
+    image = tmp_path / "image"
+    image.write_bytes(content := os.urandom(70 * BLOCK))
+
+    def added(asset: str, by: str) -> tuple[bool, Point]:
+        """Whether all of the image was stored once more, and the point."""
+        point = site.backup(image, "disks", asset, by)
+        new = point.figures["new_bytes"]
+        assert not 5 * BLOCK < new < len(content)
+        return new >= len(content), point
+
+    assert [added("one", "policy/nightly")[0], added("two", "policy/nightly")[0]] == [True, False]
+    assert [added("three", "policy/other")[0], added("four", "policy/other")[0]] == [True, False]
+    assert [added("five", "ada")[0], added("five", "ada")[0]] == [True, False], "a job of its own"
+    with image.open("r+b") as file:
+        file.write(os.urandom(BLOCK))
+    stored, by_hand = added("one", "ada")
+    assert (stored, by_hand.scopes) == (False, ("policy/nightly",)), "by hand, it goes on where the policy left it"
+    stored, moved = added("one", "policy/other")
+    assert (stored, moved.scopes) == (False, ("policy/nightly", "policy/other"))
+    assert site.verify() == []
+
+
+def test_what_was_stored_in_several_scopes_is_compared_by_its_names_in_all_of_them(site: Site, tmp_path: Path) -> None:
+    """Of a machine's disk only what changed is read: the rest keeps the names it had."""
+    image = tmp_path / "image"
+    image.write_bytes(os.urandom(10 * BLOCK))
+    point = site.backup(image, "disks")
+    for number, scope in enumerate(("policy/a", "policy/b")):
+        with image.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), os.urandom(BLOCK), number * BLOCK)
+            session = site.held.sessions.open("backup", by=scope, asset="asset", pins=[point.point])
+            with Ingest(site.held.repository, session, scope=scope, slug="main") as ingest:
+                disk = ingest.disk("0", size=10 * BLOCK, block_size=BLOCK, continues=point.disks[0])
+                disk.feed(FileSource(file.fileno()), [(number, 1, CHUNK)])
+                previous = site.held.sessions.ledger().points[point.point]
+                point = ingest.seal(backups.draft("asset", "image", "disks", previous, disks=(disk.finish(),))).point
+            session.close(points=[point.point])
+    assert point.scopes == ("", "asset", "policy/a", "policy/b")
+    repository = site.held.repository
+    with contextlib.closing(FileDisk(image)) as there:
+        all_of_them = same_by(*map(repository.naming, point.namings))
+        assert not list(differences(there, repository, point.disks[0], all_of_them))
+        some = same_by(repository.naming(), repository.naming("policy/b"))
+        assert [at for at, _, _ in differences(there, repository, point.disks[0], some)] == [0], "of policy a"
 
 
 def spoil(site: Site, *names: bytes) -> None:

@@ -401,7 +401,8 @@ def point(row: Point, marks: Iterable[PointMark], as_of_us: int | None = None) -
         "by": row.by,
         "previous": row.continues or None,
         "size": row.size_bytes,
-        "stored": None if row.adopted and not row.stored_bytes else row.stored_bytes,
+        # The record of an earlier release has no figures; every backup meets a chunk.
+        "stored": None if row.adopted and not row.figures.get("chunks") else row.stored_bytes,
         "digest": row.record,
         "disks": [dict(d) for d in row.disks],
         "starred": _last(said, "star", "unstar") == "star",

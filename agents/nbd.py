@@ -36,7 +36,9 @@ _CAN_FLUSH, _CAN_ZERO, _READ_ONLY = 1 << 2, 1 << 6, 1 << 1
 _DONE: Final = 1
 _TYPE_NONE, _TYPE_DATA, _TYPE_HOLE, _TYPE_STATUS = 0, 1, 2, 5
 _LARGEST: Final = 32 << 20  # of one request, and of what a server may send at once
-_STATUS_MOST: Final = 1 << 30  # bytes that one question about extents covers
+# Bytes that one question about extents covers: as many as the protocol's 32 bits take, in whole clusters and grains of bitmaps.
+_STATUS_MOST: Final = (1 << 32) - (1 << 26)
+_ZEROES_MOST: Final = 1 << 30  # and one request for zeros
 _PATIENCE_S: Final = 600.0
 
 _request = struct.Struct(">IHHQQI")
@@ -153,7 +155,7 @@ class Nbd:
                 self.write(offset + at, zeros[: length - at])
             return
         while length:
-            some = min(length, _STATUS_MOST)
+            some = min(length, _ZEROES_MOST)
             self._ask(_ZEROES, offset, some)
             self._answered()
             offset, length = offset + some, length - some

@@ -27,6 +27,14 @@ class ChunkSink(Protocol):
         ...
 
 
+class BulkSink(ChunkSink, Protocol):
+    """A sink that takes many small chunks at once for much less than one by one."""
+
+    def put_many(self, kind: int, many: Sequence[bytes]) -> list[bytes]:
+        """The name of each, in their order; otherwise as `put`."""
+        ...
+
+
 class ChunkSource(Protocol):
     """Where chunks are read, each verified against its name. Several threads may use one."""
 

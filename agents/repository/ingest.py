@@ -27,7 +27,7 @@ from typing import Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from agents.failpoints import failpoint
-from agents.repository import delta, points, runs, tree
+from agents.repository import delta, nodes, points, runs, tree
 from agents.repository.chunks import is_zero, pack_body
 from agents.repository.content import DATA, NAME_SIZE, ChunkSource
 from agents.repository.errors import RepositoryError
@@ -44,12 +44,13 @@ BATCH_BYTES: Final = (
     2 << 20
 )  # read, and worked on, at once: small enough to stay in a processor's cache from step to step
 _PUT_BYTES: Final = 32 << 20  # of single chunks under way
+_PUT_MANY: Final = 32  # of them that one thread stores one after the other
 _REFERENCES: Final = 16 << 10  # names, or extents, in an event: together below 900 KB
 _RUN_ENTRIES: Final = 1 << 18  # of an index run: 15 MB of them, and a few times that while it is written
 _COLLECTED: Final = 4096  # extents or names handed to a delta run at once
 _SPOOLED: Final = 4 << 20  # of a delta run in memory, until its tree is made
-_WINDOW: Final = 4096  # blocks of the previous point in memory
-_NODES: Final = 512  # and nodes of its tree: a MiB
+_TOGETHER: Final = 512  # extents, or leaves, that are compared with the previous point at once
+_NODES: Final = 2048  # of its tree in memory: 4 MiB
 _KINDS: Final = {CHUNK: "data", ZERO: "zero", LOST: "lost"}
 
 
@@ -210,28 +211,36 @@ class Ingest:
 
     def put(self, kind: int, data: bytes) -> bytes:
         """Store `data` unless it is known; its name. It may be on its way still when this returns: `seal` waits for it."""
-        self._raise_if_broken()
-        name = self._naming.name_of(kind, data)
-        if not self._claim([name]):
-            return name
-        self._room.take(len(data))
-        over = []
-        with self._puts_lock:  # disks come side by side
-            self._puts.append(self._pool.submit(self._stored, kind, name, data))
-            while self._puts and self._puts[0].done():
-                over.append(self._puts.popleft())
-        for one in over:
-            one.result()
-        return name
+        return self.put_many(kind, [data])[0]
 
-    def _stored(self, kind: int, name: bytes, data: bytes) -> None:
+    def put_many(self, kind: int, many: Sequence[bytes]) -> list[bytes]:
+        """The same of many small ones, which cost less together."""
+        self._raise_if_broken()
+        names = [self._naming.name_of(kind, data) for data in many]
+        by_name = dict(zip(names, many, strict=True))
+        mine = self._claim(list(by_name))
+        for at in range(0, len(mine), _PUT_MANY):
+            some = [(name, by_name[name]) for name in mine[at : at + _PUT_MANY]]
+            size = sum(len(data) for _, data in some)
+            self._room.take(size)
+            over = []
+            with self._puts_lock:  # disks come side by side
+                self._puts.append(self._pool.submit(self._stored, kind, some, size))
+                while self._puts and self._puts[0].done():
+                    over.append(self._puts.popleft())
+            for one in over:
+                one.result()
+        return names
+
+    def _stored(self, kind: int, some: Sequence[tuple[bytes, bytes]], size: int) -> None:
         try:
-            self._store(kind, name, data)
+            for name, data in some:
+                self._store(kind, name, data)
         except BaseException as error:
             self._break(error)
             raise
         finally:
-            self._room.give(len(data))
+            self._room.give(size)
 
     def _claim(self, names: Sequence[bytes]) -> list[bytes]:
         """Those of `names` that this thread has to store: nobody has, and nobody else is about to."""
@@ -487,7 +496,9 @@ class DiskIngest:
         self._continues = continues
         self.block_size = blank.block_size
         self.blocks = -(-blank.size // blank.block_size)
-        self._under_way: deque[Future[_Seen]] = deque()
+        self._under_way: deque[Future[_Seen] | _Seen] = deque()
+        self._uncompared: list[tuple[int, int, int, bytes]] = []
+        self._nodes = _Nodes(ingest.repository)
         self._spool = _Spool(ingest)
         self._delta = delta.DeltaWriter(self._spool)
         self._collected = RunBuilder()
@@ -507,7 +518,7 @@ class DiskIngest:
         `compare`: these are not known to have changed; of what is as it was before nothing is recorded.
         """
         step = max(1, BATCH_BYTES // self.block_size)
-        old = _Previous(self._ingest.repository, self._continues) if compare and self._continues else None
+        old = _Previous(self._nodes, self._continues) if compare and self._continues else None
         for first, count, tag in extents:
             if first < self._end or not 0 < count <= self.blocks - first:
                 raise ValueError(f"blocks {first} to {first + count} of {self.blocks} do not come after {self._end}")
@@ -518,8 +529,8 @@ class DiskIngest:
                     self._fit_edge()
                 self._edge = None
             if tag != CHUNK:
-                self._settle(old)
-                self._take([(first, count, tag, b"")], old)
+                self._make_room(old)
+                self._under_way.append(_Seen([(first, count, tag, b"")]))
                 continue
             for at in range(first, first + count, step):
                 self._make_room(old)
@@ -551,17 +562,33 @@ class DiskIngest:
     def _settle(self, old: _Previous | None) -> None:
         while self._under_way:
             self._take(self._result(), old)
+        if old is not None:
+            self._compare(old)
 
     def _result(self) -> list[tuple[int, int, int, bytes]]:
+        one = self._under_way.popleft()
+        if isinstance(one, _Seen):
+            return one.extents
         try:
-            return self._under_way.popleft().result().extents
+            return one.result().extents
         except BaseException as error:
             self._ingest._break(error)
             raise
 
     def _take(self, extents: list[tuple[int, int, int, bytes]], old: _Previous | None) -> None:
-        if old is not None:
-            extents = old.different(extents)
+        if old is None:
+            self._collect(extents)
+            return
+        # Many at once: what is scattered over a disk is scattered over its tree.
+        self._uncompared += extents
+        if len(self._uncompared) >= _TOGETHER:
+            self._compare(old)
+
+    def _compare(self, old: _Previous) -> None:
+        extents, self._uncompared = self._uncompared, []
+        self._collect(old.different(extents))
+
+    def _collect(self, extents: list[tuple[int, int, int, bytes]]) -> None:
         for first, count, tag, names in extents:
             self._collected.add(first, count, tag, names)
             self._references.add(first, count, tag, names)
@@ -599,7 +626,7 @@ class DiskIngest:
         segments = self._delta.finish()
         before = self._continues.root if self._continues else tree.EMPTY
         changes = delta.read(self._spool, segments)
-        root = tree.update(self._ingest, self._ingest.repository, before, changes)
+        root = tree.update(self._ingest, self._nodes, before, changes)
         self._spool.close()
         changed = sum(self._counts.values())
         counts = {**self._counts, "changed": changed} if self._continues is None else {"changed": changed}
@@ -701,52 +728,60 @@ class _Nodes:
 
 
 class _Previous:
-    """What a disk was at the point before, a window at a time, for backups that read what may not have changed."""
+    """What a disk was at the point before, for backups that read what may not have changed."""
 
     def __init__(self, source: ChunkSource, disk: points.Disk) -> None:
-        self._source = _Nodes(source)
+        self._source = source
         self._root = disk.root
-        self._first = self._end = 0
-        self._tags = bytearray()
-        self._names = bytearray()
 
     def different(self, extents: Iterable[tuple[int, int, int, bytes]]) -> list[tuple[int, int, int, bytes]]:
-        """Of `extents` what was not so before. Extents other than of chunks are left alone if all that they say was so."""
+        """Of `extents` what was not so before. Extents other than of chunks are left alone, leaf by leaf, if all that they say
+        was so."""
         out: list[tuple[int, int, int, bytes]] = []
+        pieces: list[tuple[int, int, int, bytes]] = []
+        wanted: set[int] = set()
         for first, count, tag, names in extents:
             at = 0
             while at < count:
-                if not self._first <= first + at < self._end:
-                    self._load(first + at)
-                took = min(count - at, self._end - first - at)
-                here = names[at * NAME_SIZE : (at + took) * NAME_SIZE]
-                out += self._compared(first + at, took, tag, here)
+                leaf, slot = divmod(first + at, nodes.FAN_OUT)
+                took = min(count - at, nodes.FAN_OUT - slot)
+                pieces.append((first + at, took, tag, names[at * NAME_SIZE : (at + took) * NAME_SIZE]))
+                wanted.add(leaf)
                 at += took
+                if len(wanted) == _TOGETHER:
+                    out += self._differing(pieces, wanted)
+                    pieces, wanted = [], set()
+        out += self._differing(pieces, wanted)
         return out
 
-    def _compared(self, first: int, count: int, tag: int, names: bytes) -> list[tuple[int, int, int, bytes]]:
-        at = first - self._first
-        tags = self._tags[at : at + count]
-        if tags.count(tag) == count:
-            if tag != CHUNK or self._names[at * NAME_SIZE : (at + count) * NAME_SIZE] == names:
-                return []
-            if count > 1:
-                pieces = (names[i : i + NAME_SIZE] for i in range(0, len(names), NAME_SIZE))
-                return [one for i, name in enumerate(pieces) for one in self._compared(first + i, 1, tag, name)]
-        return [(first, count, tag, names)]
+    def _differing(
+        self, pieces: Sequence[tuple[int, int, int, bytes]], wanted: Iterable[int]
+    ) -> Iterator[tuple[int, int, int, bytes]]:
+        leaves = tree.leaves(self._source, self._root, wanted)
+        for first, count, tag, names in pieces:
+            leaf, slot = divmod(first, nodes.FAN_OUT)
+            before = leaves[leaf]
+            if isinstance(before, int):
+                if tag != before:
+                    yield first, count, tag, names
+                continue
+            start = nodes.HEADER_SIZE + slot * NAME_SIZE
+            if nodes.is_full(before) and tag == CHUNK and before[start : start + len(names)] == names:
+                continue
+            same = [nodes.entry_of(before, at) == (tag, name) for at, name in _named(slot, count, names)]
+            if tag != CHUNK:
+                if not all(same):
+                    yield first, count, tag, names
+                continue
+            for number, equal in enumerate(same):
+                if not equal:
+                    yield first + number, 1, tag, names[number * NAME_SIZE : (number + 1) * NAME_SIZE]
 
-    def _load(self, block: int) -> None:
-        self._first = block - block % _WINDOW
-        self._end = self._first + _WINDOW
-        self._tags = bytearray(_WINDOW)
-        self._names = bytearray(_WINDOW * NAME_SIZE)
-        for run in tree.iterate(self._source, self._root, self._first, self._end):
-            for first, count, tag, at in run.extents():
-                place = first - self._first
-                self._tags[place : place + count] = bytes([tag]) * count
-                if tag == CHUNK:
-                    size = count * NAME_SIZE
-                    self._names[place * NAME_SIZE : place * NAME_SIZE + size] = run.names[at : at + size]
+
+def _named(slot: int, count: int, names: bytes) -> Iterator[tuple[int, bytes]]:
+    """Places in a leaf, each with its name; an empty one where there are no names."""
+    for number in range(count):
+        yield slot + number, names[number * NAME_SIZE : (number + 1) * NAME_SIZE]
 
 
 @dataclass(frozen=True, slots=True)

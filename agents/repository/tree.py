@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import filterfalse
 from typing import Final
 
-from agents.repository.content import DATA, NAME_SIZE, NODE, ChunkSink, ChunkSource
+from agents.repository.content import DATA, NAME_SIZE, NODE, BulkSink, ChunkSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import BLOCKS, CHUNK, LOST, ZERO, Run, RunBuilder, clipped, is_entry
 from agents.repository.nodes import (
@@ -50,13 +50,13 @@ Seen = Callable[[bytes], bool]
 # -- making trees
 
 
-def build(sink: ChunkSink, entries: Iterable[Run]) -> bytes:
+def build(sink: BulkSink, entries: Iterable[Run]) -> bytes:
     """The root of the tree with these entries, which ascend from run to run; all else is zero. Its nodes are put
     before."""
     return update(sink, _Nothing(), EMPTY, entries)
 
 
-def update(sink: ChunkSink, source: ChunkSource, root: bytes, changes: Iterable[Run]) -> bytes:
+def update(sink: BulkSink, source: ChunkSource, root: bytes, changes: Iterable[Run]) -> bytes:
     """The root of `root`'s tree with `changes` made to it; they ascend from run to run. New nodes are put before.
 
     Memory is a few MiB and what the runs have that arrive; work is that of the nodes that change and of those above.
@@ -79,7 +79,7 @@ class _Nothing:
 class _Update:
     """One update of one tree. The changes to a level's nodes become the changes to the level above, and so on up."""
 
-    def __init__(self, sink: ChunkSink, source: ChunkSource, root: bytes) -> None:
+    def __init__(self, sink: BulkSink, source: ChunkSource, root: bytes) -> None:
         self._sink = sink
         self._source = source
         # Nodes of the old tree by level and number, as read, or the tag of all that is below: all of level _WINDOW and
@@ -144,7 +144,6 @@ class _Update:
     def _lift(self, level: int, run: Run) -> Run:
         """Make `run`'s changes to entries of nodes of `level`: what that changes in the nodes above."""
         names = run.names
-        put = self._sink.put
         # Each: a node, how many nodes are wholly of one kind (0: a node changed in places), the kind, where names
         # begin; the places.
         work: list[tuple[int, int, int, int, list[tuple[int, int, int, int]]]] = []
@@ -170,26 +169,31 @@ class _Update:
                 if tag == CHUNK:
                     at += took * NAME_SIZE
         old = self._nodes(level, changed)
-        out = RunBuilder()
         header = full_headers[level]
+        size = FAN_OUT * NAME_SIZE
+        data: list[bytes] = []  # of the new nodes
+        made: list[tuple[int, int, int]] = []
         for node, whole, tag, at, places in work:
             if not whole:
-                tag, data = _patched(level, old[node], places, names)
+                tag, one = _patched(level, old[node], places, names)
                 if tag == CHUNK:
-                    name = put(NODE, data)
-                    out.add(node, 1, CHUNK, name)
-                    if not node:
-                        self._first[name] = data
-                else:
-                    out.add(node, 1, tag)
-            elif tag != CHUNK:
-                out.add(node, whole, tag)
-            else:
-                size = FAN_OUT * NAME_SIZE
-                made = [put(NODE, header + names[i : i + size]) for i in range(at, at + whole * size, size)]
-                out.add(node, whole, CHUNK, b"".join(made))
-                if not node:
-                    self._first[made[0]] = header + names[at : at + size]
+                    data.append(one)
+                made.append((node, 1, tag))
+                continue
+            if tag == CHUNK:
+                data += [header + names[i : i + size] for i in range(at, at + whole * size, size)]
+            made.append((node, whole, tag))
+        named = self._sink.put_many(NODE, data)
+        out = RunBuilder()
+        begin = 0
+        for node, count, tag in made:
+            if tag != CHUNK:
+                out.add(node, count, tag)
+                continue
+            out.add(node, count, CHUNK, b"".join(named[begin : begin + count]))
+            if not node:
+                self._first[named[begin]] = data[begin]
+            begin += count
         return out.take()
 
     def _nodes(self, level: int, wanted: list[int]) -> dict[int, bytes | int]:
@@ -347,6 +351,35 @@ def iterate(
             yield builder.take()
     if builder:
         yield builder.take()
+
+
+def leaves(source: ChunkSource, root: bytes, wanted: Iterable[int]) -> dict[int, bytes | int]:
+    """Of each of `wanted` (leaf n stands for blocks from 64·n on) its node, or the tag of all of its blocks.
+
+    Asks once a level for all that is needed, so many that are far apart cost little more than as many side by side.
+    Raises as `iterate`.
+    """
+    numbers = sorted(set(wanted))
+    if root == EMPTY:
+        return dict.fromkeys(numbers, ZERO)
+    data = source.get(root, NODE)
+    level = checked(data)
+    found: dict[int, bytes | int] = {number >> 6 * level: ZERO for number in numbers}
+    found[0] = data
+    while level:
+        level -= 1
+        above, found = found, {}
+        named: dict[bytes, list[int]] = {}
+        for node in sorted({number >> 6 * level for number in numbers}):
+            parent = above[node >> 6]
+            tag, name = (parent, b"") if isinstance(parent, int) else entry_of(parent, node & 63)
+            if tag == CHUNK:
+                named.setdefault(name, []).append(node)
+            else:
+                found[node] = tag
+        for name, data in _got(source, dict.fromkeys(named), level).items():
+            found.update(dict.fromkeys(named[name], data))
+    return found
 
 
 def _one(first: int, count: int, tag: int) -> Iterator[Run]:

@@ -28,6 +28,9 @@ class ChunkStore:
             self.put_new += 1
         return name
 
+    def put_many(self, kind: int, many: Sequence[bytes]) -> list[bytes]:
+        return [self.put(kind, data) for data in many]
+
     def same(self, name: bytes, data: bytes | bytearray) -> bool:
         """Whether a block has a name (`agents.repository.comparing`)."""
         return bool(blake3(bytes([DATA]) + data, key=_KEY).digest() == name)

@@ -172,6 +172,46 @@ def test_dirty_extents_make_a_point_that_is_whole_and_a_run_that_is_the_differen
     assert set(changed) <= set(dirty)
 
 
+@pytest.mark.parametrize("together", [1, 7, 512])
+def test_of_what_may_have_changed_that_is_said_which_did(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """Far apart and side by side, data, zeros and blocks left out, in leaves that are there and in holes."""
+    monkeypatch.setattr("agents.repository.ingest._TOGETHER", together)
+    rng = random.Random(together)
+    blocks = 64 * 70
+    before = bytearray(blocks * BLOCK)
+    for at in rng.sample(range(blocks), 200) + list(range(640, 800)):  # some leaves are full
+        before[at * BLOCK : (at + 1) * BLOCK] = rng.randbytes(BLOCK)
+    first, _ = backup(repository, bytes(before))
+    after, extents, changed = bytearray(before), [], set()
+    at = 0
+    while at < blocks:
+        count = min(rng.choice([1, 1, 3, 64, 200]), blocks - at)
+        if rng.random() < 0.3:
+            zero = rng.random() < 0.5
+            for block in range(at, at + count):
+                here = slice(block * BLOCK, (block + 1) * BLOCK)
+                if zero:
+                    after[here] = bytes(BLOCK)
+                elif rng.random() < 0.3:
+                    after[here] = rng.randbytes(BLOCK)
+                if after[here] != before[here]:
+                    changed.add(block)
+            extents.append((at, count, ZERO if zero else CHUNK))
+        at += count + rng.choice([0, 1, 70])
+    with Ingest(repository, LoneSession()) as ingest:
+        disk = ingest.disk("sda", size=len(after), continues=first.point.disks[0])
+        disk.feed(Image(bytes(after)), extents, compare=True)
+        second = ingest.seal(draft(disk.finish(), continues=first.point.point))
+    assert read_back(repository, second.point.point) == after
+    said = {block for run in delta.read(repository, second.point.disks[0].delta) for block, _, _ in run.entries()}
+    assert changed <= said
+    # Nothing beside it but zeros in the same leaf as one that is new.
+    assert {block // 64 for block in said} == {block // 64 for block in changed}
+    assert {block for block in said - changed if any(after[block * BLOCK : (block + 1) * BLOCK])} == set()
+
+
 def test_the_tree_does_not_depend_on_how_it_came_about(repository: Repository) -> None:
     before, after = disk_image(300, 5), disk_image(300, 6)
     first, _ = backup(repository, before)

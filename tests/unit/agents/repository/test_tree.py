@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -152,6 +152,37 @@ def _at(found: list[Run], block: int) -> tuple[int, bytes] | None:
                 at = e.at + (block - e.first) * NAME_SIZE
                 return e.tag, run.names[at : at + NAME_SIZE] if e.tag == CHUNK else b""
     return None
+
+
+@given(runs(), runs(), st.lists(st.integers(0, 64**5), max_size=8))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+def test_leaves_are_told_wherever_they_are_for_one_question_a_level(a: Run, b: Run, more: list[int]) -> None:
+    store = ChunkStore()
+    root = tree.update(store, store, tree.build(store, [a]), [b])
+    held = contents(store, root)
+    places = {p for e in held.extents() for p in (max(0, e.first - 1), e.first, e.end - 1, e.end)} | set(more)
+    asked = Asked(store)
+    found = tree.leaves(asked, root, [place // 64 for place in places])
+    assert asked.times <= nodes.LEVELS
+    for place in places:
+        leaf = found[place // 64]
+        got = (leaf, b"") if isinstance(leaf, int) else nodes.entry_of(leaf, place % 64)
+        assert got == (_at([held], place) or (ZERO, b"")), place
+
+
+class Asked:
+    """A source that counts how often it is asked for many."""
+
+    def __init__(self, store: ChunkStore) -> None:
+        self.store = store
+        self.times = 0
+
+    def get(self, name: bytes, kind: int) -> bytes:
+        return self.store.get(name, kind)
+
+    def get_many(self, names: Sequence[bytes], kind: int) -> Iterator[tuple[bytes, bytes]]:
+        self.times += 1
+        return self.store.get_many(names, kind)
 
 
 @given(runs(), runs(), st.integers(0, 64**4), st.integers(0, 64**4))

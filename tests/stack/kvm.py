@@ -1,10 +1,10 @@
-"""A libvirt of the tests' own, with QEMU and without hardware virtualisation: its own daemon, as the unprivileged service user,
-in a folder of its own (a *session* daemon with XDG directories there). The system's is never touched.
+"""A libvirt of the tests' own, with QEMU: its own daemon, as the unprivileged service user, in a folder of its own (a *session*
+daemon with XDG directories there). The system's is never touched.
 
     libvirt = LibvirtServer(Scratch("kvm").path); libvirt.start() … libvirt.stop()
 
-QEMU emulates (TCG) and starts in half a second where /dev/kvm is not to be opened and QEMUs, which make daemons of themselves,
-are reaped at once: so the daemon runs below `tests.stack.reaper`. `why_not` says what this machine lacks.
+Machines run on the processor where that can be had, and are emulated elsewhere (`tests.stack.acceleration`). QEMUs make daemons
+of themselves and must be reaped at once: so libvirt runs below `tests.stack.reaper`. `why_not` says what this machine lacks.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from agents.platforms.kvm import host as kvm_host
 from agents.platforms.kvm.library import folders, libvirt
 from deploy.embedded.process import Command, Identity, RunningProcess, wait_until
 from deploy.embedded.user import service_user
+from tests.stack.acceleration import acceleration, prefix
 from tests.stack.guest import Guest, make_disk
 
 START_S: Final = 90.0
@@ -79,9 +80,11 @@ class LibvirtServer:
         self.user.own_tree(directory)
         self.user.own_tree(self.config)
         self._process: RunningProcess | None = None
+        enter = prefix(self.user, self.config) if acceleration().own_device else []
         self.command = Command(
             "libvirtd",
             [
+                *enter,
                 shutil.which("python3", path=_PATH) or sys.executable,
                 "-I",
                 str(Path(__file__).with_name("reaper.py")),
@@ -99,7 +102,7 @@ class LibvirtServer:
                 "XDG_CACHE_HOME": str(directory / "cache"),
                 "XDG_DATA_HOME": str(directory / "data"),
             },
-            user=self.user,
+            user=None if enter else self.user,
             death_signal=signal.SIGKILL,
             stop_timeout=30,
         )
@@ -192,9 +195,10 @@ def domain_xml(
         for disk, (path, format_) in disks.items()
     )
     return (
-        f"<domain type='qemu'><name>{name}</name><uuid>{native}</uuid><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>"
+        f"<domain type='{acceleration().domain}'><name>{name}</name><uuid>{native}</uuid>"
+        f"<memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>"
         "<os><type arch='x86_64' machine='q35'>hvm</type></os><features><acpi/></features>"
-        "<cpu mode='custom' match='exact'><model>qemu64</model></cpu><devices>"
+        f"{acceleration().cpu}<devices>"
         f"<emulator>/usr/bin/qemu-system-x86_64</emulator>{described}<interface type='user'><model type='virtio'/></interface>"
         f"<memballoon model='none'/>{more}</devices></domain>"
     )
@@ -312,9 +316,11 @@ class KvmGround:
             domain.create()
         return native
 
-    def define(self, xml: str) -> Any:
-        """A machine as its XML says; libvirt's domain."""
-        return self._conn.defineXML(xml)
+    def define(self, xml: str, disks: Mapping[str, int] | None = None) -> Any:
+        """A machine as its XML says; libvirt's domain. `disks`: those that are written to, all zeros, and their sizes."""
+        domain = self._conn.defineXML(xml)
+        self._contents |= {(domain.UUIDString(), disk): bytearray(size) for disk, size in (disks or {}).items()}
+        return domain
 
     def _domain(self, native: str) -> Any:
         return self._conn.lookupByUUIDString(native)

@@ -12,7 +12,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,15 @@ class RunningSite:
             self.start(name)
         self.ready()
 
-    def start(self, name: str) -> None:
-        module, *rest = MODULES[name]
+    def start(self, name: str, environ: Mapping[str, str] | None = None) -> None:
+        """`name`: of `MODULES`; behind a dash may stand which of several: `agent-two`. `environ`: more of its environment."""
+        module, *rest = MODULES[name.partition("-")[0]]
         command = Command(
             name=name,
             argv=[sys.executable, "-P", "-m", module, "--config", str(config_file(self.settings)), *rest],
             log_file=self.settings.data_dir / f"{name}.log",
             cwd=ROOT,
+            environ=environ or {},
             stop_timeout=30,
             death_signal=signal.SIGKILL,
         )

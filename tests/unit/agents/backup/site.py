@@ -14,7 +14,7 @@ from typing import Any
 from agents.backup import inventory
 from agents.backup import run as backup
 from agents.backup.limits import Limits
-from agents.commands import Command
+from agents.commands import Command, handler
 from agents.hosts import Hosts
 from agents.repository import repository as repositories
 from agents.repository.journal import MemoryJournal, MemoryLog
@@ -110,6 +110,11 @@ class Site:
         told = backup.run(replace(command, resumed=resumed), self.ctx(command))
         self.told = [dict(one) for one in told["points"]]
         return [self.held[to].repository.point(one["point"]) for one in self.told]
+
+    def do(self, kind: str, **parameters: Any) -> dict[str, Any]:
+        """Another command about repository `main`."""
+        command = Command(uuid7(), kind, "repository/main", {"repository": "main", **parameters}, "tests", 1)
+        return dict(handler(kind)(command, self.ctx(command)))
 
     def state(self, point: Point, of: str = "main") -> PointState:
         return self.held[of].sessions.ledger().points[point.point]

@@ -1,12 +1,14 @@
-"""What only KVM has, on a real libvirt: UEFI's variables, images that keep no bitmaps, disks of the network; deaths over a
-machine that is made. What every platform has is in `tests/contract/test_hosts.py`."""
+"""What only KVM has, on a real libvirt: UEFI's variables, images that keep no bitmaps, disks of the network, block devices;
+deaths over a machine that is made. What every platform has is in `tests/contract/test_hosts.py`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,8 @@ import pytest
 
 from agents.machines import DiskWanted, MachineWanted, Wanted
 from agents.platforms.kvm.reach import start_child, stop_child, wait_for_socket
-from tests.contract.hosts import patched, read_whole, snapshot_of, the_disk
+from tests.contract.hosts import changed_bytes, patched, read_whole, snapshot_of, the_disk
+from tests.stack.devices import loop_device
 from tests.stack.kvm import KvmGround, LibvirtServer, domain_xml, run, why_not
 from tests.stack.servers import Scratch
 
@@ -124,6 +127,67 @@ def test_a_disk_of_the_network_is_read_whole(server: LibvirtServer, ground: KvmG
         domain.destroy()
     finally:
         stop_child(child)
+
+
+def test_block_devices_are_backed_up_by_what_changed_and_overwritten(server: LibvirtServer, ground: KvmGround) -> None:
+    """As of a volume manager: one that holds a qcow2, whose changes are kept track of, and one that is the disk itself."""
+    formats, sizes = {"vda": "qcow2", "vdb": "raw"}, {"vda": SIZE, "vdb": SIZE}
+    host, native = server.host(), str(uuid4())
+    with contextlib.ExitStack() as stack:
+        places = {}
+        for disk, format_ in formats.items():
+            file = server.directory / f"{disk}.device"
+            file.write_bytes(bytes(SIZE if format_ == "raw" else 2 * SIZE))
+            stack.callback(file.unlink)
+            device = stack.enter_context(loop_device(file))
+            # A name of its own that QEMU's user may open; the one in /dev is root's.
+            places[disk] = server.images / disk
+            os.mknod(places[disk], stat.S_IFBLK | 0o600, device.stat().st_rdev)
+            server.user.own(places[disk])
+            if format_ == "qcow2":
+                run("qemu-img", "create", "-q", "-f", "qcow2", str(places[disk]), str(SIZE))
+        xml = domain_xml("volumes", {disk: (places[disk], formats[disk]) for disk in places}, native=native)
+        xml = xml.replace("<disk type='file'", "<disk type='block'").replace("<source file=", "<source dev=")
+        ground.define(xml, sizes).create()
+        seen = host.machine(native)
+        assert {d.disk: (d.size, d.place, d.tracked) for d in seen.disks} == {
+            disk: (SIZE, str(places[disk]), disk == "vda") for disk in places
+        }
+        for disk in places:
+            ground.write(native, disk, 1 << 20, secrets.token_bytes(300_000))
+        before = {disk: ground.content(native, disk) for disk in places}
+        with snapshot_of(host, native, "first") as snapshot:
+            for disk, content in before.items():
+                ground.write(native, disk, 1 << 20, secrets.token_bytes(4096))
+                assert read_whole(the_disk(snapshot, disk)) == content
+            mark = the_disk(snapshot, "vda").mark
+            assert not the_disk(snapshot, "vdb").mark
+            snapshot.keep({})
+        with snapshot_of(host, native, "second", since={"vda": mark}) as snapshot:
+            assert the_disk(snapshot, "vda").since == mark
+            assert changed_bytes(the_disk(snapshot, "vda")) < 300_000
+            assert patched(before["vda"], the_disk(snapshot, "vda")) == ground.content(native, "vda")
+            assert read_whole(the_disk(snapshot, "vdb")) == ground.content(native, "vdb")
+            snapshot.keep({})
+
+        # Back to what they were, and to a machine whose disks are files.
+        host.stop(native)
+        wanted = tuple(DiskWanted(disk, SIZE, storage=str(server.images)) for disk in places)
+        made = host.create(MachineWanted("files", seen.description, wanted), job="restore")
+        for machine in (native, made.native):
+            for disk, content in before.items():
+                target = host.open_disk(machine, disk, job="restore")
+                try:
+                    target.write(0, content)
+                    target.flush()
+                finally:
+                    target.close()
+                assert ground.content(machine, disk) == content
+            host.settle(machine)
+        assert {d.disk: d.format for d in made.disks} == formats
+        for machine in (native, made.native):
+            host.delete(machine)
+    assert [path.name for path in server.images.iterdir() if path.is_file()] == []
 
 
 def test_a_mark_of_one_disk_does_not_depend_on_backups_of_another(server: LibvirtServer, ground: KvmGround) -> None:

@@ -67,7 +67,7 @@ HANDLERS: Mapping[str, str] = {
     "point.agree": "agents.repository.expiring:agree",
     "point.expire": "agents.repository.expiring:expire",
     "point.prove": "agents.repository.collecting:prove",
-    "point.restore": "agents.repository.backups:restore",
+    "point.restore": "agents.restore.paths:restore",
     "point.diff": "agents.repository.backups:diff",
     "point.compare": "agents.restore.handlers:compare",
     "restore.run": "agents.restore.handlers:run",

@@ -1,12 +1,11 @@
-"""The commands that move bytes: a directory or a disk image into a repository and back, and what differs between two points.
+"""The commands that take bytes from paths: a directory or a disk image into a repository; and what differs between two points.
+`agents.restore.paths` brings them back.
 
     backup.make     session.opened            a session that the node's next start closes
                     chunks, nodes, runs       garbage of an epoch that is over
                     the point's record        one that does not count: the ledger has no `point.sealed`
                     point.sealed              done, also when the command is resumed: the session says whose it was
                     session.closed
-    point.restore   of a disk, goes on where it ended (`agents.repository.restoring`); of files, begins anew: they are put
-                    beside the target and renamed when they are whole
 
 Paths are those of this machine, read and written as the user this process runs as. The data directory, where the site's secrets
 are, and the repository itself are never read or written.
@@ -17,26 +16,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from agents.commands import Command, Context, Interrupted
+from agents.commands import Command, Context
 from agents.errors import AgentError
-from agents.repository import directories, files, mounts, points, tree, unpacking
+from agents.repository import directories, files, mounts, points, tree
 from agents.repository.collection import absent_for
-from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, ZERO
 from agents.repository.handlers import held_of, size_of
 from agents.repository.ingest import FileSource, Ingest, Sealed
 from agents.repository.ledger import Ledger, PointState
 from agents.repository.node import Held, closing
 from agents.repository.points import Disk, Point, Tree
-from agents.repository.reader import UNREADABLE
-from agents.repository.restoring import Stopped, restore_file
 from agents.repository.sessions import Session
 from streams.events import Problem
 from streams.ids import now_us
@@ -45,7 +40,17 @@ DISK: Final = "0"
 _POLICY: Final = "policy/"  # what asks for a policy's tasks (`agents.scheduling`); no asset is called so
 _PIECE_BYTES: Final = 64 << 20  # of an image, between two looks at whether to go on
 _SHOWN_TROUBLES: Final = 20
-_SHOWN_LOST: Final = 200
+_IN_POINT: Final = "it is marked in the point"
+_HINTS: Final = {
+    "unreadable": _IN_POINT,
+    "changed": _IN_POINT,
+    "vanished": _IN_POINT,
+    "too-deep": _IN_POINT,
+    "lost": "another point may have it",
+    "owner": "restore as root to have that",
+    "not-permitted": "restore as root to have that",
+    "metadata": "the file system that it is on keeps it otherwise, or somebody has changed it",
+}
 _CHANGES: Final = {"added": "added", "removed": "removed"}
 
 
@@ -277,7 +282,7 @@ def take_files(ingest: Ingest, held: Held, path: Path, asset: str, previous: Poi
         excluded=lambda _, found: (found.st_dev, found.st_ino) in left_out,
         progress=progress,
     )
-    ctx.warn(*_troubles(taken.troubles))
+    ctx.warn(*troubles_of(taken.troubles))
     ingest.session.check()
     ingest.figures.read_bytes += taken.counts.get("read_bytes", 0)
     kept = Tree(
@@ -290,13 +295,10 @@ def take_files(ingest: Ingest, held: Held, path: Path, asset: str, previous: Poi
     return ingest.seal(draft(asset, str(path), "files", previous, trees=(kept,)))
 
 
-def _troubles(found: list[files.Trouble]) -> tuple[Problem, ...]:
+def troubles_of(found: Sequence[files.Trouble]) -> tuple[Problem, ...]:
+    """Of files, as a job warns of them."""
     said = [
-        Problem(
-            f"file-{t.code}",
-            f"{os.fsdecode(t.path)!r}: {t.why}",
-            "another point may have it" if t.code == "lost" else "it is marked in the point",
-        )
+        Problem(f"file-{t.code}", f"{os.fsdecode(t.path or b'.')!r}: {t.why}", _HINTS.get(t.code, ""))
         for t in found[:_SHOWN_TROUBLES]
     ]
     if len(found) > len(said):
@@ -348,120 +350,6 @@ def target_of(text: str, held: Held, ctx: Context) -> Path:
         if real.resolve().is_relative_to(own) or own.is_relative_to(real.resolve()):
             raise AgentError("path-own", f"{real} is Holdfast's own", "name a path elsewhere")
     return real
-
-
-# --- restore ----------------------------------------------------------------------------------------------------------
-
-
-def restore(command: Command, ctx: Context) -> Mapping[str, Any]:
-    """Handler of `point.restore`."""
-    p = command.parameters
-    held, name = held_of(command, ctx), str(p["point"])
-    target = target_of(str(p["target"]), held, ctx)
-    session = held.sessions.open("restore", by=command.requester, pins=[name], job=command.id)
-    with closing(session):
-        point = held.repository.point(name)
-        put = _restore_disk if point.kind == "disks" else _restore_files
-        try:
-            written, lost = put(held, point, target, command, ctx)
-        except RepositoryError as error:
-            if error.code in UNREADABLE and not p.get("skip_lost"):
-                hint = (
-                    f"{target} is not whole; `--skip-lost` restores everything but data that cannot be read, and lists that;"
-                    f" `holdfast repository verify {held.name} --level full` tells what else is damaged"
-                )
-                raise RepositoryError(error.code, error.message, hint) from error
-            if error.hint:
-                raise
-            hint = f"{target} is not whole; `holdfast repository verify {held.name} --level full` tells what else is damaged"
-            raise RepositoryError(error.code, error.message, f"{hint}, other points may be whole") from error
-        except OSError as error:  # what the repository meets is a `StoreError`: this is the target's
-            raise AgentError(
-                "path-unwritable",
-                f"{error.filename or target}: {error.strerror or error}",
-                "give it room, the right to write there, or another target, and restore again",
-            ) from error
-        session.close("done", points=[name], figures={"written_bytes": written})
-    return {
-        "target": str(target),
-        "asset": point.asset,
-        "created": _rfc3339(point.created_us),
-        "bytes": written,
-        "lost": lost[:_SHOWN_LOST],
-        "lost_bytes": sum(each["length"] for each in lost),
-        "left_out": max(0, len(lost) - _SHOWN_LOST),
-    }
-
-
-def _lost(path: str, offset: int, length: int) -> dict[str, Any]:
-    """A range of a file, or of a disk (no path), that is zeros now. The path is for people, as in `point.diff`."""
-    return {"path": path, "offset": offset, "length": length}
-
-
-def _rfc3339(us: int) -> str:
-    from streams.publish import rfc3339
-
-    return rfc3339(us)
-
-
-def _restore_disk(
-    held: Held, point: Point, target: Path, command: Command, ctx: Context
-) -> tuple[int, list[dict[str, Any]]]:
-    wanted = str(command.parameters.get("disk", ""))
-    disk = _one_disk(point, wanted)
-    meter = Meter(ctx, f"writing {target}", disk.size)
-    try:
-        done = restore_file(
-            held.repository,
-            disk,
-            target,
-            point=point.point,
-            overwrite=bool(command.parameters.get("overwrite")),
-            skip_lost=bool(command.parameters.get("skip_lost")),
-            progress=meter.add,
-            stop=ctx.ending,
-        )
-    except Stopped:
-        ctx.check()
-        raise Interrupted from None
-    return done.written, [_lost("", offset, length) for offset, length in done.lost]
-
-
-def _one_disk(point: Point, wanted: str) -> Disk:
-    from agents.repository.reader import disk_of
-
-    if not wanted and len(point.disks) == 1:
-        return point.disks[0]
-    return disk_of(point, wanted)
-
-
-def _restore_files(
-    held: Held, point: Point, target: Path, command: Command, ctx: Context
-) -> tuple[int, list[dict[str, Any]]]:
-    if os.path.lexists(target) and not (target.is_dir() and not target.is_symlink() and not any(target.iterdir())):
-        raise AgentError(
-            "path-taken",
-            f"{target} is there, and no empty directory",
-            "name a directory that is, or that is not there yet",
-        )
-    meter = Meter(ctx, f"writing {target}")
-
-    def progress(size: int) -> None:
-        ctx.check()
-        meter.add(size)
-
-    kept = point.trees[0]
-    inside = os.fsencode(str(command.parameters.get("path", "")).strip("/"))
-    scratch = target.with_name(f".{target.name}.{command.id[-8:]}")
-    if command.resumed and scratch.is_dir():  # of the run that died: what it had is not known to be whole
-        shutil.rmtree(scratch)
-        ctx.warn(Problem("restore-anew", "the restore was interrupted, and begins anew: files are not gone on with"))
-    skip_lost = bool(command.parameters.get("skip_lost"))
-    done = unpacking.unpack(held.repository, kept.root, scratch, path=inside, skip_lost=skip_lost, progress=progress)
-    scratch.rename(target)
-    ctx.warn(*_troubles(done.troubles))
-    shown = [(os.fsdecode(path).encode("utf-8", "replace").decode(), at, size) for path, at, size in sorted(done.lost)]
-    return done.size, [_lost(*each) for each in shown]
 
 
 # --- what differs -----------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ _UNREADABLE = (
     errno.ESTALE,
 )
 
-_TYPES: Final = {
+TYPES: Final = {
     stat.S_IFDIR: d.FOLDER,
     stat.S_IFREG: d.FILE,
     stat.S_IFLNK: d.SYMLINK,
@@ -280,10 +280,10 @@ class _Snapshot:
 
     def _entry(self, name: bytes, found: os.stat_result, descriptor: int | None) -> d.Entry:
         """All of an entry but what it holds. Attributes are those of `descriptor`."""
-        kind = _TYPES[stat.S_IFMT(found.st_mode)]
+        kind = TYPES[stat.S_IFMT(found.st_mode)]
         packed, flag = b"", 0
         if descriptor is not None:
-            packed, flag = d.put_attributes(self._sink, _attributes(descriptor))
+            packed, flag = d.put_attributes(self._sink, attributes(descriptor))
         return d.Entry(
             name,
             kind,
@@ -311,7 +311,7 @@ class _Snapshot:
                 return self._file(folder, name, path, found, before)
             self._count("others")
             entry = self._entry(name, found, None)
-            packed, flag = d.put_attributes(self._sink, _attributes(f"/proc/self/fd/{folder}/".encode() + name))
+            packed, flag = d.put_attributes(self._sink, attributes(f"/proc/self/fd/{folder}/".encode() + name))
             entry = replace(entry, attributes=packed, flags=flag)
             if entry.type == d.SYMLINK:
                 return replace(entry, form=d.TARGET, where=os.readlink(name, dir_fd=folder))
@@ -354,7 +354,7 @@ class _Snapshot:
         self, folder: int, name: bytes, path: bytes, found: os.stat_result, before: d.Entry | None
     ) -> d.Entry:
         try:
-            descriptor = _open(name, folder)
+            descriptor = open_file(name, folder)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -428,7 +428,8 @@ class _Snapshot:
         self._progress(len(chunk))
 
 
-def _open(name: bytes, folder: int) -> int:
+def open_file(name: bytes, folder: int) -> int:
+    """To read it; no link is followed."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
         # Only an owner may read without leaving a trace of it.
@@ -487,7 +488,8 @@ def _link(found: os.stat_result) -> int:
     return int.from_bytes(blake3(b"%d %d" % (found.st_dev, found.st_ino)).digest(8), "little") >> 1 | 1
 
 
-def _attributes(of: int | bytes) -> dict[bytes, bytes]:
+def attributes(of: int | bytes) -> dict[bytes, bytes]:
+    """Extended ones, of a descriptor or of what a path names itself; those that this process may read."""
     if not hasattr(os, "listxattr"):  # pragma: no cover - not Linux
         return {}
     out = {}

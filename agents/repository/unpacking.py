@@ -3,8 +3,9 @@
 A directory is made, filled, and only then given its owner, mode and times. A file is written under a name of its own
 and renamed when it is whole: what has a name after this process died is whole, and what is called `.holdfast-….part`
 is garbage. Nothing is durable before the end, when the target's file system is flushed once: after a power failure a
-restore is done again. Names of one inode are linked again. What this process may not do (owners, devices, some
-attributes) is listed, and the rest goes on.
+file that has its name may be anything. So whoever goes on with a target believes no name and no size: each file that is
+there is read, its pieces are named, and what is not the snapshot's is made anew. Names of one inode are linked again. What
+this process may not do (owners, devices, some attributes) is listed, and the rest goes on.
 
 Nothing is written outside of the target, whatever a damaged or hostile snapshot says: each step goes by the descriptor
 of the directory above it, and follows no link.
@@ -29,6 +30,9 @@ from typing import BinaryIO, Final
 
 from agents.failpoints import failpoint
 from agents.repository import directories as d
+from agents.repository import files
+from agents.repository.comparing import Same
+from agents.repository.comparing_trees import OWN_ATTRIBUTES, content_differs
 from agents.repository.content import DATA, ChunkSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, LOST
@@ -44,13 +48,15 @@ _BATCH: Final = 256  # pieces
 
 @dataclass(slots=True)
 class Unpacked:
-    """What was brought back. `troubles`: what is not as it was, with the reason; `lost`: ranges (path, offset, length) of
-    files that are zeros now since no copy of them can be read."""
+    """What was brought back. `size`: bytes of files; `kept`: of those that an earlier run had made. `troubles`: what is not
+    as it was, with the reason; `lost`: ranges (path, offset, length) of files that are zeros now since no copy of them can be
+    read."""
 
     files: int = 0
     folders: int = 0
     others: int = 0
     size: int = 0
+    kept: int = 0
     troubles: list[Trouble] = field(default_factory=list)
     lost: list[tuple[bytes, int, int]] = field(default_factory=list)
 
@@ -75,37 +81,45 @@ def unpack(
     skip_lost: bool = False,
     threads: int = 2,
     progress: Callable[[int], None] = lambda size: None,
+    parts: Path | None = None,
+    going_on: Same | None = None,
 ) -> Unpacked:
     """Restore the directory at `path` of a snapshot as `target`, or the file at it as the file `target`.
 
-    The target must not be there, or be an empty directory. Raises `RepositoryError`: `restore-target`, `path-missing`,
-    `block-lost`, `chunk-damaged` and `chunk-missing` unless `skip_lost` (then it is zeros, and listed; of a directory
-    that cannot be read, which then lacks entries, its path with a slash at the end, and nothing of its length);
-    `directory-damaged`, and what else `source` raises; `OSError`.
+    The target must not be there, or be an empty directory; with `going_on` (whether data has a name) it may hold what an
+    earlier run made of the same. `parts`: a directory of the same file system, for files that are not whole; without, they
+    are beside their names. `progress(bytes)` is called by several threads, also of what is there already.
+
+    Raises `RepositoryError`: `restore-target`, `path-missing`, `block-lost`, `chunk-damaged` and `chunk-missing` unless
+    `skip_lost` (then it is zeros, and listed; of a directory that cannot be read, which then lacks entries, its path with a
+    slash at the end, and nothing of its length); `directory-damaged`, and what else `source` raises; `OSError`.
     """
     entry = d.find(source, root, path)
-    work = _Unpacking(source, owners_by_name, skip_lost, progress)
-    if entry.type != d.FOLDER:
-        above = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            name = os.fsencode(target.name)
-            if os.path.lexists(target):
+    with contextlib.ExitStack() as stack:
+        work = _Unpacking(source, owners_by_name, skip_lost, progress, going_on)
+        if parts is not None:
+            work.parts = os.open(parts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, work.parts)
+        if entry.type != d.FOLDER:
+            above = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, above)
+            if os.path.lexists(target) and going_on is None:
                 raise _taken(target)
-            work.other(above, name, name, entry)
+            work.other(above, os.fsencode(target.name), entry.name, entry)
             _flush(above)
-        finally:
-            os.close(above)
+            return work.unpacked
+        try:
+            target.mkdir(mode=0o700)
+        except FileExistsError:
+            if target.is_symlink() or not target.is_dir() or (going_on is None and any(target.iterdir())):
+                raise _taken(target) from None
+            if going_on is not None:
+                target.chmod(0o700)  # it may have been dressed
+        # No link, whoever put one there meanwhile: everything else goes by this descriptor.
+        descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with ThreadPoolExecutor(threads, "unpack") as pool:
+            work.run(pool, descriptor, entry)
         return work.unpacked
-    try:
-        target.mkdir(mode=0o700)
-    except FileExistsError:
-        if target.is_symlink() or not target.is_dir() or any(target.iterdir()):
-            raise _taken(target) from None
-    # No link, whoever put one there meanwhile: everything else goes by this descriptor.
-    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with ThreadPoolExecutor(threads, "unpack") as pool:
-        work.run(pool, descriptor, entry)
-    return work.unpacked
 
 
 def _taken(target: Path) -> RepositoryError:
@@ -114,12 +128,19 @@ def _taken(target: Path) -> RepositoryError:
 
 class _Unpacking:
     def __init__(
-        self, source: ChunkSource, owners_by_name: bool, skip_lost: bool, progress: Callable[[int], None]
+        self,
+        source: ChunkSource,
+        owners_by_name: bool,
+        skip_lost: bool,
+        progress: Callable[[int], None],
+        going_on: Same | None,
     ) -> None:
         self._source = source
         self._by_name = owners_by_name
         self._skip_lost = skip_lost
         self._progress = progress
+        self._same = going_on
+        self.parts = -1
         self._lock = threading.Lock()
         # The first name of an inode: where it is, below the target, and when.
         self._links: dict[int, tuple[bytes, Future[None]]] = {}
@@ -162,7 +183,8 @@ class _Unpacking:
         for entry in folder.entries:
             path = folder.path + entry.name
             if entry.type == d.FOLDER:
-                os.mkdir(entry.name, 0o700, dir_fd=folder.descriptor)
+                self._make_folder(folder.descriptor, entry.name)
+                failpoint("unpack-folder-made")
                 self._count("folders")
                 if entry.flags & d.UNREAD:
                     self._trouble(path, "unreadable", "it could not be read when the snapshot was taken")
@@ -181,6 +203,18 @@ class _Unpacking:
                 folder.waiting.pop(0).result()
         return None
 
+    def _make_folder(self, above: int, name: bytes) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=above)
+        except FileExistsError:
+            if self._same is None:
+                raise
+            if stat.S_ISDIR(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode):
+                os.chmod(name, 0o700, dir_fd=above)  # it may have been dressed
+            else:
+                os.unlink(name, dir_fd=above)
+                os.mkdir(name, 0o700, dir_fd=above)
+
     def _finish(self, folder: _Folder) -> None:
         for future in folder.waiting:
             future.result()
@@ -188,7 +222,8 @@ class _Unpacking:
         for entry, first, made in folder.links:
             made.result()  # it may be of a directory above, which is not finished
             try:
-                os.link(first, entry.name, src_dir_fd=self._top, dst_dir_fd=folder.descriptor, follow_symlinks=False)
+                self._link(first, folder.descriptor, entry.name)
+                failpoint("unpack-linked")
                 self._count("others")
             except OSError as error:
                 # A file system without links, or the first name could not be made: a file of its own is better than
@@ -198,6 +233,19 @@ class _Unpacking:
                 self._trouble(folder.path + entry.name, "unlinked", f"not linked to {first!r}: {error.strerror}")
                 self.other(folder.descriptor, entry.name, folder.path + entry.name, entry)
         self._dress(folder.descriptor, folder.path.rstrip(b"/"), folder.entry)
+        failpoint("unpack-folder-dressed")
+
+    def _link(self, first: bytes, folder: int, name: bytes) -> None:
+        """Give the file at `first`, below the target, this name, too."""
+        try:
+            os.link(first, name, src_dir_fd=self._top, dst_dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            if self._same is None:
+                raise
+            now, there = (os.stat(n, dir_fd=f, follow_symlinks=False) for n, f in ((first, self._top), (name, folder)))
+            if (now.st_dev, now.st_ino) != (there.st_dev, there.st_ino):
+                os.unlink(name, dir_fd=folder)
+                os.link(first, name, src_dir_fd=self._top, dst_dir_fd=folder, follow_symlinks=False)
 
     # -- single entries, on the threads
 
@@ -217,8 +265,12 @@ class _Unpacking:
         if entry.flags & d.CHANGED:
             self._trouble(path, "changed", "it changed while it was read when the snapshot was taken")
         if entry.type == d.FILE:
-            self._file(folder, name, path, entry)
+            if self._same is None or not self._is_there(folder, name, path, entry, self._same):
+                self._file(folder, name, path, entry)
             return
+        if self._same is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=folder)
         try:
             if entry.type == d.SYMLINK:
                 os.symlink(entry.where, name, dir_fd=folder)
@@ -231,22 +283,51 @@ class _Unpacking:
         self._count("others")
         self._dress(f"/proc/self/fd/{folder}/".encode() + name, path, entry)
 
+    def _is_there(self, folder: int, name: bytes, path: bytes, entry: d.Entry, same: Same) -> bool:
+        """Whether an earlier run made this file: by what is in it. It is given all else again; another one is taken away."""
+        try:
+            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            descriptor = -1  # a link, or nothing that may be read
+        if descriptor >= 0:
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and not content_differs(
+                    descriptor, self._source, entry, same, progress=lambda _: self._progress(0)
+                ):
+                    self._progress(entry.size)
+                    self._dress(descriptor, path, entry)
+                    self._count("files")
+                    self._count("size", entry.size)
+                    self._count("kept", entry.size)
+                    return True
+            except RepositoryError:
+                if not self._skip_lost:
+                    raise  # what describes it cannot be read
+            finally:
+                os.close(descriptor)
+        os.unlink(name, dir_fd=folder)
+        return False
+
     def _file(self, folder: int, name: bytes, path: bytes, entry: d.Entry) -> None:
         # Of a fixed length: the name itself may be as long as a name can be.
         part = b".holdfast-%x-%x.part" % (threading.get_ident(), entry.inode)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(part, flags, 0o600, dir_fd=folder)
+        parts = folder if self.parts < 0 else self.parts
+        descriptor = os.open(part, flags, 0o600, dir_fd=parts)
         try:
             self._fill(descriptor, path, entry)
             self._dress(descriptor, path, entry)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(part, dir_fd=folder)
+                os.unlink(part, dir_fd=parts)
             raise
         finally:
             os.close(descriptor)
         failpoint("unpack-file-written")
-        os.rename(part, name, src_dir_fd=folder, dst_dir_fd=folder)
+        os.rename(part, name, src_dir_fd=parts, dst_dir_fd=folder)
+        failpoint("unpack-file-named")
         self._count("files")
         self._count("size", entry.size)
 
@@ -257,7 +338,9 @@ class _Unpacking:
         for piece in d.pieces(self._source, entry, skip_lost=self._skip_lost):
             if piece.tag == LOST:
                 self._lost(path, at, piece.length)
-            elif piece.tag == CHUNK:
+            if piece.tag != CHUNK:
+                self._progress(piece.length)
+            else:
                 batch.setdefault(piece.name, []).append((at, piece.length))
                 held += piece.length
                 if held >= _BATCH_BYTES or len(batch) >= _BATCH:
@@ -307,7 +390,12 @@ class _Unpacking:
             if error.errno not in (errno.EPERM, errno.EINVAL):
                 raise
             self._trouble(path, "owner", f"it belongs to this process's user, not to {uid}:{gid}: {error.strerror}")
-        for name, value in self._attributes(path, entry).items():
+        wanted = self._attributes(path, entry)
+        for name in files.attributes(of).keys() - wanted.keys():
+            if name.startswith(OWN_ATTRIBUTES):  # what a directory gives to all that is made in it
+                with contextlib.suppress(OSError):
+                    os.removexattr(of, name, follow_symlinks=follow)
+        for name, value in wanted.items():
             try:
                 os.setxattr(of, name, value, follow_symlinks=follow)
             except OSError as error:

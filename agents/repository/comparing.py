@@ -26,6 +26,7 @@ _PIECE_BYTES: Final = 4 << 20  # what a thread reads at once
 _PENDING: Final = 2  # pieces a thread has waiting
 
 Same = Callable[[bytes, bytes | bytearray], bool]
+Chosen = bytearray  # a byte a block of a disk: 1, it is chosen; 0, it is not
 _Entry = tuple[int, bytes]  # tag, name of a chunk
 
 
@@ -65,14 +66,15 @@ def differences(
     same: Same,
     *,
     blocks: tuple[int, int] | None = None,
+    chosen: Chosen | None = None,
     threads: int = 2,
     progress: Callable[[int], None] = lambda size: None,
 ) -> Iterator[tuple[int, int, int]]:
     """Where `target` is not what `disk` was at its point: offset, length, tag of what should be there; block by block, ascending.
 
-    `blocks`: only those from the first up to, not including, the second. `progress(bytes)` is called in the caller's thread; what
-    it raises ends the comparison. Lost blocks always differ, and so does what is behind the target's end. Raises what reading
-    raises.
+    `blocks`: only those from the first up to, not including, the second; `chosen`: of them, only those. `progress(bytes)`, of
+    those at which is looked, is called in the caller's thread; what it raises ends the comparison. Lost blocks always differ,
+    and so does what is behind the target's end. Raises what reading raises.
     """
     fitting = Fitting(disk.size, disk.block_size)
     first, stop = blocks or (0, fitting.blocks)
@@ -87,10 +89,13 @@ def differences(
         try:
             for at, entries in _pieces(source, disk.root, first, stop, max(1, _PIECE_BYTES // disk.block_size)):
                 begin, until = at * disk.block_size, min((at + len(entries)) * disk.block_size, disk.size)
-                if holes.cover(begin, until) and all(tag not in (CHUNK, LOST) for tag, _ in entries):
-                    progress(until - begin)
+                size = until - begin if chosen is None else covered(disk, chosen, at, at + len(entries))
+                if not size:
                     continue
-                pending.append((until - begin, pool.submit(_compared, target, fitting, at, entries, same)))
+                if holes.cover(begin, until) and all(tag not in (CHUNK, LOST) for tag, _ in entries):
+                    progress(size)
+                    continue
+                pending.append((size, pool.submit(_compared, target, fitting, at, entries, same, chosen)))
                 if len(pending) >= threads * _PENDING:
                     yield from _results(pending, fitting, progress)
             while pending:
@@ -109,10 +114,33 @@ def _results(
     progress(size)
 
 
+def covered(disk: Disk, chosen: Chosen, first: int, stop: int) -> int:
+    """Bytes of the chosen blocks of a disk from `first` up to `stop`."""
+    count = chosen.count(1, first, stop)
+    last = -(-disk.size // disk.block_size) - 1
+    short = (last + 1) * disk.block_size - disk.size if first <= last < stop and chosen[last] else 0
+    return count * disk.block_size - short
+
+
 def _compared(
-    target: Readable, fitting: Fitting, first: int, entries: list[_Entry], same: Same
+    target: Readable, fitting: Fitting, first: int, entries: list[_Entry], same: Same, chosen: Chosen | None
 ) -> list[tuple[int, int]]:
     """(block, tag) of those from `first` on that are not what `entries` say."""
+    if chosen is None:
+        return _stretch(target, fitting, first, entries, same)
+    out = []
+    at, stop = chosen.find(1, first, first + len(entries)), first + len(entries)
+    while at >= 0:
+        end = chosen.find(0, at, stop)
+        end = stop if end < 0 else end
+        out += _stretch(target, fitting, at, entries[at - first : end - first], same)
+        at = chosen.find(1, end, stop)
+    return out
+
+
+def _stretch(
+    target: Readable, fitting: Fitting, first: int, entries: list[_Entry], same: Same
+) -> list[tuple[int, int]]:
     size = fitting.block_size
     start = first * size
     there = min((first + len(entries)) * size, fitting.size, target.size) - start

@@ -7,21 +7,20 @@
     machine.json, description, …       of a machine's point: what else its record has
     holdfast-restore.json              `whole` true, and the job's result
 
-The order, and what a death leaves: folder made → `holdfast-restore.json` → for each disk: image made → progress file → windows
-→ flushed → read back and compared → said in `holdfast-restore.json` → renamed → progress file removed → … → files of the
-machine → `whole`. Nothing has its name before it is proven, and nothing in the folder counts before `whole`. The same restore to
-the same folder goes on where that ended, another is refused. Knows no hosts.
+The order, and what a death leaves: folder made → `holdfast-restore.json` → for each disk, several at once: image made →
+progress file → windows → flushed → read back and compared → said in `holdfast-restore.json` → renamed → progress file removed;
+then files of the machine → `whole`. Nothing has its name before it is proven, and nothing in the folder counts before `whole`.
+The same restore to the same folder goes on where that ended, another is refused. Knows no hosts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,11 +29,11 @@ from agents.failpoints import failpoint
 from agents.repository.content import MANIFEST, ChunkSource
 from agents.repository.points import Disk, Point
 from agents.repository.restoring import Notes, progress_path
-from agents.restore import images, writing
+from agents.restore import images, marker, several, writing
 from agents.restore.progress import Meter
 from agents.restore.task import Task, data_bytes
 
-MARKER: Final = "holdfast-restore.json"
+MARKER: Final = marker.MARKER
 _FORMAT: Final = 1
 _KEPT_FREE: Final = 16 << 20
 
@@ -65,7 +64,7 @@ def restore(task: Task, folder: Path, format: str, *, dry_run: bool) -> dict[str
         "disks": {disk.disk: {"file": names[disk.disk], "size": disk.size} for disk in task.disks},
     }
     if dry_run:
-        there = _marker(folder) if folder.is_dir() else None
+        there = marker.read(folder) if folder.is_dir() else None
         _refuse(folder, there, what, task)
         _room(folder if folder.is_dir() else folder.parent, task, names, folder)
         told = [
@@ -75,32 +74,41 @@ def restore(task: Task, folder: Path, format: str, *, dry_run: bool) -> dict[str
         return {"to": str(folder), "format": format, "disks": told, "goes_on": there is not None}
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    with _alone(folder):
-        there = _marker(folder)
+    with marker.alone(folder):
+        there = marker.read(folder)
         if there is not None and there.get("whole") and there.get("job") == task.job:
             return dict(there["result"])  # we died between the last write and the event
         _refuse(folder, there, what, task)
         done: dict[str, dict[str, Any]] = dict((there or {}).get("done") or {})
         state = {**what, "job": task.job, "whole": False, "done": done}
-        _write(folder, MARKER, state)
+        marker.write(folder, state)
         failpoint("restore-folder-marked")
         _room(folder, task, names, folder)
-        for disk in task.disks:
+        meter = Meter(task.ctx, f"restoring to {folder}", 2 * sum(disk.size for disk in task.disks))
+        saying = threading.Lock()
+
+        def one(disk: Disk) -> None:
             path = folder / names[disk.disk]
             if path.exists():  # nothing has this name before it is proven, and before that is said
                 progress_path(_part(path)).unlink(missing_ok=True)
-                continue
-            done[disk.disk] = _disk(task, disk, path, format)
-            _write(folder, MARKER, state)
+                meter.add(2 * disk.size, known=True)
+                return
+            proven = _disk(task, disk, path, format, meter)
+            with saying:
+                done[disk.disk] = proven
+                marker.write(folder, state)
             failpoint("restore-image-proven")
             _part(path).rename(path)
-            _flush(folder)
+            marker.flush(folder)
             failpoint("restore-image-named")
             progress_path(_part(path)).unlink(missing_ok=True)
+
+        storage = several.Place("", f"device {folder.stat().st_dev}")
+        several.each(task, meter, lambda _: storage, one)
         extra = _of_machine(task.source, task.point, folder)
         told = [done[disk.disk] for disk in task.disks]
         result = {"to": str(folder), "format": format, "disks": told, "files": extra}
-        _write(folder, MARKER, {**state, "whole": True, "result": result})
+        marker.write(folder, {**state, "whole": True, "result": result})
         failpoint("restore-folder-whole")
     return result
 
@@ -112,18 +120,18 @@ def _part(path: Path) -> Path:
 # --- one disk -----------------------------------------------------------------------------------------------------------
 
 
-def _disk(task: Task, disk: Disk, path: Path, format: str) -> dict[str, Any]:
+def _disk(task: Task, disk: Disk, path: Path, format: str, meter: Meter) -> dict[str, Any]:
     """Written and proven, under the name that says that it is not whole; what to say of it."""
     part = _part(path)
     notes_path = progress_path(part)
     longer = images.rounded(disk.size, format) - disk.size
     more = {"file": path.name, **({"longer": longer} if longer else {})}
     work = task.work(disk)
-    done = _written(task, work, part, notes_path, format)
+    with meter.part(f"writing {path.name}"):
+        done = _written(task, work, part, notes_path, format, meter)
     images.forget_cached(part)
-    meter = Meter(task.ctx, f"comparing {path.name}", disk.size)
     try:
-        with images.opened(part, format, read_only=True) as image:
+        with meter.part(f"comparing {path.name}"), images.opened(part, format, read_only=True) as image:
             done = writing.compare(work, image, done, meter)
     except AgentError as error:
         if error.code == writing.DIFFERS:  # whoever comes next begins it anew
@@ -133,22 +141,24 @@ def _disk(task: Task, disk: Disk, path: Path, format: str) -> dict[str, Any]:
     return writing.said(disk, done, **more)
 
 
-def _written(task: Task, work: writing.Work, part: Path, notes_path: Path, format: str) -> writing.Written:
+def _written(
+    task: Task, work: writing.Work, part: Path, notes_path: Path, format: str, meter: Meter
+) -> writing.Written:
     disk = work.disk
     if not part.exists() or Notes.head_of(notes_path) is None:  # there is nothing to go on with
         _begin(part, notes_path, format, disk.size)
     try:
-        image = images.open_image(part, format)
+        image = images.open_image(part, format, threads=work.threads)
     except AgentError as error:
         if error.code != images.UNFIT:
             raise
         task.say("restore-anew", f"{part.name} of an earlier run cannot be opened: it is written from its beginning")
         _begin(part, notes_path, format, disk.size)
-        image = images.open_image(part, format)
+        image = images.open_image(part, format, threads=work.threads)
     try:
         notes = writing.notes_of(notes_path, task.point.point, disk, image=format)
         try:
-            return writing.fill(work, image, notes, Meter(task.ctx, f"writing {part.stem}", disk.size))
+            return writing.fill(work, image, notes, meter)
         finally:
             notes.close()
     finally:
@@ -163,30 +173,6 @@ def _begin(part: Path, notes_path: Path, format: str, size: int) -> None:
 
 
 # --- the folder ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AgentError("path-busy", f"another process restores to {folder}", "wait for it, or stop it") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _marker(folder: Path) -> dict[str, Any] | None:
-    """What an earlier run said of the folder; None when none did."""
-    try:
-        found = json.loads((folder / MARKER).read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _refuse(folder: Path, there: dict[str, Any] | None, what: dict[str, Any], task: Task) -> None:
@@ -238,33 +224,6 @@ def _of_machine(source: ChunkSource, point: Point, folder: Path) -> list[str]:
     written = []
     for name, data in files.items():
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "file"
-        _replace(folder, plain, data)
+        marker.replace(folder, plain, data)
         written.append(plain)
     return written
-
-
-def _write(folder: Path, name: str, value: Mapping[str, Any]) -> None:
-    _replace(folder, name, json.dumps(value, sort_keys=True, indent=1).encode() + b"\n")
-
-
-def _replace(folder: Path, name: str, data: bytes) -> None:
-    """A file that is there whole or not at all; durable on return."""
-    new = folder / f"{name}.new"
-    new.unlink(missing_ok=True)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.rename(folder / name)
-    _flush(folder)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

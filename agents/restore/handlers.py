@@ -1,5 +1,6 @@
 """The commands `restore.run` (disks of a point to files in a folder, to the machine they were of, or to a new one) and
-`point.compare` (whether a file or device is what a disk was).
+`point.compare` (whether a file or device is what a disk was, a directory what files were). `point.restore` is in
+`agents.restore.paths`.
 
     session.opened (restore, pins the point) → what `agents.restore.folder`, `.machine` say → session.closed → job finished
 
@@ -9,9 +10,10 @@ command, resumed, completes it. Paths are those of this machine, written as the 
 
 from __future__ import annotations
 
-import errno
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from agents.backup.inventory import discover, note, open_host
@@ -27,7 +29,8 @@ from agents.repository.node import Held, closing
 from agents.repository.points import Point
 from agents.repository.reader import UNREADABLE
 from agents.repository.repository import Repository
-from agents.restore import folder, images, machine, writing
+from agents.restore import directory, folder, images, machine, narrowing, several, writing
+from agents.restore.paths import files_of
 from agents.restore.progress import Limit, Meter
 from agents.restore.task import Task, chosen, one_of
 from streams.publish import rfc3339
@@ -49,7 +52,7 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         except RepositoryError as error:
             raise _with_hint(error, held, skip_lost=task.skip_lost) from error
         except OSError as error:  # what the repository meets is a `StoreError`: this is the target's
-            raise _unwritable(error) from error
+            raise several.unwritable(error) from error
         written = sum(disk["written"] for disk in result["disks"])
         session.close("done", points=[name], figures={"written_bytes": written})
     lost = sum(disk["lost_bytes"] for disk in result["disks"])
@@ -58,25 +61,32 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 
 def compare(command: Command, ctx: Context) -> Mapping[str, Any]:
-    """Handler of `point.compare`: reads a file, a device or an image on this machine and changes nothing."""
+    """Handler of `point.compare`: reads a file, a device, an image or a directory on this machine and changes nothing."""
     p = command.parameters
-    held, name, format = held_of(command, ctx), str(p["point"]), str(p.get("format") or "raw")
+    held, name = held_of(command, ctx), str(p["point"])
     path = path_of(str(p["target"]), held, ctx)
-    images.check(format)
     session = held.sessions.open("restore", by=command.requester, pins=[name], job=command.id)
     with closing(session):
         point = held.repository.point(name)
-        task = task_of(held.repository, point, command, ctx)
-        disk = one_of(task)
         try:
-            with images.opened(path, format, read_only=True) as image:
-                found = writing.differing(task.work(disk), image, Meter(ctx, f"comparing {path.name}", disk.size))
-                longer = image.size - disk.size
+            if point.kind == "files":
+                told = directory.compare(files_of(held, point, command, ctx), path)
+            else:
+                told = _compared(task_of(held.repository, point, command, ctx), path, str(p.get("format") or "raw"))
         except OSError as error:
             raise AgentError(
                 "path-unreadable", f"{path}: {error.strerror or error}", "give the agent's user the right to read it"
             ) from error
         session.close("done", points=[name])
+    return told
+
+
+def _compared(task: Task, path: Path, format: str) -> dict[str, Any]:
+    images.check(format)
+    disk = one_of(task)
+    with images.opened(path, format, read_only=True) as image:
+        found = writing.differing(task.work(disk), image, Meter(task.ctx, f"comparing {path.name}", disk.size))
+        longer = image.size - disk.size
     return {
         "target": str(path),
         "disk": disk.disk,
@@ -90,15 +100,17 @@ def compare(command: Command, ctx: Context) -> Mapping[str, Any]:
 
 def task_of(repository: Repository, point: Point, command: Command, ctx: Context) -> Task:
     p = command.parameters
+    disks = chosen(point, [str(name) for name in p.get("disks") or ()])
     return Task(
         ctx=ctx,
         job=command.id,
         source=repository,
         point=point,
-        disks=chosen(point, [str(name) for name in p.get("disks") or ()]),
+        disks=disks,
         same=same_by(*map(repository.naming, point.namings)),
         limit=Limit(int(p.get("bandwidth") or 0), ctx.services.stop.wait),
         skip_lost=bool(p.get("skip_lost")),
+        threads=several.threads_of(len(disks)),
     )
 
 
@@ -112,7 +124,10 @@ def _original(task: Task, held: Held, p: Mapping[str, Any]) -> dict[str, Any]:
     asset = task.ctx.services.hosts.assets().get(task.point.asset)
     host = open_host(task.ctx, asset.host if asset is not None and asset.native == kept.seen.native else kept.host)
     dry_run = bool(p.get("dry_run"))
-    done = machine.original(task, kept, host, stop=bool(p.get("stop")), start=bool(p.get("start")), dry_run=dry_run)
+    narrow = None if p.get("whole") else functools.partial(narrowing.narrowed, task, held, host)
+    done = machine.original(
+        task, kept, host, narrow, stop=bool(p.get("stop")), start=bool(p.get("start")), dry_run=dry_run
+    )
     if asset is not None and not dry_run:
         note(task.ctx, asset, host.machine(kept.seen.native))
     return done
@@ -160,18 +175,3 @@ def _with_hint(error: RepositoryError, held: Held, *, skip_lost: bool) -> Reposi
     if error.hint:
         return error
     return RepositoryError(error.code, error.message, f"{verify}, other points may be whole")
-
-
-def _unwritable(error: OSError) -> AgentError:
-    what = f"{error.filename}: " if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return AgentError(
-            "space-short",
-            f"{what}there is no space left where it is restored to",
-            "give it room and restore again: it goes on where it ended",
-        )
-    return AgentError(
-        "target-unwritable",
-        f"{what}{error.strerror or error}",
-        "see to what it lies on, or name another target, and restore again",
-    )

@@ -1,7 +1,7 @@
 """A machine of a point onto a host: the one it was of, or a new one.
 
-    the original    off (or stopped, if told so) → `restoring` → of each disk, what differs written → read back and compared
-                    → settled → started, if told so
+    the original    off (or stopped, if told so) → host asked what has changed → `restoring` → of each disk, what differs
+                    written → read back and compared → settled → started, if told so
     a new one       made, `restoring`, a leftover of its job → each disk filled → read back and compared → settled → started
 
 A machine says of itself that it is `restoring` until it is settled (`agents.machines.Host.settle`): what a death leaves does not
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from agents.errors import AgentError
 from agents.failpoints import failpoint
 from agents.machines import DiskTarget, DiskWanted, Host, MachineSeen, MachineWanted, NicSeen
 from agents.repository.points import Disk
-from agents.restore import writing
+from agents.restore import several, writing
+from agents.restore.narrowing import ASKED_NOT, Narrowed
 from agents.restore.progress import Meter
 from agents.restore.task import Task, data_bytes
 from streams.errors import DeliveryFailed
@@ -46,12 +48,20 @@ class Changes:
     identity: bool = False
 
 
+Narrow = Callable[[MachineSeen], Mapping[str, Narrowed]]
+
+
 # --- to the original ----------------------------------------------------------------------------------------------------
 
 
-def original(task: Task, kept: Kept, host: Host, *, stop: bool, start: bool, dry_run: bool) -> dict[str, Any]:
-    """Raises `AgentError`: `machine-unknown`, `machine-running`, `JobFailed` with all that does not fit, `restore-differs`; as
-    `restore_disk`."""
+def original(
+    task: Task, kept: Kept, host: Host, narrow: Narrow | None = None, *, stop: bool, start: bool, dry_run: bool
+) -> dict[str, Any]:
+    """`narrow` says what of a machine that is off is to be read; without, all is.
+
+    Raises `AgentError`: `machine-unknown`, `machine-running`, `JobFailed` with all that does not fit, `restore-differs`; as
+    `restore_disk`.
+    """
     seen = _there(host, kept)
     _fits(task, kept, seen)
     stopped = seen.power != "off"
@@ -63,14 +73,17 @@ def original(task: Task, kept: Kept, host: Host, *, stop: bool, start: bool, dry
             if dry_run
             else "shut it down, or let it be stopped: `--stop`; `--start` starts it again",
         )
+    disks = _Disks(task, host, seen, times=1 if dry_run else 2)
     if dry_run:
-        told = [_weighed(task, disk, host, seen.native) for disk in task.disks]
-        return _result(host, seen, told, started=False)
+        return _result(host, seen, disks.each(disks.weighed), started=False)
     if stopped:
         task.ctx.progress(f"stopping {seen.name}")
         host.stop(seen.native)
+    _let_go(task, host, seen)
+    parts = narrow(seen) if narrow is not None else {disk.disk: Narrowed(why=ASKED_NOT) for disk in task.disks}
+    failpoint("restore-narrowed")
     try:
-        told = [_overwritten(task, disk, host, seen) for disk in task.disks]
+        told = disks.each(lambda disk: disks.overwritten(disk, parts[disk.disk]))
     except AgentError as error:
         hint = f"{error.hint}; " if error.hint else ""
         error.hint = f"{hint}{seen.name} is not whole before a restore of it has ended"
@@ -78,6 +91,13 @@ def original(task: Task, kept: Kept, host: Host, *, stop: bool, start: bool, dry
     host.settle(seen.native)
     failpoint("restore-machine-settled")
     return _result(host, seen, told, started=start and _started(task, host, seen))
+
+
+def _let_go(task: Task, host: Host, seen: MachineSeen) -> None:
+    """Of a snapshot by which an earlier run of this job asked what has changed, and over which it died."""
+    for left in host.leftovers():
+        if (left.job, left.native, left.kind) == (task.job, seen.native, "snapshot"):
+            host.remove(left)
 
 
 def _there(host: Host, kept: Kept) -> MachineSeen:
@@ -121,33 +141,78 @@ def _fits(task: Task, kept: Kept, seen: MachineSeen) -> None:
         task.say("machine-differs", f"{seen.name} keeps its {seen.cpus} cpus and {seen.memory:,} bytes of memory")
 
 
-def _overwritten(task: Task, disk: Disk, host: Host, seen: MachineSeen) -> dict[str, Any]:
-    with _opened(host.open_disk(seen.native, disk.disk, job=task.job)) as place:
-        failpoint("restore-disk-opened")
-        work = task.work(disk)
-        done = writing.overwrite(work, place, Meter(task.ctx, f"restoring {seen.name} {disk.disk}", disk.size))
-    failpoint("restore-disk-written")
-    return _compared(task, disk, host, seen, done)
+# --- disks --------------------------------------------------------------------------------------------------------------
 
 
-def _weighed(task: Task, disk: Disk, host: Host, native: str) -> dict[str, Any]:
-    with _opened(host.read_disk(native, disk.disk)) as place:
-        meter = Meter(task.ctx, f"comparing {disk.disk}", disk.size)
-        return writing.said(disk, writing.weigh(task.work(disk), place, meter))
+class _Disks:
+    """The disks of a machine that are restored, several at once. `times`: how often each is gone through."""
 
+    def __init__(self, task: Task, host: Host, seen: MachineSeen, times: int) -> None:
+        self._task = task
+        self._host = host
+        self._seen = seen
+        self._meter = Meter(task.ctx, f"restoring {seen.name}", times * sum(disk.size for disk in task.disks))
+        self._asking = threading.Lock()  # a host is asked one thing at a time; bytes go on meanwhile
+        self._storage = {disk.disk: disk.storage for disk in seen.disks}
 
-def _compared(task: Task, disk: Disk, host: Host, seen: MachineSeen, done: writing.Written) -> dict[str, Any]:
-    with _opened(host.read_disk(seen.native, disk.disk)) as place:
-        meter = Meter(task.ctx, f"comparing {seen.name} {disk.disk}", disk.size)
-        return writing.said(disk, writing.compare(task.work(disk), place, done, meter))
+    def each(self, work: Callable[[Disk], dict[str, Any]]) -> list[dict[str, Any]]:
+        settings = self._host.settings
+        return several.each(
+            self._task,
+            self._meter,
+            lambda disk: several.Place(settings.host, self._storage.get(disk.disk, ""), settings.options),
+            work,
+        )
 
+    def overwritten(self, disk: Disk, part: Narrowed) -> dict[str, Any]:
+        read = (
+            f"reading what can have changed since point {part.base}" if part.base else f"reading all of it: {part.why}"
+        )
+        with self._to_write(disk) as place, self._meter.part(f"restoring {self._seen.name} {disk.disk}, {read}"):
+            failpoint("restore-disk-opened")
+            done = writing.overwrite(self._task.work(disk), place, self._meter, part.chosen)
+        failpoint("restore-disk-written")
+        return self._compared(disk, done, part)
 
-@contextlib.contextmanager
-def _opened(place: DiskTarget) -> Iterator[DiskTarget]:
-    try:
-        yield place
-    finally:
-        place.close()
+    def filled(self, disk: Disk, notes: Path) -> dict[str, Any]:
+        """`notes`: the progress file."""
+        with self._to_write(disk) as place, self._meter.part(f"restoring {self._seen.name} {disk.disk}"):
+            failpoint("restore-disk-opened")
+            work = self._task.work(disk)
+            if place.blank:
+                noted = writing.notes_of(notes, self._task.point.point, disk, machine=self._seen.native)
+                try:
+                    done = writing.fill(work, place, noted, self._meter)
+                finally:
+                    noted.close()
+            else:
+                done = writing.overwrite(work, place, self._meter)
+        failpoint("restore-disk-written")
+        return self._compared(disk, done)
+
+    def weighed(self, disk: Disk) -> dict[str, Any]:
+        with self._to_read(disk) as place, self._meter.part(f"comparing {self._seen.name} {disk.disk}"):
+            return writing.said(disk, writing.weigh(self._task.work(disk), place, self._meter))
+
+    def _compared(self, disk: Disk, done: writing.Written, part: Narrowed | None = None) -> dict[str, Any]:
+        with self._to_read(disk) as place, self._meter.part(f"comparing {self._seen.name} {disk.disk}"):
+            chosen = part.chosen if part is not None else None
+            proven = writing.compare(self._task.work(disk), place, done, self._meter, chosen)
+        return writing.said(disk, proven, **(part.said() if part is not None else {}))
+
+    @contextlib.contextmanager
+    def _to_write(self, disk: Disk) -> Iterator[DiskTarget]:
+        with self._asking:
+            place = self._host.open_disk(self._seen.native, disk.disk, job=self._task.job)
+        with contextlib.closing(place):
+            yield place
+
+    @contextlib.contextmanager
+    def _to_read(self, disk: Disk) -> Iterator[DiskTarget]:
+        with self._asking:
+            place = self._host.read_disk(self._seen.native, disk.disk)
+        with contextlib.closing(place):
+            yield place
 
 
 # --- to a new machine ---------------------------------------------------------------------------------------------------
@@ -180,7 +245,8 @@ def new(
         seen = host.create(wanted, job=task.job)
     failpoint("restore-machine-made")
     try:
-        told = [_filled(task, disk, host, seen, notes) for disk in task.disks]
+        disks = _Disks(task, host, seen, times=2)
+        told = disks.each(lambda disk: disks.filled(disk, _notes(notes, task.job, disk)))
         (notes / f"{task.job}.whole").write_text(json.dumps({"native": seen.native, "disks": told}))
         failpoint("restore-machine-whole")
         host.settle(seen.native)
@@ -232,23 +298,6 @@ def _whole(host: Host, noted: Path) -> tuple[MachineSeen, list[dict[str, Any]]] 
             raise
         return None
     return None if seen.restoring else (seen, found["disks"])
-
-
-def _filled(task: Task, disk: Disk, host: Host, seen: MachineSeen, notes: Path) -> dict[str, Any]:
-    place = host.open_disk(seen.native, disk.disk, job=task.job)
-    with _opened(place):
-        failpoint("restore-disk-opened")
-        work, meter = task.work(disk), Meter(task.ctx, f"restoring {seen.name} {disk.disk}", disk.size)
-        if place.blank:
-            noted = writing.notes_of(_notes(notes, task.job, disk), task.point.point, disk, machine=seen.native)
-            try:
-                done = writing.fill(work, place, noted, meter)
-            finally:
-                noted.close()
-        else:
-            done = writing.overwrite(work, place, meter)
-    failpoint("restore-disk-written")
-    return _compared(task, disk, host, seen, done)
 
 
 def _notes(folder: Path, job: str, disk: Disk) -> Path:

@@ -126,7 +126,7 @@ def files_of(held: Held, point: Point, command: Command, ctx: Context) -> direct
     return directory.Directory(
         ctx=ctx,
         source=held.repository,
-        same=same_by(held.repository.naming(), held.repository.naming(point.asset)),
+        same=same_by(*map(held.repository.naming, point.namings)),
         point=point,
         inside=os.fsencode(str(p.get("path") or "").strip("/")),
         skip_lost=bool(p.get("skip_lost")),

@@ -12,6 +12,7 @@ from agents.repository.content import ChunkSource
 from agents.repository.extents import CHUNK
 from agents.repository.points import Disk, Point
 from agents.repository.reader import disk_of
+from agents.repository.restoring import THREADS
 from agents.restore.progress import Limit
 from agents.restore.writing import Work
 from streams.events import Problem
@@ -29,9 +30,10 @@ class Task:
     same: Same
     limit: Limit
     skip_lost: bool = False
+    threads: int = THREADS  # of each disk
 
     def work(self, disk: Disk) -> Work:
-        return Work(self.source, disk, self.same, self.limit, self.skip_lost)
+        return Work(self.source, disk, self.same, self.limit, self.skip_lost, self.threads)
 
     def say(self, code: str, message: str, hint: str = "") -> None:
         """What the user should know though the restore goes on."""

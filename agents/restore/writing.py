@@ -10,13 +10,14 @@ been written to it since. Then all of the disk is read back and compared. Knows 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from agents.errors import AgentError
 from agents.repository import restoring
-from agents.repository.comparing import Readable, Same, differences
+from agents.repository.comparing import Chosen, Readable, Same, covered, differences
 from agents.repository.content import ChunkSource
 from agents.repository.extents import LOST
 from agents.repository.points import Disk
@@ -49,6 +50,7 @@ class Work:
     same: Same
     limit: Limit
     skip_lost: bool = False
+    threads: int = restoring.THREADS
 
     @property
     def window(self) -> int:
@@ -63,13 +65,15 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Written:
     """What became of a disk, in bytes. `differed`: what was not as it should be (of a blank one: all that is data). `kept`: was
-    whole already when the work was taken up again. `compared`: read back and found to be the point's."""
+    whole already when the work was taken up again. `compared`: read back and found to be the point's. `trusted`: not read, since
+    its host's word is that it cannot be another (`agents.restore.narrowing`): nothing is proven of it."""
 
     size: int
     written: int = 0
     differed: int = 0
     kept: int = 0
     compared: int = 0
+    trusted: int = 0
     lost: tuple[tuple[int, int], ...] = ()
 
 
@@ -105,25 +109,34 @@ def notes_of(path: Path, point: str, disk: Disk, **more: object) -> Notes:
 
 def fill(work: Work, place: Place, notes: Notes, meter: Meter) -> Written:
     """Make a blank `place` what the disk was; durable and noted on return, not yet compared. Raises as `restore_disk`."""
+
+    def is_whole(window: int) -> bool:
+        if window not in notes.windows:
+            return False
+        meter.add(min(work.window, work.disk.size - window * work.window), known=True)
+        return True
+
     done = restore_disk(
         work.source,
         work.disk,
         _Limited(place, work.limit),
         zeros=not notes.fresh,
         skip_lost=work.skip_lost,
-        done=notes.windows.__contains__,
+        threads=work.threads,
+        done=is_whole,
         finished=notes.finished,
         progress=meter.add,
     )
-    return Written(work.disk.size, done.written, done.written, done.kept, 0, done.lost)
+    return Written(work.disk.size, done.written, done.written, done.kept, lost=done.lost)
 
 
-def overwrite(work: Work, place: Place, meter: Meter) -> Written:
-    """The same of a `place` with anything in it: only blocks that differ are written. Durable on return."""
+def overwrite(work: Work, place: Place, meter: Meter, chosen: Chosen | None = None) -> Written:
+    """The same of a `place` with anything in it: only blocks that differ are written. `chosen`: no other block can. Durable on
+    return."""
     target = _Limited(place, work.limit)
     done = Written(work.disk.size)
-    for window in range(work.windows):
-        ranges = _ranges(work, place, window, meter)
+    for first, stop in _looked_at(work, meter, chosen):
+        ranges = _ranges(work, place, (first, stop), meter, chosen)
         if not ranges:
             continue
         restored = restore_disk(
@@ -132,6 +145,7 @@ def overwrite(work: Work, place: Place, meter: Meter) -> Written:
             target,
             ranges=ranges,
             skip_lost=work.skip_lost,
+            threads=work.threads,
             progress=lambda _: meter.add(0),  # counted when they were compared
         )
         wanted = sum(size for _, size in ranges)
@@ -144,8 +158,8 @@ def overwrite(work: Work, place: Place, meter: Meter) -> Written:
 def weigh(work: Work, place: Place, meter: Meter) -> Written:
     """What `overwrite` would write."""
     differed = 0
-    for window in range(work.windows):
-        differed += sum(length for _, length in _ranges(work, place, window, meter))
+    for blocks in _looked_at(work, meter, None):
+        differed += sum(length for _, length in _ranges(work, place, blocks, meter, None))
     return Written(work.disk.size, differed=differed)
 
 
@@ -173,11 +187,26 @@ def differing(work: Work, place: Readable, meter: Meter) -> Differing:
     return Differing(size, ranges, first)
 
 
-def _ranges(work: Work, place: Place, window: int, meter: Meter) -> list[tuple[int, int]]:
-    """What of a window differs: offsets and lengths, none touching another."""
+def _looked_at(work: Work, meter: Meter, chosen: Chosen | None) -> Iterator[tuple[int, int]]:
+    """Window by window, from the first block up to behind the last one at which is to be looked."""
+    disk = work.disk
+    for window in range(work.windows):
+        first = window * restoring.WINDOW
+        stop = min(first + restoring.WINDOW, -(-disk.size // disk.block_size))
+        if chosen is not None:
+            size = min(stop * disk.block_size, disk.size) - first * disk.block_size
+            meter.add(size - covered(disk, chosen, first, stop), known=True)
+            first, stop = chosen.find(1, first, stop), chosen.rfind(1, first, stop) + 1
+        if 0 <= first < stop:
+            yield first, stop
+
+
+def _ranges(
+    work: Work, place: Place, blocks: tuple[int, int], meter: Meter, chosen: Chosen | None
+) -> list[tuple[int, int]]:
+    """What of some blocks differs: offsets and lengths, none touching another."""
     out: list[tuple[int, int]] = []
-    blocks = (window * restoring.WINDOW, (window + 1) * restoring.WINDOW)
-    found = differences(place, work.source, work.disk, work.same, blocks=blocks, progress=meter.add)
+    found = differences(place, work.source, work.disk, work.same, blocks=blocks, chosen=chosen, progress=meter.add)
     for offset, length, _ in found:
         if out and sum(out[-1]) == offset:
             out[-1] = (out[-1][0], out[-1][1] + length)
@@ -186,10 +215,10 @@ def _ranges(work: Work, place: Place, window: int, meter: Meter) -> list[tuple[i
     return out
 
 
-def compare(work: Work, place: Place, done: Written, meter: Meter) -> Written:
-    """Read all of the disk back. Raises `AgentError` (`restore-differs`)."""
+def compare(work: Work, place: Place, done: Written, meter: Meter, chosen: Chosen | None = None) -> Written:
+    """Read all of the disk back, or all that is `chosen`. Raises `AgentError` (`restore-differs`)."""
     wrong = []
-    for offset, length, tag in differences(place, work.source, work.disk, work.same, progress=meter.add):
+    for offset, length, tag in _all_differences(work, place, meter, chosen):
         if tag != LOST and not any(at <= offset and offset + length <= at + size for at, size in done.lost):
             wrong.append(f"{length:,} bytes at {offset:,}")
             if len(wrong) >= _SHOWN:
@@ -205,7 +234,21 @@ def compare(work: Work, place: Place, done: Written, meter: Meter) -> Written:
             f"disk {work.disk.name or work.disk.disk} does not read as what was written to it: {', '.join(wrong)}",
             "what it lies on loses writes, or somebody else writes to it: look into that and restore again",
         )
-    return replace(done, compared=work.disk.size - sum(length for _, length in done.lost))
+    looked_at = work.disk.size
+    if chosen is not None:
+        looked_at = covered(work.disk, chosen, 0, len(chosen))
+    compared = looked_at - sum(length for _, length in done.lost)
+    return replace(done, compared=compared, trusted=work.disk.size - looked_at)
+
+
+def _all_differences(work: Work, place: Place, meter: Meter, chosen: Chosen | None) -> Iterator[tuple[int, int, int]]:
+    if chosen is None:
+        yield from differences(place, work.source, work.disk, work.same, progress=meter.add)
+        return
+    for blocks in _looked_at(work, meter, chosen):
+        yield from differences(
+            place, work.source, work.disk, work.same, blocks=blocks, chosen=chosen, progress=meter.add
+        )
 
 
 def said(disk: Disk, done: Written, **more: Any) -> dict[str, Any]:
@@ -217,6 +260,7 @@ def said(disk: Disk, done: Written, **more: Any) -> dict[str, Any]:
         "written": done.written,
         "kept": done.kept,
         "compared": done.compared,
+        "trusted": done.trusted,
         "lost": [{"offset": offset, "length": length} for offset, length in done.lost[:_SHOWN_LOST]],
         "lost_bytes": sum(length for _, length in done.lost),
         **more,

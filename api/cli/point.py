@@ -301,21 +301,27 @@ def diff(ask: Ask, point: str, other: str, limit: int) -> None:
 
 @click.command("prove")
 @POINT
-@click.option("--against", metavar="FILE", help="Also compare a restored disk on the agent's machine with the point.")
+@click.option(
+    "--against",
+    metavar="PATH",
+    help="Also compare a restored disk, or directory, on the agent's machine with the point.",
+)
 @click.option("--disk", default="", help="Which disk that is, of a point with several.")
+@click.option("--path", "inside", default="", help="Which file or directory that is, of a point of files.")
 @click.option(
     "--format",
     type=click.Choice(["raw", "qcow2", "vmdk", "vhdx"]),
     default="raw",
     show_default=True,
-    help="What FILE is.",
+    help="What PATH is, of a disk.",
 )
 @asks
-def prove(ask: Ask, point: str, against: str | None, disk: str, format: str) -> None:
+def prove(ask: Ask, point: str, against: str | None, disk: str, inside: str, format: str) -> None:
     """Follow a point's chain of digests to its first point and into the log. Exit code 4 when two do not say the same.
 
     Each record is named by the one after it, by the log, and by what is in the repository now. With --against every block of
-    a restored disk is named too, and compared with the point: one chain from a restored byte to the log.
+    a restored disk is named too, and compared with the point: one chain from a restored byte to the log. The same of every piece
+    of every file of a restored directory, with owners, modes, times, attributes and links.
     """
     if against is not None and not against.startswith("/"):
         raise click.BadParameter(
@@ -324,7 +330,7 @@ def prove(ask: Ask, point: str, against: str | None, disk: str, format: str) -> 
     result = ask.wait(ask.api.post(f"/v1/points/{segment(point)}/prove")["job"], f"proving {point}")["result"]
     compared: dict[str, Any] | None = None
     if against is not None:
-        body = {"target": against, "disk": disk, "format": format}
+        body = {"target": against, "disk": disk, "format": format, "path": inside}
         job = ask.api.post(f"/v1/points/{segment(point)}/compare", body)["job"]
         compared = result["compared"] = ask.wait(job, f"comparing {against}")["result"]
 
@@ -351,6 +357,9 @@ def prove(ask: Ask, point: str, against: str | None, disk: str, format: str) -> 
 def _compared(found: Mapping[str, Any]) -> None:
     from api.cli.tables import clean, size
 
+    if "entries" in found:
+        _compared_files(found)
+        return
     if not found["differs"]:
         click.echo(clean(f"{found['target']} is what disk {found['disk']} was: {size(found['compared'])} compared."))
         if found["longer"]:
@@ -363,6 +372,21 @@ def _compared(found: Mapping[str, Any]) -> None:
         click.echo(f"  at {part['offset']:,}, {part['length']:,} bytes", err=True)
     if found["left_out"]:
         click.echo(f"  … and {found['left_out']:,} more ranges.", err=True)
+
+
+def _compared_files(found: Mapping[str, Any]) -> None:
+    from api.cli.tables import clean, size
+
+    entries = f"{found['files']:,} files, {found['folders']:,} directories, {found['others']:,} others"
+    if not found["differs"]:
+        click.echo(clean(f"{found['target']} is what the point has: {entries}, {size(found['compared'])} compared."))
+        return
+    what = f"{found['content']:,} differences of content, {found['metadata']:,} of owners, modes, times, attributes or links"
+    click.echo(clean(f"✘ {found['target']} is not what the point has: {what}, in {entries}:"), err=True)
+    for entry in found["entries"]:
+        click.echo(clean(f"  {entry['path']}: {entry['why']}"), err=True)
+    if found["left_out"]:
+        click.echo(f"  … and {found['left_out']:,} more.", err=True)
 
 
 @click.command("restore")
@@ -386,7 +410,10 @@ def restore(
     yes: bool,
     no_wait: bool,
 ) -> None:
-    """Put what a point holds where nothing is yet: a directory for files, a file for an image. Every byte is verified."""
+    """Put what a point holds where nothing is yet: a directory for files, a file for an image. Every byte is verified.
+
+    Interrupted, the same command goes on where it was. Files are all read back and compared before they have their name.
+    """
     if not target.startswith("/"):
         raise click.BadParameter(f"{target!r} must be an absolute path, on the agent's machine", param_hint="--to")
     if overwrite:
@@ -404,6 +431,14 @@ def restore(
         but = f", but for {size(result['lost_bytes'])} that cannot be read" if result["lost"] else ""
         click.echo(f"{result['target']} is what {result['asset']} was {local(result['created'])}{but}: ")
         click.echo(f"{size(result['bytes'])} written, every chunk verified.")
+        if "compared" in result:
+            entries = f"{result['files']:,} files, {result['folders']:,} directories, {result['others']:,} others"
+            click.echo(f"Read back, the same: {size(result['compared'])} in {entries}.")
+            if result["kept"]:
+                click.echo(f"An earlier run had brought {size(result['kept'])} of it.")
+            if result["metadata_differs"]:
+                told = "have another owner, mode, time, link or attributes: the job's warnings say which"
+                click.echo(f"✘ {result['metadata_differs']:,} of them {told}.", err=True)
         for part in result["lost"]:
             where = f"{part['path']}: " if part["path"] else ""
             click.echo(clean(f"✘ {where}{part['length']:,} bytes from {part['offset']:,} on are zeros"), err=True)

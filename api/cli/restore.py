@@ -91,13 +91,15 @@ def files(ask: Ask, point: str, to: str, no_wait: bool, **given: Any) -> None:
 @POINT
 @click.option("--stop", is_flag=True, help="Stop the machine if it runs.")
 @click.option("--start", is_flag=True, help="Start it afterwards.")
+@click.option("--whole", is_flag=True, help="Read all of each disk, whatever its host says has changed.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 @asks
 def original(ask: Ask, point: str, yes: bool, no_wait: bool, **given: Any) -> None:
     """The machine's disks back to what they were at a point: only what differs is written. What came since is lost.
 
-    The machine must be off. Its cpus, memory and cards stay as they are now.
+    The machine must be off. Its cpus, memory and cards stay as they are now. Where the host can say what has changed since a
+    point, nothing else is read but what differs between the points; the answer says of how many bytes the host's word counts.
     """
     if not given["dry_run"]:
         asset = ask.api.get(f"/v1/points/{segment(point)}")["asset"]
@@ -172,6 +174,9 @@ def _human(result: Mapping[str, Any]) -> None:
     sizes: list[Any] = [(title, "right") for title in ("SIZE", "WRITTEN", "THERE ALREADY", "READ BACK, THE SAME")]
     table(["DISK", "FILE", *sizes], shown)
     for disk in result["disks"]:
+        if disk.get("trusted"):
+            text = f"{disk['disk']}: {size(disk['trusted'])} were not read: by its host's word they have not changed since point"
+            click.echo(clean(f"{text} {disk['base']} (--whole reads all)"))
         for part in disk["lost"]:
             text = f"✘ {disk['disk']}: {part['length']:,} bytes from {part['offset']:,} on are zeros"
             click.echo(clean(text), err=True)

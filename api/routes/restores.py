@@ -26,7 +26,7 @@ def machine(call: Call) -> Reply:
 
 
 def compare(call: Call) -> Reply:
-    found = _with_disks(call)
+    found = found_there(call)
     disk = call.body.get("disk")
     parameters = {**_body(call, "disk"), "disks": [disk] if disk else []}
     return _ask(call, "point.compare", f"compare/{found.point}", found, parameters)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from agents.backup.limits import Limits
 from agents.repository.comparing import same_by
 from agents.restore import folder as folders
 from agents.restore import writing
@@ -42,7 +43,10 @@ def images(rounds: int, scale: float) -> Report:
         repository_ours.make(folder / "repo")
         with contextlib.closing(repository_ours.opened(folder / "repo", folder / "cache")) as repository:
             sealed, _ = repository_ours.backup(repository, [image])
-            ctx: Any = SimpleNamespace(check=lambda: None, progress=lambda *_: None, warn=lambda *_: None)
+            services = SimpleNamespace(limits=Limits())
+            ctx: Any = SimpleNamespace(
+                check=lambda: None, progress=lambda *_: None, warn=lambda *_: None, services=services
+            )
             same = same_by(repository.naming())
             point = sealed.point
             task = Task(ctx, "bench", repository, point, point.disks, same, Limit(0, time.sleep))

@@ -15,6 +15,7 @@ import pytest
 from agents.restore.folder import MARKER
 from tests.stand_ins.memory_host import Hypervisor, MemoryHost
 from tests.stand_ins.restore_worker import BLOCK, images
+from tests.unit.agents.repository.trees import described, zoo
 
 pytestmark = pytest.mark.crash
 ROOT = Path(__file__).parents[2]
@@ -123,3 +124,42 @@ def test_a_new_machine_is_made_once_and_is_not_whole_until_it_is(
     assert {name: hypervisor.content(half.native, name) for name in images()} == images()
     assert not machine(hypervisor, "copy").restoring
     assert list((tmp_path / "restores").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        "restore-directory-marked",
+        "unpack-folder-made:2",
+        "unpack-file-written:5",
+        "unpack-file-named:9",
+        "unpack-linked",
+        "unpack-folder-dressed:2",
+        "restore-directory-filled",
+        "restore-directory-proven",
+        "restore-directory-named",
+        "restore-directory-forgotten",
+    ],
+)
+def test_a_directory_has_its_name_when_it_is_whole_and_half_written_files_do_not_pass(
+    tmp_path: Path, failpoint: str
+) -> None:
+    zoo(tmp_path / "tree")
+    run(tmp_path, "directory", failpoint)
+    out, part = tmp_path / "out", tmp_path / ".out.holdfast-part"
+    named = failpoint in ("restore-directory-named", "restore-directory-forgotten")
+    assert out.exists() == named
+    if named:
+        assert described(out) == described(tmp_path / "tree")
+    else:
+        # A power cut besides: files that had their names are torn, and look as they should.
+        for path in [path for path in part.rglob("*") if path.is_file() and path.stat().st_size > 1000][:2]:
+            found = path.stat()
+            with path.open("r+b") as file:
+                file.write(b"torn")
+            os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    # The job taken up again; or, unless it was done, the user's second try.
+    done = run(tmp_path, "directory", job="resumed" if named or ":" in failpoint else "another")
+    assert described(out) == described(tmp_path / "tree")
+    assert (done["compared"], done["unlike"]) == (done["size"], 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tree"]

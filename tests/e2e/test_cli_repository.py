@@ -141,8 +141,15 @@ def test_files_come_back_as_they_were_and_what_differs_is_told(
         (first["point"], {"file", "log", "next"}),
     ]
     assert (proven["whole"], proven["problems"]) == (True, [])
-    site.cli("point", "restore", first["point"], "--to", str(folder / "back"))
+    restored = site.cli("point", "restore", first["point"], "--to", str(folder / "back"))
+    assert "Read back, the same:" in restored
     assert scan(folder / "back") == was
+    proven = site.cli("point", "prove", first["point"], "--against", str(folder / "back"))
+    assert "back is what the point has:" in proven
+    another = site.json("point", "prove", first["point"], "--against", str(tree), expect=4)["compared"]
+    assert {("new", "extra"), ("file-1", "missing"), ("sub/text", "content")} <= {
+        (entry["path"], entry["what"]) for entry in another["entries"]
+    }
     site.cli("point", "restore", second["point"], "--to", str(folder / "text"), "--path", "sub/text")
     assert (folder / "text").read_text() == "two\n"
     refused = site.cli("point", "restore", first["point"], "--to", str(folder / "back"), expect=11)

@@ -1,9 +1,9 @@
 """Restores something and ends, so that a test can kill it on the way (HOLDFAST_FAILPOINT). What a job would say is printed.
 
-python -P -m tests.stand_ins.restore_worker FOLDER files|original|machine JOB
+python -P -m tests.stand_ins.restore_worker FOLDER files|original|machine|directory JOB
 
-In FOLDER are the in-memory host (`host`), the data directory and what is restored to (`out`). Point and chunks are made anew in
-each process, the same each time; host, restore and image code is the real one.
+In FOLDER are the in-memory host (`host`), the data directory and what is restored to (`out`); `tree`, of which a directory's
+point is. Point and chunks are made anew in each process, the same each time; host, restore and image code is the real one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from agents.backup.limits import Limits
 from agents.backup.machine_facts import attach, configuration_of, machine_of
 from agents.machines import MachineSeen
-from agents.repository import restoring, tree
+from agents.repository import files, restoring, tree
 from agents.repository.content import DATA
 from agents.repository.extents import CHUNK, RunBuilder
-from agents.repository.points import Disk, JournalPlace, Point
-from agents.restore import folder, machine
+from agents.repository.points import Disk, JournalPlace, Point, Tree
+from agents.restore import directory, folder, machine
 from agents.restore.progress import Limit
 from agents.restore.task import Task
 from tests.stand_ins.chunk_store import ChunkStore
@@ -30,6 +31,12 @@ from tests.stand_ins.memory_host import Hypervisor, MemoryHost
 
 BLOCK = 4096
 BLOCKS = {"vda": 160, "vdb": 70}  # windows of 64
+CTX: Any = SimpleNamespace(
+    check=lambda: None,
+    progress=lambda *_: None,
+    warn=lambda *problems: print(problems),
+    services=SimpleNamespace(limits=Limits()),
+)
 
 
 def disk(store: ChunkStore, name: str, seed: int = 1) -> tuple[Disk, bytes]:
@@ -48,8 +55,9 @@ def images() -> dict[str, bytes]:
     return {name: disk(ChunkStore(), name)[1] for name in BLOCKS}
 
 
-def point(store: ChunkStore, seen: MachineSeen) -> Point:
-    return Point(
+def point(store: ChunkStore, seen: MachineSeen | None) -> Point:
+    """Of a machine, or of none."""
+    made = Point(
         point="0198c0de-0000-7000-8000-000000000001",
         asset="shop",
         asset_name="shop",
@@ -59,6 +67,11 @@ def point(store: ChunkStore, seen: MachineSeen) -> Point:
         epoch=1,
         node="node",
         journal=JournalPlace(1, "event"),
+    )
+    if seen is None:
+        return made
+    return replace(
+        made,
         disks=tuple(disk(store, name)[0] for name in BLOCKS),
         configuration=configuration_of(seen),
         attached=attach(store, seen.companions),
@@ -66,15 +79,26 @@ def point(store: ChunkStore, seen: MachineSeen) -> Point:
     )
 
 
+def directory_restore(place: Path, resumed: bool) -> dict[str, Any]:
+    files._YOUNG_NS = -1  # type: ignore[misc] # or the tree would be another one each time
+    store = ChunkStore()
+    taken = files.snapshot(place / "tree", store, source=store, seed=7)
+    of = replace(point(store, None), kind="files", trees=(Tree("tree", taken.root, taken.size),))
+    wanted = directory.Directory(CTX, store, store.same, of, b"", resumed=resumed)
+    done = directory.restore(wanted, place / "out")
+    return {"size": done.size, "kept": done.kept, "compared": done.compared, "unlike": done.unlike}
+
+
 def main(place: Path, how: str, job: str) -> dict[str, Any]:
+    if how == "directory":
+        return directory_restore(place, job == "resumed")
     restoring.WINDOW = 64  # type: ignore[misc]
     hypervisor = Hypervisor(place / "host")
     host = MemoryHost(hypervisor.settings("h1"), hypervisor)
     seen = next(seen for seen in host.discover() if seen.name == "shop")
     store = ChunkStore()
     of = point(store, replace(seen, power="running"))
-    ctx: Any = SimpleNamespace(check=lambda: None, progress=lambda *_: None, warn=lambda *problems: print(problems))
-    task = Task(ctx, job, store, of, of.disks, store.same, Limit(0, lambda _: None))
+    task = Task(CTX, job, store, of, of.disks, store.same, Limit(0, lambda _: None))
     if how == "files":
         return folder.restore(task, place / "out", "raw", dry_run=False)
     kept = machine_of(store, of)

@@ -44,6 +44,7 @@ class Site:
         self.said: list[Event] = []
         self.warned: list[Problem] = []
         self.progress: list[str] = []
+        self.counts: list[tuple[int, int]] = []  # done, total
         self.check: Any = lambda: None
         publisher = SimpleNamespace(publish=lambda event: None)
         node = SimpleNamespace(get=self.held.__getitem__, ledgers=self.ledgers)
@@ -88,11 +89,15 @@ class Site:
         def durable(*events: Event) -> None:
             self.said.extend(events)
 
+        def progress(message: str, done: int = 0, total: int = 0, unit: str = "") -> None:
+            self.progress.append(message)
+            self.counts.append((done, total))
+
         return SimpleNamespace(
             services=self.services,
             command=command,
             check=lambda: self.check(),
-            progress=lambda message, *_: self.progress.append(message),
+            progress=progress,
             warn=lambda *problems: self.warned.extend(problems),
             durable=durable,
         )

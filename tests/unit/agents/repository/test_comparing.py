@@ -73,10 +73,11 @@ def built(store: ChunkStore, kinds: str, tail: int) -> tuple[Disk, bytes]:
     st.booleans(),
     st.integers(0, 160),
     st.integers(0, 160),
+    st.sets(st.integers(0, 149)),
 )
 @settings(deadline=None, max_examples=100)
 def test_what_differs_is_found_and_nothing_else(
-    kinds: str, tail: int, flipped: set[int], sparse: bool, first: int, stop: int
+    kinds: str, tail: int, flipped: set[int], sparse: bool, first: int, stop: int, wanted: set[int]
 ) -> None:
     store = ChunkStore()
     disk, image = built(store, kinds, tail)
@@ -93,6 +94,14 @@ def test_what_differs_is_found_and_nothing_else(
         assert sum(told) == disk.size
         some = [at // BLOCK for at, _, _ in differences(target, store, disk, store.same, blocks=(first, stop))]
         assert some == sorted(block for block in flipped if first <= block < stop)
+        chosen = bytearray(block in wanted for block in range(len(kinds)))
+        told.clear()
+        target.reads.clear()
+        ranges = list(differences(target, store, disk, store.same, chosen=chosen, progress=told.append))
+        assert [at // BLOCK for at, _, _ in ranges] == sorted(flipped & wanted)
+        assert sum(told) == comparing.covered(disk, chosen, 0, len(kinds))
+        read = {at // BLOCK for offset, length in target.reads for at in range(offset, offset + length, BLOCK)}
+        assert read <= wanted
 
 
 def test_empty_stretches_are_not_read_where_the_disk_knows_of_them() -> None:

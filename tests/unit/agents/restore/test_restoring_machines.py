@@ -3,17 +3,27 @@ is not whole says so."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import errno
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agents.commands import Interrupted
+from agents.commands import Cancelled, Interrupted
 from agents.errors import AgentError
+from agents.machines import Wanted
+from agents.repository.handlers import say_mark
 from agents.repository.points import Point
+from agents.restore import writing
+from streams.events import HostDefined
 from streams.ids import uuid7
+from tests.stand_ins import memory_host
 from tests.stand_ins.memory_host import Fault, MemoryHost, registered
 from tests.unit.agents.backup.site import BLOCK, Guest, closing
 from tests.unit.agents.restore.site import Restores
@@ -61,7 +71,10 @@ def test_the_original_gets_what_differs_and_nothing_else(site: Restores, shop: G
 
     told = site.restore("original", point)
     assert contents(site, shop.native, point) == WHOLE
-    assert [(d["written"], d["compared"]) for d in told["disks"]] == [(BLOCK, 8 * MIB), (BLOCK, 3 * MIB + 512)]
+    assert [(d["written"], d["compared"] + d["trusted"]) for d in told["disks"]] == [
+        (BLOCK, 8 * MIB),
+        (BLOCK, 3 * MIB + 512),
+    ]
     assert not site.host.machine(shop.native).restoring
     assert not told["started"]
     assert site.restore("original", point)["written"] == 0
@@ -231,20 +244,19 @@ def test_a_new_machine_that_was_interrupted_is_gone_on_with(
     monkeypatch.setattr("agents.repository.restoring.WINDOW", 8)
     (point,) = site.backup("shop")
     job = uuid7()
-    left = 9
+    notes = site.services.settings.data_dir / "restores"
 
     def check() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
+        if any(b" 1\n" in path.read_bytes() for path in notes.glob(f"{job}-*")):
             raise Interrupted
 
     site.check = check
     with pytest.raises(Interrupted):
         site.restore("machine", point, job=job, name="copy")
+    site.check = lambda: None
     half = site.machines()["copy"]
     assert half.restoring == job
-    assert len(site.notes) == 1
+    assert site.notes
     told = site.restore("machine", point, job=job, resumed=True, name="copy")
     assert told["machine"] == half.native
     assert sum(d["kept"] for d in told["disks"]) > 0
@@ -269,3 +281,252 @@ def test_a_limit_on_bandwidth_is_kept_to(site: Restores, shop: Guest) -> None:
     site.services.stop.wait = waited.append
     site.restore("machine", point, name="copy", bandwidth=1024)
     assert sum(waited) > 1000, "three MiB go through at one KiB a second"
+
+
+# Several disks at once
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many disks are written to at the same time, at most: grows by one when another begins."""
+    now, most, lock, real = [0], [0], threading.Lock(), writing.fill
+
+    def counted(*args: Any) -> writing.Written:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        try:
+            deadline = time.monotonic() + WAIT_S
+            while most[0] < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return real(*args)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    monkeypatch.setattr(writing, "fill", counted)
+    return most
+
+
+WAIT_S = 60.0
+
+
+def test_disks_go_at_once_and_progress_is_of_all_of_them(
+    site: Restores, shop: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (point,) = site.backup("shop")
+    most = at_once(monkeypatch)
+    site.counts.clear()
+    told = site.restore("machine", point, name="copy")
+    assert most == [2]
+    assert contents(site, told["machine"], point) == WHOLE
+    size = 2 * sum(shop.disks.values())  # written, and read back
+    counts = [(done, total) for done, total in site.counts if total > BLOCK]
+    assert {total for _, total in counts} == {size}
+    assert [done for done, _ in counts] == sorted(done for done, _ in counts)
+    assert counts[-1][0] == size
+    assert any("restoring copy vda, restoring copy vdb" in said or "vdb, restoring" in said for said in site.progress)
+
+
+def test_a_host_that_is_to_be_spared_gets_one_disk_after_the_other(
+    site: Restores, shop: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = site.hypervisor.settings("h1")
+    site.services.hosts.apply(
+        HostDefined(
+            host="h1", kind=settings.kind, state="changed", url=settings.url, options={"storage_disks": "1"}, defined_us=2,
+            by="tests",
+        )
+    )  # fmt: skip
+    (point,) = site.backup("shop")
+    monkeypatch.setattr(sys.modules[__name__], "WAIT_S", 0.0)
+    most = at_once(monkeypatch)
+    told = site.restore("machine", point, name="copy")
+    assert most == [1]
+    assert contents(site, told["machine"], point) == WHOLE
+
+
+def test_of_a_disk_that_fails_its_name_is_told_and_how_it_stands_with_the_others(
+    site: Restores, shop: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (point,) = site.backup("shop")
+    for disk in shop.disks:
+        shop.write(disk, MIB + 7, 1)
+    site.hypervisor.configure(shop.native, power="off")
+    real = memory_host._DiskTarget.write
+
+    def write(self: Any, offset: int, data: Any) -> None:
+        if self._disk == "vdb":
+            raise OSError(errno.EIO, "it is broken")
+        real(self, offset, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(memory_host._DiskTarget, "write", write)
+        with pytest.raises(AgentError) as failed:
+            site.restore("original", point)
+    assert failed.value.code == "target-unwritable"
+    assert failed.value.message.startswith("disk vdb: it is broken (of the others, vda ")
+    assert "not whole" in failed.value.hint
+    assert site.host.machine(shop.native).restoring
+    site.restore("original", point)
+    assert contents(site, shop.native, point) == WHOLE
+
+
+def test_a_cancelled_one_says_so_and_nothing_of_disks(site: Restores, shop: Guest) -> None:
+    (point,) = site.backup("shop")
+
+    def check() -> None:
+        if site.notes:  # it was begun
+            raise Cancelled("ada")
+
+    site.check = check
+    with pytest.raises(Cancelled) as cancelled:
+        site.restore("machine", point, name="copy")
+    assert cancelled.value.message == "ada cancelled it"
+    assert set(site.machines()) == {"shop"}
+    assert site.notes == []
+
+
+# What need not be read
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """What is read of disks that are restored: disk, offset, length."""
+    found: list[tuple[str, int, int]] = []
+    real = memory_host._DiskTarget.read_into
+
+    def read_into(self: Any, offset: int, buffer: memoryview) -> None:
+        found.append((self._disk, offset, len(buffer)))
+        real(self, offset, buffer)
+
+    monkeypatch.setattr(memory_host._DiskTarget, "read_into", read_into)
+    return found
+
+
+def two_points(site: Restores, shop: Guest) -> tuple[Point, Point]:
+    """The second one's mark is on the host; after it something has been written, and the machine is off."""
+    (first,) = site.backup("shop")
+    shop.write("vda", 5 * MIB, 10)
+    shop.write("vdb", 2 * MIB, 10)
+    (second,) = site.backup("shop")
+    shop.write("vda", 6 * MIB, 10)
+    site.hypervisor.configure(shop.native, power="off")
+    return first, second
+
+
+def test_only_what_can_differ_is_read_and_it_is_said_what_was_not(
+    site: Restores, shop: Guest, reads: list[tuple[str, int, int]]
+) -> None:
+    first, second = two_points(site, shop)
+    told = site.restore("original", first)
+    assert contents(site, shop.native, first) == WHOLE
+    vda, vdb = told["disks"]
+    assert [(d["written"], d["compared"], d["base"]) for d in (vda, vdb)] == [
+        (2 * BLOCK, 2 * BLOCK, second.point),
+        (BLOCK, BLOCK, second.point),
+    ]
+    assert [d["compared"] + d["trusted"] for d in (vda, vdb)] == [8 * MIB, 3 * MIB + 512]
+    assert {(disk, offset // BLOCK) for disk, offset, _ in reads} == {("vda", 80), ("vda", 96), ("vdb", 32)}
+    assert {length for _, _, length in reads} == {BLOCK}
+    assert site.counts[-1][0] == site.counts[-1][1], "what is not read counts as done"
+    assert any(f"reading what can have changed since point {second.point}" in said for said in site.progress)
+    assert site.hypervisor.snapshots == 0
+    assert site.hypervisor.marks(shop.native, "vda") == []
+    # Asked to, it reads everything; and so it does where nobody keeps track any more.
+    for whole, why in ((True, "it was asked"), (False, "no mark")):
+        told = site.restore("original", first, whole=whole)
+        assert [(d["written"], d["compared"], d["trusted"]) for d in told["disks"]] == [
+            (0, 8 * MIB, 0),
+            (0, 3 * MIB + 512, 0),
+        ]
+        assert all(why in d["why_whole"] for d in told["disks"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_was_written_a_point_comes_back(site: Restores, shop: Guest, seed: int) -> None:
+    rng = random.Random(seed)
+    points = list(site.backup("shop"))
+    for _ in range(3):
+        shop.scatter(rng.randrange(4))
+        points += site.backup("shop", mode=rng.choice(["incremental", "differential"]))
+    shop.scatter(rng.randrange(4))
+    site.hypervisor.configure(shop.native, power="off")
+    wanted = rng.choice(points)
+    told = site.restore("original", wanted)
+    assert contents(site, shop.native, wanted) == WHOLE
+    assert all(d["base"] and d["trusted"] for d in told["disks"])
+
+
+def test_a_host_that_lies_is_believed_for_no_more_than_is_said(site: Restores, shop: Guest) -> None:
+    """A write that no map has, where no sample is taken: what was read back is not said to be all."""
+    first, _ = two_points(site, shop)
+    shop.write("vda", 30 * BLOCK, 10, tracked=False)
+    told = site.restore("original", first)
+    assert contents(site, shop.native, first) == {"vda": False, "vdb": True}
+    assert told["disks"][0]["compared"] == 2 * BLOCK
+    assert told["disks"][0]["trusted"] == 8 * MIB - 2 * BLOCK
+    site.restore("original", first, whole=True)
+    assert contents(site, shop.native, first) == WHOLE
+
+
+def test_a_host_that_a_sample_proves_wrong_is_not_believed(site: Restores, shop: Guest) -> None:
+    first, second = two_points(site, shop)
+    shop.write("vda", 5 * BLOCK, 10, tracked=False)  # the second thirtieth of it, whose turn it is
+    told = site.restore("original", first)
+    assert contents(site, shop.native, first) == WHOLE
+    assert "had not said so" in told["disks"][0]["why_whole"]
+    assert told["disks"][0]["compared"] == 8 * MIB
+    assert told["disks"][1]["trusted"] > 0
+    assert [problem.code for problem in site.warned] == ["host-untrue"]
+    assert "suspect" in site.state(second).marks
+    assert "suspect" not in site.state(first).marks, "it was read whole"
+
+
+def _remove_marks(site: Restores, shop: Guest, second: Point) -> None:
+    for left in site.host.leftovers():
+        site.host.remove(left)
+
+
+def _mark(mark: str) -> Callable[[Restores, Guest, Point], object]:
+    return lambda site, shop, second: say_mark(site.held["main"], second.point, mark, "tests")
+
+
+UNSURE: dict[str, tuple[Callable[[Restores, Guest, Point], object], str]] = {
+    "tracking was lost": (lambda s, g, _: s.hypervisor.lose_tracking(g.native, "vda"), "crash of the hypervisor"),
+    "marks are gone": (_remove_marks, "no mark"),
+    "its point is damaged": (_mark("damaged"), "damaged or suspect"),
+    "its point is suspect": (_mark("suspect"), "damaged or suspect"),
+    "a snapshot is refused": (lambda s, g, _: s.hypervisor.fault(Fault("snapshot", "refuse")), "could not be asked"),
+    "somebody else's backup": (lambda s, g, _: s.hypervisor.occupy(g.native), "could not be asked"),
+    "the snapshot is lost": (lambda s, g, _: s.hypervisor.fault(Fault("read", "refuse")), "could not be found out"),
+    "another restore had begun": (
+        lambda s, g, _: s.host.open_disk(g.native, "vdb", job=uuid7()),
+        "had begun before",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSURE)
+def test_where_it_is_not_sure_all_is_read_and_it_is_said_why(site: Restores, shop: Guest, case: str) -> None:
+    first, second = two_points(site, shop)
+    make, why = UNSURE[case]
+    make(site, shop, second)
+    told = site.restore("original", first)
+    assert contents(site, shop.native, first) == WHOLE
+    vda = told["disks"][0]
+    assert (vda["compared"], vda["trusted"], vda["base"]) == (8 * MIB, 0, "")
+    assert why in vda["why_whole"]
+    assert any(f"reading all of it: {vda['why_whole']}" in said for said in site.progress)
+    assert site.hypervisor.snapshots == 0
+    site.hypervisor.release()
+
+
+def test_who_died_over_the_question_or_the_answer_is_taken_up_again(site: Restores, shop: Guest) -> None:
+    """What a death leaves on the host, made as it makes it: nobody closes."""
+    first, second = two_points(site, shop)
+    job = uuid7()
+    since = {"vda": second.facts["mark/vda"]}
+    site.host.snapshot([Wanted(shop.native, ("vda",), since)], job=job)
+    told = site.restore("original", first, job=job, resumed=True)
+    assert (site.hypervisor.snapshots, told["disks"][0]["base"]) == (0, second.point)
+    assert contents(site, shop.native, first) == WHOLE

@@ -75,7 +75,7 @@ def narrowed(task: Task, held: Held, host: Host, seen: MachineSeen) -> Mapping[s
         task.ctx.check()
         return {disk.disk: Narrowed(why=f"the host could not be asked: {error.message}") for disk in task.disks}
     for disk in task.disks:
-        found = _base(held, ledger, seen, disk, marks)
+        found = _base(held, ledger, task.point.asset, seen, disk, marks)
         if isinstance(found, str):
             out[disk.disk] = Narrowed(why=found)
         else:
@@ -85,7 +85,7 @@ def narrowed(task: Task, held: Held, host: Host, seen: MachineSeen) -> Mapping[s
     return out
 
 
-def _base(held: Held, ledger: Ledger, seen: MachineSeen, disk: Disk, marks: Collection[str]) -> _Base | str:
+def _base(held: Held, ledger: Ledger, asset: str, seen: MachineSeen, disk: Disk, marks: Collection[str]) -> _Base | str:
     """The newest point whose mark of the disk the host has; or why there is none."""
     if seen.restoring:
         return "a restore of it had begun before, and nobody kept track of what that wrote"
@@ -97,7 +97,8 @@ def _base(held: Held, ledger: Ledger, seen: MachineSeen, disk: Disk, marks: Coll
     candidates = [
         state
         for state in ledger.standing().values()
-        if state.sealed.facts.get("native") == seen.native and marks_of(state.sealed.facts).get(disk.disk) in marks
+        if (state.sealed.asset, state.sealed.facts.get("native")) == (asset, seen.native)
+        and marks_of(state.sealed.facts).get(disk.disk) in marks
     ]
     newest = max(candidates, key=lambda state: state.ordinal, default=None)
     if newest is None:

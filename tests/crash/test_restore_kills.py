@@ -97,6 +97,20 @@ def test_an_original_says_that_it_is_not_whole_until_it_is(
     assert not machine(hypervisor, "shop").restoring
 
 
+@pytest.mark.parametrize("failpoint", ["restore-host-asked", "restore-host-answered"])
+def test_who_dies_over_what_has_changed_leaves_a_snapshot_at_most(
+    hypervisor: Hypervisor, tmp_path: Path, failpoint: str
+) -> None:
+    """And marks, from which it is asked again. How it goes on: `test_who_died_over_the_question_is_taken_up_again`."""
+    seen = machine(hypervisor, "shop")
+    run(tmp_path, "narrowed", failpoint)
+    left = MemoryHost(hypervisor.settings("h1"), hypervisor).leftovers()
+    asked = [(one.job, one.native) for one in left if one.kind == "snapshot"]
+    assert asked == ([("job-1", seen.native)] if failpoint == "restore-host-asked" else [])
+    assert [one.job for one in left if one.kind == "mark" and one.job != "job-1"]
+    assert not machine(hypervisor, "shop").restoring
+
+
 @pytest.mark.parametrize(
     "failpoint",
     [

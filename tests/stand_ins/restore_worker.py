@@ -1,9 +1,10 @@
 """Restores something and ends, so that a test can kill it on the way (HOLDFAST_FAILPOINT). What a job would say is printed.
 
-python -P -m tests.stand_ins.restore_worker FOLDER files|original|machine|directory JOB
+python -P -m tests.stand_ins.restore_worker FOLDER files|original|narrowed|machine|directory JOB
 
 In FOLDER are the in-memory host (`host`), the data directory and what is restored to (`out`); `tree`, of which a directory's
 point is. Point and chunks are made anew in each process, the same each time; host, restore and image code is the real one.
+`narrowed` backs the machine up twice, writes to it, and restores the first point with a whole site in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from agents.restore import directory, folder, machine
 from agents.restore.progress import Limit
 from agents.restore.task import Task
 from tests.stand_ins.chunk_store import ChunkStore
-from tests.stand_ins.memory_host import Hypervisor, MemoryHost
+from tests.stand_ins.memory_host import Hypervisor, MemoryHost, registered
+from tests.unit.agents.backup.site import closing
+from tests.unit.agents.restore.site import Restores
 
 BLOCK = 4096
 BLOCKS = {"vda": 160, "vdb": 70}  # windows of 64
@@ -89,7 +92,22 @@ def directory_restore(place: Path, resumed: bool) -> dict[str, Any]:
     return {"size": done.size, "kept": done.kept, "compared": done.compared, "unlike": done.unlike}
 
 
+def narrowed(place: Path, job: str) -> dict[str, Any]:
+    with registered(), closing(Restores(place)) as site:
+        assert isinstance(site, Restores)
+        (native,) = (seen.native for seen in site.machines().values())
+        site.discover()
+        (first,) = site.backup("shop")
+        for at in (1, 2):
+            site.hypervisor.write(native, "vda", at * 65_536, b"something else")
+            if at == 1:
+                site.backup("shop")
+        return site.restore("original", first, job=job)
+
+
 def main(place: Path, how: str, job: str) -> dict[str, Any]:
+    if how == "narrowed":
+        return narrowed(place, job)
     if how == "directory":
         return directory_restore(place, job == "resumed")
     restoring.WINDOW = 64  # type: ignore[misc]

@@ -521,7 +521,7 @@ def test_where_it_is_not_sure_all_is_read_and_it_is_said_why(site: Restores, sho
     site.hypervisor.release()
 
 
-def test_who_died_over_the_question_or_the_answer_is_taken_up_again(site: Restores, shop: Guest) -> None:
+def test_who_died_over_the_question_is_taken_up_again(site: Restores, shop: Guest) -> None:
     """What a death leaves on the host, made as it makes it: nobody closes."""
     first, second = two_points(site, shop)
     job = uuid7()

@@ -61,6 +61,7 @@ class _Base:
     state: PointState
     disk: Disk
     mark: str
+    scope: str  # in which its chunks are likely to be named
 
 
 def narrowed(task: Task, held: Held, host: Host, seen: MachineSeen) -> Mapping[str, Narrowed]:
@@ -107,13 +108,13 @@ def _base(held: Held, ledger: Ledger, asset: str, seen: MachineSeen, disk: Disk,
     if is_damaged(newest) or said.get("suspect", 0) > said.get("verified", 0):
         return f"point {newest.sealed.point}, which its mark is of, is damaged or suspect"
     try:
-        kept = held.repository.point(newest.sealed.point).disks
+        kept = held.repository.point(newest.sealed.point)
     except RepositoryError as error:
         return f"point {newest.sealed.point}, which its mark is of, cannot be read: {error.message}"
-    was = next((each for each in kept if each.disk == disk.disk), None)
+    was = next((each for each in kept.disks if each.disk == disk.disk), None)
     if was is None or not was.size == disk.size == there.size or was.block_size != disk.block_size:
         return f"it has another size, or other blocks, than at point {newest.sealed.point}, which its mark is of"
-    return _Base(newest, was, marks_of(newest.sealed.facts)[disk.disk])
+    return _Base(newest, was, marks_of(newest.sealed.facts)[disk.disk], kept.namings[0])
 
 
 def _asked(
@@ -155,10 +156,9 @@ def _of_disk(task: Task, held: Held, ledger: Ledger, told: DiskSnapshot, base: _
     for first, count, _ in reading.blocks(told.extents(), was.block_size, was.size):
         chosen[first : first + count] = b"\1" * count
     facts = base.state.sealed.facts
-    scope = task.point.asset if held.defined.options.get("dedupe") == "asset" else ""
     hit, _ = scrub.suspicious(
         held.repository,
-        held.repository.naming(scope),
+        held.repository.naming(base.scope),
         was,
         told,
         reading.blocks(told.extents(), was.block_size, was.size),

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agents.errors import AgentError, SourceUnavailable
 from agents.machines import Host, Snapshot, Wanted
+from agents.repository.retention import DAY_US
 from deploy.embedded.process import wait_until
 from streams.events import HostDefined
+from streams.ids import now_us
 from tests.contract.hosts import patched, read_whole, the_disk
 from tests.stack.guest import NoGuest, check, files_in, guest
 from tests.stack.kvm import KvmGround, LibvirtServer, add_guest, agent_answers, domain_state, run, said, why_not
@@ -318,6 +321,46 @@ def test_a_qemu_that_dies_over_a_backup_costs_one_reading_of_the_whole_disk(shop
     shop.is_whole(site.content(first, "vda"))
 
 
+def test_points_that_expire_take_nothing_from_those_that_stay(shop: Shop, site: Restores) -> None:
+    """The full one is let go, and one in the middle; one that continues it is starred, another is the newest."""
+    host = shop.host()
+    points = []
+    for mode in ("full", "incremental", "incremental", "incremental"):
+        shop.goes_on()
+        points += site.backup("shop", mode=mode)
+    stay = {point.point: site.content(point, "vda") for point in (points[1], points[3])}
+    site.do("point.star", point=points[1].point, note="the last before the move")
+    days_later = now_us() + 3 * DAY_US
+    site.held["main"].sessions.clock = lambda: days_later
+    site.do("repository.retention", keep="1d")
+    shown = site.do("point.expire", dry_run=True)
+    assert {one["point"] for one in shown["points"] if not one["keep"]} == {points[0].point, points[2].point}
+    site.do("point.expire", dry_run=False, digest=shown["digest"])
+    assert set(site.held["main"].sessions.ledger().standing()) == set(stay)
+    before = _packed(site)
+    done = site.do("repository.collect")
+    assert (done["waiting"], done["freed"] > 0) == ([], True)
+    assert _packed(site) < before
+
+    for point, content in zip((points[1], points[3]), stay.values(), strict=True):
+        assert site.content(point, "vda") == content
+        made = site.restore("machine", point, name=f"of-{point.point}", start=True)
+        files = shop.is_whole(content)
+        checked = said(shop.server, made["machine"], r"GUEST-CHECKED ok=(\d+) bad=(\d+)")
+        assert (int(checked[1]), checked[2]) == (files, "0")
+        host.stop(made["machine"])
+        host.delete(made["machine"])
+    shop.goes_on()
+    (next_,) = site.backup("shop")
+    assert next_.continues == points[3].point
+    assert site.told[0]["whole"] == {}
+    shop.is_whole(site.content(next_, "vda"))
+
+
+def _packed(site: Restores) -> int:
+    return sum(pack.size for pack in site.stores["main"].list("packs/"))
+
+
 def _jobs(site: Restores) -> set[str]:
     return {session.opened.job for session in site.held["main"].sessions.ledger().sessions.values()}
 
@@ -403,27 +446,99 @@ def test_a_machine_is_backed_up_and_restored_by_the_command_line(
     assert len(marks) <= 2, marks
 
 
-def test_a_schedule_backs_the_guest_up(shop: Shop, installation: RunningSite, tmp_path: Path) -> None:
+# Several nodes
+
+
+LEASE_S = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The site's agent and another, `two`, with a data directory of its own and the same secrets, as on another machine."""
+
+    installation: RunningSite
+    second: Path
+
+    def start_one(self, stop_at: str = "") -> None:
+        self.installation.start("agent", {"HOLDFAST_AGENT_LEASE_S": str(LEASE_S), "HOLDFAST_STOPPOINT": stop_at})
+
+    def start_two(self) -> None:
+        there = {"HOLDFAST_DATA": str(self.second), "HOLDFAST_AGENT_NODE": "two"}
+        key = {"HOLDFAST_SECRET_KEY_FILE": str(self.installation.settings.secret_key_file)}
+        self.installation.start("agent-two", {"HOLDFAST_AGENT_LEASE_S": str(LEASE_S), **there, **key})
+
+
+@pytest.fixture
+def nodes(installation: RunningSite, tmp_path: Path) -> Iterator[Nodes]:
+    """None is started yet."""
+    second = tmp_path / "second"
+    second.mkdir()
+    (second / "secrets").symlink_to(installation.settings.data_dir / "secrets")
+    installation.processes["agent"].stop()
+    try:
+        yield Nodes(installation, second)
+    finally:
+        for name in [name for name in installation.processes if name.startswith("agent")]:
+            installation.processes.pop(name).stop()
+        installation.start("agent")
+
+
+@pytest.mark.crash
+def test_a_node_dies_over_a_scheduled_backup_and_another_does_it_once(
+    shop: Shop, installation: RunningSite, nodes: Nodes, tmp_path: Path
+) -> None:
+    # It stops when all has been read and stored, the snapshot goes on, and no point has been made.
+    nodes.start_one(stop_at="ingest-data-durable")
     (tmp_path / "nightly").mkdir()
     installation.json("repository", "add", "nightly", str(tmp_path / "nightly"), "--no-encryption", "--no-wait")
     option = f"scratch={shop.server.scratch}"
     installation.cli("host", "add", "h1", "--url", shop.server.url, "--option", option, "--option", "shutdown_s=60")
     eventually(lambda: installation.run("repository", "show", "nightly").returncode == 0)
     eventually(lambda: [a["asset"] for a in installation.json("asset", "list")["assets"]] == ["shop"])
+    nodes.start_two()
     shop.goes_on()
+    marks = {left.name for left in shop.host().leftovers() if left.kind == "mark"}
     # Due at once, and then not for a long time.
     installation.cli("policy", "add", "often", "--to", "nightly", "--name", "s*", "-s", "rolling 90d")
+    one = psutil.Process(installation.processes["agent"].pid)
+    assert wait_until(lambda: one.status() == psutil.STATUS_STOPPED, 240), installation.log("agent")
+    (job,) = {left.job for left in shop.host().leftovers() if left.kind == "snapshot"}
+    assert list(shop.server.scratch.iterdir()), "a scratch file and a socket"
+    installation.kill("agent")
+    shop.goes_on()
+    assert job in {left.job for left in shop.host().leftovers() if left.kind == "snapshot"}
+    assert installation.json("point", "list", "--repository", "nightly")["points"] == []
+    installation.cli("repository", "move", "nightly", "--to", "two")
 
-    def made() -> list[dict[str, Any]]:
-        done = installation.run("policy", "status", "often", "--json")
-        runs = json.loads(done.stdout)["runs"] if done.returncode == 0 else []
+    def status() -> list[dict[str, Any]]:
+        runs = installation.json("policy", "status", "often")["runs"]
         return [run["run"] for run in runs if run["run"] and run["run"]["ended"]]
 
-    (run_,) = eventually(made)
+    (run_,) = eventually(status, patience_s=240)
     assert (run_["assets"], run_["figures"]["done"]) == (["shop"], 1)
+    ended = installation.json("job", "show", job)
+    assert (ended["state"], ended["by"], ended["claims"] >= 2) == ("finished", "agent-two", True), ended
+    backups = installation.json("job", "list", "--kind", "backup.run", "--state", "finished")["jobs"]
+    assert [one["job"] for one in backups if one["requested"] >= ended["requested"]] == [job]
     (point,) = eventually(lambda: installation.json("point", "list", "--repository", "nightly")["points"])
     assert point["asset"] == "shop"
+
+    # Nothing of the dead one is left: no snapshot, no scratch file, no socket, and of marks only what is asked since.
+    left = [left for left in shop.host().leftovers() if left.name not in marks]
+    assert [(found.kind, found.job) for found in left] == [("mark", job)]
+    assert list(shop.server.scratch.iterdir()) == []
     place = tmp_path / "files"
     installation.cli("restore", "files", point["point"], "--to", str(place), "--format", "raw")
     (image,) = place.glob("*.raw")
     shop.is_whole(image.read_bytes())
+
+    # It comes back and has nothing to do; what changes is known to the one that has the repository now.
+    nodes.start_one()
+    shop.goes_on()
+    ran = installation.json("policy", "run", "often")
+    ((again,),) = [task["jobs"] for task in ran["tasks"]]
+    told = installation.json("job", "show", again["job"])
+    assert (told["state"], told["by"]) == ("finished", "agent-two")
+    assert told["result"]["points"][0]["whole"] == {}
+    assert told["result"]["points"][0]["continues"] == point["point"]
+    assert len(installation.json("point", "list", "--repository", "nightly")["points"]) == 2

@@ -8,6 +8,7 @@ SIGTERM or SIGINT, 1 a defect, 2 the settings or this machine are not fit, 4 the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import logging
 import os
@@ -22,6 +23,7 @@ from agents.backup.limits import Limits
 from agents.commands import Services
 from agents.errors import AgentError
 from agents.loop import Loop, beat_s
+from agents.naming import Naming
 from agents.nodes import names
 from agents.processes import Processes, Role
 from agents.repository.node import Node
@@ -77,15 +79,18 @@ class Agent:
             names=called,
             limits=Limits(settings.agent.disks),
         )
+        self.naming = Naming(settings, self._publisher, called, beat_s(settings.agent.lease_s))
         self.loop = Loop(self.services, on_inventory=self._inventory)
         self.scheduler = Scheduler(settings.kafka, self._publisher, self.services.agent, stop)
 
     def run(self) -> int:
         pulse = threading.Thread(target=self._pulse, name="heartbeat", daemon=True)
-        pulse.start()
         scheduling = threading.Thread(target=self._schedule, name="scheduling", daemon=True)
         try:
             ensure_topics(self._settings.kafka, [(name, None) for name in TOPICS])
+            if not self.naming.take(self._stop):
+                return 0
+            pulse.start()
             self.keeper.start()
             recover_copies(self.services)
             self.node.start()
@@ -100,7 +105,10 @@ class Agent:
             self.node.close()
             if scheduling.ident is not None:
                 scheduling.join(_SCHEDULING_S)
-            pulse.join()
+            if pulse.ident is not None:
+                pulse.join()
+            with contextlib.suppress(DeliveryFailed):
+                self.naming.let_go()
             self._publisher.close(5.0)
         return 0
 

@@ -48,12 +48,14 @@ from agents.commands import (
 )
 from agents.errors import AgentError
 from agents.failpoints import failpoint
+from agents.naming import taken
 from agents.nodes import OVERTAKES, Owners, Silence
 from streams.consume import Message, ends, follow, open_consumer, partitions, read_topic
 from streams.errors import DeliveryFailed, StreamError
-from streams.events import CommandRequested, HealthReported, JobChanged, Problem
+from streams.events import CommandRequested, HealthReported, JobChanged, NodeChanged, Problem
 from streams.ids import now_us, uuid7
 from streams.job_states import Life, after
+from streams.node_log import NodeLog
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
@@ -117,7 +119,8 @@ class Loop:
         self._unrecovered: set[str] = set()
         self._away: set[str] = set()  # unrecovered, and not to be tried just now
         self._warned: set[str] = set()
-        self._namesakes = 0
+        self._nodes = NodeLog()
+        self._named = False
         self._pool = ThreadPoolExecutor(self._parallel, thread_name_prefix="command")
 
     def figures(self) -> dict[str, float]:
@@ -190,6 +193,8 @@ class Loop:
             self._take_change(event, message.stamp.writer)
         elif isinstance(event, HealthReported):
             self._take_beat(event, message.stamp.writer)
+        elif isinstance(event, NodeChanged):
+            self._take_node(event)
         else:
             self._services.hosts.apply(event)
             self.owners.apply(event)
@@ -260,19 +265,22 @@ class Loop:
 
     def _take_beat(self, event: HealthReported, writer: str) -> None:
         self._silence.heard(writer, time.monotonic())
-        if writer != self._writer:
-            if not event.source and event.agent == self._services.agent:
-                self._namesakes += 1  # one may be of the run before this one, under way when it died
-                if self._namesakes > 1:
-                    self.give_up(_namesake(event.agent))
-            return
-        if event.source:
+        if writer != self._writer or event.source:
             return
         with self._changed:
             for one in self._open.values():
                 life = self._life(one.command.id)
                 if life.held and life.writer != self._writer and self._silence.of(life.writer) > self._lease_s:
                     self._expire(one, life, f"{life.holder} has been silent for {self._lease_s} s")
+
+    def _take_node(self, event: NodeChanged) -> None:
+        """Whoever has our name after us (`agents.naming`) has heard nothing of us for the lease: this run is over."""
+        if not self._nodes.apply(event) or event.node != self._services.agent or event.state != "started":
+            return
+        if event.run == self._writer:
+            self._named = True
+        elif self._named:
+            self.give_up(taken(event.node, event))
 
     def _expire(self, one: _Open, life: Life, why: str) -> None:
         claim = life.claim or ""
@@ -478,14 +486,6 @@ def _ends_of(kafka: KafkaSettings, topic: str) -> dict[tuple[str, int], int]:
     """Where the next record of each partition will be."""
     with contextlib.closing(open_consumer(kafka)) as consumer:
         return {(topic, number): ends(consumer, topic, number)[1] for number in partitions(consumer, topic)}
-
-
-def _namesake(agent: str) -> AgentError:
-    return AgentError(
-        "node-name-taken",
-        f"another agent of this site is called {agent}",
-        "give each its own name: `node` under [agent] in holdfast.toml",
-    )
 
 
 def _how_far(context: Context, error: Cancelled) -> str:

@@ -50,7 +50,7 @@ def names(settings: Settings) -> Names:
     wanted = settings.agent.node or (known[-1] if known else socket.gethostname())
     if not known or known[-1] != wanted:
         known = [name for name in known if name != wanted] + [wanted]
-        _write(path, "".join(f"{name}\n" for name in known))
+        write_new(path, "".join(f"{name}\n" for name in known))
     return called(known)
 
 
@@ -66,7 +66,11 @@ def node_name(host: str = "") -> str:
     return re.sub(r"[^a-z0-9_]", "_", (host or socket.gethostname()).lower())[:32] or "node"
 
 
-def _write(path: Path, text: str) -> None:
+def machine_name() -> str:
+    return socket.gethostname()
+
+
+def write_new(path: Path, text: str) -> None:
     """There whole or not at all; a death before leaves a node that is named again, the same."""
     beside = path.with_name(f".{path.name}.new")
     with beside.open("w", encoding="utf-8") as out:

@@ -28,6 +28,7 @@ from streams.events import (
     PolicyDefined,
     PolicyRemoved,
     PolicyRun,
+    ProtectionChanged,
     RollbackChanged,
     RollbackPlanned,
     TokenIssued,
@@ -35,6 +36,7 @@ from streams.events import (
 )
 from streams.policy_log import Standing, counts
 from streams.policy_log import after as standing_after
+from streams.protection_log import counts as protection_counts
 from streams.settings import KafkaSettings
 from streams.topics import topic_name
 
@@ -89,6 +91,7 @@ class Live:
         self._issued: dict[str, TokenIssued] = {}
         self._revoked: dict[str, TokenRevoked] = {}
         self._policies: dict[str, Standing] = {}
+        self._protection: dict[tuple[str, str], str] = {}
         self._verdicts: OrderedDict[str, bool] = OrderedDict()
         self._keys: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
         self._heard: dict[tuple[str, str], list[Heard]] = {}
@@ -146,6 +149,11 @@ class Live:
         """A policy as the log has it just now; one of version 0 when there never was one."""
         with self._lock:
             return self._policies.get(name, Standing(name))
+
+    def protection(self, kind: str, asset: str) -> str:
+        """The state of protection that was said last; empty: none was."""
+        with self._lock:
+            return self._protection.get((kind, asset), "")
 
     def counted(self, number: str) -> bool | None:
         """Whether what was said of a policy (by its `ce_id`) counted when it came; None: it has not come."""
@@ -254,6 +262,9 @@ class Live:
                     self._verdicts[seen.id] = counts(before, e)
                     self._policies[e.policy] = standing_after(before, e)
                     _trim(self._verdicts, _NOTED)
+                case ProtectionChanged() as e:
+                    if protection_counts(self._protection.get((e.kind, e.asset), ""), e):
+                        self._protection[e.kind, e.asset] = e.state
                 case _:
                     pass
             listeners = [*self._heard.get((topic, key), ()), *self._heard.get((topic, ""), ())]

@@ -4,16 +4,17 @@ what they select, how well assets are protected."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from api import shapes
 from api.calls import Call
 from api.errors import ApiError
-from projections.protection import Cover, Kept, Protection, protection
+from projections.protection import Captured, Cover, Kept, Protection, captured, protection
 from projections.views import assets as machines
+from projections.views import catalogue, dashboard, jobs, repositories
 from projections.views import policies as view
-from projections.views import repositories
 from projections.views.base import Connection
 from projections.views.policies import PolicyRow
 from streams import calendar
@@ -23,6 +24,14 @@ from streams.events import PolicyDefined, PolicyRemoved, PolicyRun
 from streams.policies import Policy, microseconds, moment, parsed, schedule_of, selected
 
 PATIENCE_S = 10.0
+PROTECTION: Mapping[str, str] = {
+    "policies": "inventory",
+    "assets": "inventory",
+    "repositories": "repository",
+    "catalogue": "inventory",
+    "jobs": "jobs",
+}
+"""The views that how well assets are protected follows from, and what they have to have seen of."""
 
 
 def say(call: Call, event: PolicyDefined | PolicyRemoved | PolicyRun) -> None:
@@ -83,8 +92,8 @@ def try_out(policy: Policy, now_us: int, count: int) -> list[Due]:
 
 
 def never_due(policy: Policy, now_us: int) -> None:
-    """Raises `ApiError` 422 (`never-due`) for a policy that is switched on and has no run to come."""
-    if policy.enabled and not try_out(policy, now_us, 1):
+    """Raises `ApiError` 422 (`never-due`) for a policy that is switched on, has a schedule, and no run to come by it."""
+    if policy.enabled and not policy.by_hand and not try_out(policy, now_us, 1):
         raise ApiError(
             422, "never-due", "this policy would never run: nothing is due that windows let begin",
             "look at its schedule, windows and blackouts",
@@ -110,9 +119,11 @@ def selection(conn: Connection, policy: Policy, as_of_us: int | None = None) -> 
 
 @dataclass(frozen=True, slots=True)
 class Protected:
-    """An asset and how well it is protected; `host` is empty for what is no machine, `points` counts those that stand."""
+    """An asset and how well it is protected. `kind`: machine, database, or data (files and images). `host` is empty for what is
+    no machine, `points` counts those that stand."""
 
     asset: str
+    kind: str
     host: str
     points: int
     protection: Protection
@@ -121,7 +132,7 @@ class Protected:
 def protections(
     conn: Connection, now_us: int, *, asset: str | None = None, policy: str | None = None, as_of_us: int | None = None
 ) -> list[Protected]:
-    """Every asset that is there, is named by a policy or has points, by name."""
+    """Every asset that is there, is named by a policy or has points, by name; then databases, which no policy backs up."""
     rows = view.policies(conn, as_of_us=as_of_us)
     since = view.first_defined(conn, as_of_us=as_of_us)
     seen = {row.asset: row for row in machines.assets(conn, as_of_us=as_of_us)}
@@ -143,8 +154,37 @@ def protections(
         held: dict[str, Kept] = kept.get(name, {})
         how = protection(now_us, covers.get(name, ()), held, seen_us=machine.first_us if machine else 0)
         host = machine.host if machine else ""
-        out.append(Protected(name, host, sum(k.points for k in held.values()), how))
+        out.append(Protected(name, "machine" if machine else "data", host, sum(k.points for k in held.values()), how))
+    return out if policy is not None else out + _databases(conn, now_us, asset, as_of_us)
+
+
+def _databases(conn: Connection, now_us: int, asset: str | None, as_of_us: int | None) -> list[Protected]:
+    """What agents report is kept as it is now only: as of a moment nothing is known of how far capture was behind."""
+    heard: dict[str, int] = {}
+    for report in dashboard.agents(conn) if as_of_us is None else ():
+        if (lag_ms := report.figures.get("lag_ms")) is not None:
+            heard[report.source] = max(report.at_us - round(lag_ms * 1000), heard.get(report.source, 0))
+    copies = _copies(conn, as_of_us)
+    out = []
+    for row in catalogue.standing(conn, as_of_us=as_of_us):
+        if asset is None or row.source == asset:
+            until_us = now_us if as_of_us is not None and row.state == "capturing" else heard.get(row.source)
+            copied_us = copies.get((row.source, row.lineage or ""))
+            source = Captured(row.state, row.at_us, row.lineage is not None, until_us, copied_us)
+            out.append(Protected(row.source, "database", "", 0, captured(now_us, source)))
     return out
+
+
+def _copies(conn: Connection, as_of_us: int | None) -> dict[tuple[str, str], int]:
+    """(source, lineage) → when a scratch copy of all of it was made last: baseline and log were put together again."""
+    found: dict[tuple[str, str], int] = {}
+    for job in jobs.jobs(conn, kind="scratch.create", state="finished", limit=1000):
+        asked = shapes.json_object(job.parameters)
+        at_us = job.finished_us or 0
+        if not asked.get("tables") and (as_of_us is None or at_us <= as_of_us):
+            of = (str(asked.get("source")), str(asked.get("lineage")))
+            found[of] = max(at_us, found.get(of, 0))
+    return found
 
 
 def due_json(runs: Iterable[Due], policy: Policy) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from api.policies import Protected
 from api.shapes import json_object, time
+from projections.views.jobs import Job
+from projections.views.notices import Notice
 from projections.views.policies import PolicyRow, RunRow, Said
 from streams.calendar import Due
 from streams.policies import microseconds as us_of
@@ -80,10 +82,37 @@ def run(number: str, row: RunRow | None, found: Iterable[Said], tasks: list[dict
     }
 
 
+def task(job: Job) -> dict[str, Any]:
+    """A job of a run, as far as it is."""
+    problem = job.problems[0].message if job.problems else ""
+    return {
+        "job": job.job,
+        "state": job.state,
+        "message": problem or job.message,
+        "done": job.done,
+        "total": job.total,
+        "unit": job.unit,
+    }
+
+
+def notice(row: Notice) -> dict[str, Any]:
+    return {
+        "at": time(row.at_us),
+        "asset": row.asset,
+        "kind": row.kind,
+        "state": row.state,
+        "before": row.before,
+        "policy": row.policy,
+        "late_s": row.late_s,
+        "proof": row.proof,
+    }
+
+
 def protected(found: Protected) -> dict[str, Any]:
     how = found.protection
     return {
         "asset": found.asset,
+        "kind": found.kind,
         "host": found.host,
         "state": how.state,
         "late_s": how.late_us // 1_000_000,
@@ -92,4 +121,5 @@ def protected(found: Protected) -> dict[str, Any]:
         "points": found.points,
         "newest": time(how.sound_us),
         "verified": time(how.verified_us),
+        "proof": how.proof,
     }

@@ -20,6 +20,7 @@ from api.rebuilds import Rebuilds
 from api.timeline.definitions import Definitions
 from api.timeline.source import KnownPlan
 from api.timeline.store import Timelines
+from api.watching import Watching
 from projections import database, offsets
 from projections.errors import ProjectionError
 from projections.views import access
@@ -59,6 +60,7 @@ class Site:
         self.timelines = Timelines(settings.kafka, self.secrets, self._plan_of)
         self.followers = threading.BoundedSemaphore(FOLLOWERS)
         self.rebuilds = Rebuilds(self)
+        self.watching = Watching(self, settings.api.watch_s)
         self._definitions: dict[str, Definitions] = {}
         self._plans: dict[str, KnownPlan | None] = {}
         self.stopping = asyncio.Event()
@@ -70,9 +72,11 @@ class Site:
         self.pool.open(wait=False)
         self.live.listen("inventory", "", self._inventory_moved)
         self._preparing.start()
+        self.watching.start()
 
     def close(self) -> None:
         self._closing.set()
+        self.watching.close()
         self.rebuilds.close()
         self.live.close()
         self.timelines.close()

@@ -2,14 +2,15 @@
 
     {"kind": "backup.run", "repository": "vault",
      "assets": {"names": ["web-*"], "hosts": [], "folders": ["/prod"], "tags": []}, "except": {"names": ["web-test*"], …},
-     "mode": "incremental", "quiesce": "try", "bandwidth": 0,
+     "mode": "incremental", "quiesce": "try", "bandwidth": 0, "together": false, "disks": {"web-1": ["vda"]},
      "schedule": ["daily 02:00"], "zone": "Europe/Berlin", "windows": ["22:00-06:00"], "blackouts": [],
      "missed": "run", "overrun": "finish", "retries_s": [300, 900], "priority": 0, "late_s": 3600, "enabled": true}
 
 `kind` is that of the commands it makes:
 
     backup.run           one for each machine that is selected when it runs: `assets`, less `except`; `mode`, `quiesce`, and
-                         `bandwidth` in bytes a second (0: as fast as can be)
+                         `bandwidth` in bytes a second (0: as fast as can be); of machines in `disks` only those disks.
+                         With `together` one for all of them, as they are at one moment
     backup.make          one for each of `paths`, asset → path on the agent's machine; `what`: files or image
     repository.verify    of `repository`; `level`, `percent`
     repository.collect   of `repository`
@@ -17,7 +18,8 @@
     asset.discover       what machines there are on all hosts; no `repository`
 
 A selection takes what every list that is not empty has a pattern for: `*`, `?`, `[…]`, capitals or not. A folder holds what is in
-folders below it. `schedule`, `windows`, `blackouts` are `streams.calendar`'s.
+folders below it. `schedule`, `windows`, `blackouts` are `streams.calendar`'s. An empty schedule is a saved job's: it runs when
+somebody asks for it, and is never due (ADR 0030).
 
 `missed`: what was due while nobody could run it is made up for by one run (`run`), or not (`skip`). `overrun`: what is at work
 when the windows close may `finish`, or is told to `stop`; what waits is given up. `retries_s`: pauses before a failed task
@@ -123,7 +125,7 @@ class Policy:
     """A document as a value; texts of the schedule in their one spelling (`streams.calendar.rule_text`)."""
 
     kind: str
-    schedule: tuple[str, ...]
+    schedule: tuple[str, ...] = ()
     repository: str = ""
     zone: str = "UTC"
     assets: Selection = Selection()
@@ -133,6 +135,8 @@ class Policy:
     mode: str = ""
     quiesce: str = "try"
     bandwidth: int = 0
+    together: bool = False
+    disks: tuple[tuple[str, tuple[str, ...]], ...] = ()
     level: str = "sample"
     percent: int = 10
     windows: tuple[str, ...] = ()
@@ -148,6 +152,19 @@ class Policy:
     def backs_up(self) -> bool:
         return self.kind in BACKUPS
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether it runs only when somebody asks for it."""
+        return not self.schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one command of a run is of. `name` tells it from the run's others; empty: all of the run's assets."""
+
+    name: str
+    assets: tuple[str, ...]
+
 
 # Which fields mean something for which kinds; the others mean something for all.
 _OF: Final[Mapping[str, tuple[str, ...]]] = {
@@ -156,6 +173,8 @@ _OF: Final[Mapping[str, tuple[str, ...]]] = {
     "mode": ("backup.run",),
     "quiesce": ("backup.run",),
     "bandwidth": ("backup.run",),
+    "together": ("backup.run",),
+    "disks": ("backup.run",),
     "paths": ("backup.make",),
     "what": ("backup.make",),
     "level": ("repository.verify",),
@@ -163,6 +182,8 @@ _OF: Final[Mapping[str, tuple[str, ...]]] = {
     "late_s": BACKUPS,
     "repository": tuple(kind for kind in KINDS if kind != "asset.discover"),
 }
+# Came later: left out where they say nothing, so that a document is the same text as before, which older agents can read.
+_LATER: Final = ("together", "disks")
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "kind": KINDS,
     "mode": MODES,
@@ -192,9 +213,10 @@ def parse(document: str | Mapping[str, Any]) -> Policy:
     if strange := given.keys() - names:
         raise _wrong(f"there is no {', '.join(sorted(map(repr, strange)))}", f"known: {', '.join(sorted(names))}")
     kind = _choice("kind", given.get("kind"))
-    for name in ("repository", "schedule"):
-        if kind in _OF.get(name, (kind,)) and not given.get(name):
-            raise _wrong(f"{name} is missing")
+    if kind in _OF["repository"] and not given.get("repository"):
+        raise _wrong("repository is missing")
+    if "schedule" not in given:
+        raise _wrong("schedule is missing", "an empty one is a job's that runs when somebody asks for it")
     if out := [n for n in given if kind not in _OF.get(n, (kind,))]:
         raise _wrong(f"{', '.join(sorted(out))} says nothing for {kind}")
     values: dict[str, Any] = {"kind": kind}
@@ -206,6 +228,8 @@ def parse(document: str | Mapping[str, Any]) -> Policy:
                 values["assets" if name == "assets" else "excepts"] = _selection(name, value)
             case "paths":
                 values[name] = _paths(value)
+            case "disks":
+                values[name] = _disks(value)
             case "schedule":
                 values[name] = tuple(calendar.rule_text(calendar.parse_rule(t)) for t in _texts(name, value))
             case "windows" | "blackouts":
@@ -214,9 +238,9 @@ def parse(document: str | Mapping[str, Any]) -> Policy:
                 if not isinstance(value, list) or len(value) > 20 or not all(_whole(v, 0, 7 * 86_400) for v in value):
                     raise _wrong("retries_s is a list of at most 20 pauses in seconds")
                 values[name] = tuple(value)
-            case "enabled":
+            case "enabled" | "together":
                 if not isinstance(value, bool):
-                    raise _wrong("enabled is true or false")
+                    raise _wrong(f"{name} is true or false")
                 values[name] = value
             case _ if name in _CHOICES:
                 values[name] = _choice(name, value)
@@ -231,6 +255,8 @@ def parse(document: str | Mapping[str, Any]) -> Policy:
                 values[name] = value
     found = Policy(**values)
     calendar.zone_of(found.zone)
+    if found.by_hand and (found.windows or found.blackouts):
+        raise _wrong("it has windows and no schedule", "what somebody asks for runs at once, whatever the windows")
     if kind == "backup.run" and found.assets.empty:
         raise _wrong("it selects nothing", "say which: names, hosts, folders or tags; `*` takes all")
     if kind == "backup.make" and not found.paths:
@@ -274,6 +300,16 @@ def _paths(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(value.items()))
 
 
+def _disks(value: object) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    if not isinstance(value, Mapping) or len(value) > MOST_ASSETS or not all(isinstance(a, str) for a in value):
+        raise _wrong("disks names disks by asset")
+    found = {asset: _texts(f"disks.{asset}", disks) for asset, disks in value.items()}
+    for asset, disks in found.items():
+        if not asset or not disks or not all(disks):
+            raise _wrong(f"disks says nothing of {asset!r}", "leave an asset out of which all disks are meant")
+    return tuple(sorted(found.items()))
+
+
 def document(policy: Policy) -> dict[str, Any]:
     """The document with everything that means something for its kind; `parse` gives the policy back."""
     out: dict[str, Any] = {}
@@ -282,10 +318,14 @@ def document(policy: Policy) -> dict[str, Any]:
         if policy.kind not in _OF.get(name, (policy.kind,)):
             continue
         value = getattr(policy, f.name)
+        if name in _LATER and not value:
+            continue
         if isinstance(value, Selection):
             value = {key: list(getattr(value, key)) for key in _LISTS}
         elif name == "paths":
             value = dict(value)
+        elif name == "disks":
+            value = {asset: list(disks) for asset, disks in value}
         elif isinstance(value, tuple):
             value = list(value)
         out[name] = value
@@ -327,14 +367,27 @@ def selected(policy: Policy, assets: Iterable[Asset]) -> list[str]:
             return [policy.repository]
 
 
-def command_of(policy: Policy, asset: str) -> tuple[str, dict[str, Any]]:
-    """The key and the parameters of the command for one of what was selected (docs/design.md, "Commands")."""
-    repository = policy.repository
+def tasks(policy: Policy, assets: Iterable[str]) -> list[Task]:
+    """What a run of these assets asks for: a command for each, or one for all that are to be of one moment."""
+    chosen = tuple(assets)
+    if policy.together and len(chosen) > 1:
+        return [Task("", chosen)]
+    return [Task(asset, (asset,)) for asset in chosen]
+
+
+def command_of(policy: Policy, task: Task, run: str) -> tuple[str, dict[str, Any]]:
+    """The key and the parameters of the command for a run's task (docs/design.md, "Commands")."""
+    repository, asset = policy.repository, task.assets[0]
     match policy.kind:
         case "backup.run":
             more: dict[str, Any] = {"mode": policy.mode} if policy.mode else {}
             more |= {"bandwidth": policy.bandwidth} if policy.bandwidth else {}
-            return f"asset/{asset}", {"repository": repository, "asset": asset, "quiesce": policy.quiesce, **more}
+            disks = {name: list(chosen) for name, chosen in policy.disks if name in task.assets}
+            more |= {"disks": disks} if disks else {}
+            given = {"repository": repository, "quiesce": policy.quiesce, **more}
+            if not task.name:
+                return f"group/{run}", {**given, "assets": list(task.assets)}
+            return f"asset/{asset}", {**given, "asset": asset}
         case "backup.make":
             path = dict(policy.paths)[asset]
             return f"asset/{asset}", {"kind": policy.what, "repository": repository, "path": path, "asset": asset}
@@ -354,9 +407,9 @@ def run_id(policy: str, version: int, instant_us: int) -> str:
     return _id(instant_us, policy, version)
 
 
-def command_id(run: str, instant_us: int, asset: str, attempt: int) -> str:
-    """The id of what a run asks for: the same whoever asks, and however often."""
-    return _id(instant_us, run, asset, attempt)
+def command_id(run: str, instant_us: int, task: str, attempt: int) -> str:
+    """The id of what a run asks for, by the task's name: the same whoever asks, and however often."""
+    return _id(instant_us, run, task, attempt)
 
 
 def _id(instant_us: int, *what: str | int) -> str:

@@ -31,6 +31,7 @@
     port = 8473
     tls_cert = "api.pem"                 # both required where host is not loopback
     tls_key = "api.key"
+    watch_s = 60                         # how often it looks how well assets are protected; 0: never
 
     [capture]
     spool_bytes = 4294967296             # of disk for each source while Kafka is away; 0: none
@@ -162,12 +163,14 @@ class PostgresSettings:
 
 @dataclass(frozen=True, slots=True)
 class ApiSettings:
-    """Where the API listens. Without a certificate only a loopback host is allowed."""
+    """Where the API listens. Without a certificate only a loopback host is allowed. `watch_s`: how often it looks how well assets
+    are protected."""
 
     host: str = "127.0.0.1"
     port: int = DEFAULT_API_PORT
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    watch_s: int = 60
 
     @property
     def url(self) -> str:
@@ -290,7 +293,7 @@ _KEYS: Mapping[str, Mapping[str, str]] = {
         "allow_plaintext": "bool",
         "ca_file": "path",
     },
-    "api": {"host": "text", "port": "int", "tls_cert": "path", "tls_key": "path"},
+    "api": {"host": "text", "port": "int", "tls_cert": "path", "tls_key": "path", "watch_s": "int"},
     "capture": {"spool_bytes": "int"},
     "agent": {"node": "text", "parallel": "int", "lease_s": "int", "disks": "int"},
 }
@@ -614,6 +617,7 @@ def _api(table: _Table, base: Path) -> ApiSettings:
         port=_port("api.port", _int(table, "port", DEFAULT_API_PORT)),
         tls_cert=_path(table, "tls_cert", base),
         tls_key=_path(table, "tls_key", base),
+        watch_s=max(0, _int(table, "watch_s", ApiSettings().watch_s)),
     )
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise SettingsError("settings-invalid", "`api.tls_cert` and `api.tls_key` go together")

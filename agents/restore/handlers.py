@@ -21,6 +21,7 @@ from agents.backup.machine_facts import machine_of
 from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.machines import Host, NicSeen
+from agents.repository import proven
 from agents.repository.backups import path_of, target_of
 from agents.repository.comparing import same_by
 from agents.repository.errors import RepositoryError
@@ -54,8 +55,12 @@ def run(command: Command, ctx: Context) -> Mapping[str, Any]:
         except OSError as error:  # what the repository meets is a `StoreError`: this is the target's
             raise several.unwritable(error) from error
         written = sum(disk["written"] for disk in result["disks"])
+        lost = sum(disk["lost_bytes"] for disk in result["disks"])
+        kept = sum(disk["kept"] for disk in result["disks"])
+        all_of_it = str(p["how"]) != "original" and not p.get("dry_run") and len(task.disks) == len(point.disks)
+        if all_of_it and not lost and not kept:
+            proven.by_restore(held, name, ctx)
         session.close("done", points=[name], figures={"written_bytes": written})
-    lost = sum(disk["lost_bytes"] for disk in result["disks"])
     about = {"how": str(p["how"]), "asset": point.asset, "created": rfc3339(point.created_us)}
     return {**result, **about, "written": written, "lost_bytes": lost, "dry_run": bool(p.get("dry_run"))}
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from agents.commands import Command, Context, Interrupted
 from agents.errors import AgentError
+from agents.repository import proven
 from agents.repository.backups import Meter, target_of, troubles_of
 from agents.repository.comparing import same_by
 from agents.repository.errors import RepositoryError
@@ -57,6 +58,9 @@ def restore(command: Command, ctx: Context) -> Mapping[str, Any]:
                 f"{error.filename or target}: {error.strerror or error}",
                 "give it room, the right to write there, or another target, and restore again",
             ) from error
+        one_is_all = point.kind != "disks" or (len(point.disks) == 1 and not point.attached)
+        if one_is_all and not p.get("path") and not lost and not more.get("kept"):
+            proven.by_restore(held, name, ctx)
         session.close("done", points=[name], figures={"written_bytes": written})
     return {
         "target": str(target),

@@ -2,7 +2,8 @@
 told of the time; knows no Kafka.
 
     policy.run fired     read back: this run is made, whoever said so first
-    command.requested    one for each asset, under an id that follows from the run: whoever says it again says the same
+    command.requested    one for each asset, or for all that are to be of one moment, under an id that follows from the run:
+                         whoever says it again says the same
     job.changed          … of those jobs: what failed is asked for again, after a pause, under the next id
     policy.run ended     no task goes on
 
@@ -34,6 +35,7 @@ from streams.job_states import after as life_after
 from streams.policies import (
     MOST_ASSETS,
     Policy,
+    Task,
     command_id,
     command_of,
     microseconds,
@@ -42,6 +44,7 @@ from streams.policies import (
     run_id,
     schedule_of,
     selected,
+    tasks,
 )
 from streams.policy_log import PolicyLog, Run, Standing
 
@@ -68,7 +71,7 @@ class _Task:
     """One command of a run. `over_us`: when its job ended."""
 
     run: str
-    asset: str
+    assets: tuple[str, ...]
     attempt: int
     asked: bool = False
     life: Life = field(default_factory=Life)
@@ -154,12 +157,12 @@ class Book:
             if run.ended is not None or policy is None:
                 continue
             self._open[run_name] = None
-            for asset in run.fired.assets:
+            for task in tasks(policy, run.fired.assets):
                 for attempt in range(len(policy.retries_s) + 1):
-                    name = command_id(run_name, run.fired.instant_us, asset, attempt)
+                    name = command_id(run_name, run.fired.instant_us, task.name, attempt)
                     life, over_us = self._strangers.pop(name, (Life(), 0))
                     asked = self._asked_early.pop(name, "") is None
-                    self._tasks[name] = _Task(run_name, asset, attempt, asked, life, over_us)
+                    self._tasks[name] = _Task(run_name, task.assets, attempt, asked, life, over_us)
         if len(self.log.runs) > 2 * _KEPT:
             self._forget()
 
@@ -292,10 +295,13 @@ class Book:
     ) -> Iterator[tuple[str, str, Event]]:
         there = [a for a in self._assets.values() if a.state != "gone"]
         chosen = selected(policy, there)
-        busy = {t.asset for t in self._tasks.values() if self._goes_on(t, standing.policy, run)}
+        busy = {a for t in self._tasks.values() if self._goes_on(t, standing.policy, run) for a in t.assets}
         assets = [a for a in chosen if a not in busy][:MOST_ASSETS]
         left_out = {a: "still-running" for a in chosen if a in busy}
         left_out |= dict.fromkeys((a for a in chosen[MOST_ASSETS:] if a not in busy and a not in assets), "too-many")
+        if policy.together and left_out:  # all at one moment, or none
+            why = "still-running" if busy.intersection(chosen) else "too-many"
+            assets, left_out = [], dict.fromkeys(chosen, why)
         if not assets:
             why = "still-running" if left_out else "nothing-selected"
             words = "the run before still goes on" if left_out else "nothing is selected by it"
@@ -374,9 +380,9 @@ class Book:
             fired, policy = run.fired, self._policy(run)
             mine = fired.by == self.me or mono - self._seen.get(fired.run, 0.0) >= PATIENCE_S
             outcomes: dict[str, int] = {}
-            for asset in fired.assets:
-                outcome, said = self._task(run, policy, asset, now_us)
-                outcomes[outcome] = outcomes.get(outcome, 0) + 1
+            for task in tasks(policy, fired.assets):
+                outcome, said = self._task(run, policy, task, now_us)
+                outcomes[outcome] = outcomes.get(outcome, 0) + len(task.assets)
                 if said is not None and mine:
                     yield said
             if "" not in outcomes and mine:
@@ -385,13 +391,13 @@ class Book:
                 said_ended = self._run(standing, fired.run, "ended", fired.instant_us, now_us, figures=figures)
                 yield f"ended/{fired.run}", "schedule.ended", said_ended
 
-    def _task(self, run: Run, policy: Policy, asset: str, now_us: int) -> tuple[str, tuple[str, str, Event] | None]:
-        """How the task of an asset ended (empty: it has not), and what is to be said of it."""
+    def _task(self, run: Run, policy: Policy, of: Task, now_us: int) -> tuple[str, tuple[str, str, Event] | None]:
+        """How a run's task ended (empty: it has not), and what is to be said of it."""
         fired = run.fired
         closed = fired.closes_us is not None and now_us >= fired.closes_us
         ready_us = 0
         for attempt in range(len(policy.retries_s) + 1):
-            name = command_id(fired.run, fired.instant_us, asset, attempt)
+            name = command_id(fired.run, fired.instant_us, of.name, attempt)
             task = self._tasks[name]
             life = task.life
             if not task.asked and life.state == "requested":
@@ -399,10 +405,10 @@ class Book:
                     return ("failed" if attempt else "closed"), None
                 if now_us < ready_us and ready_us - now_us <= 2 * _US * policy.retries_s[attempt - 1]:
                     return "", None  # further away it is only by a clock that was put back
-                return "", (f"command/{name}", "schedule.asked", self._command(run, policy, asset, name, now_us))
+                return "", (f"command/{name}", "schedule.asked", self._command(run, policy, of, name, now_us))
             if not life.over:
                 if closed and not life.cancel and (not life.held or policy.overrun == "stop"):
-                    said = self._cancel(run, policy, asset, name, now_us)
+                    said = self._cancel(run, policy, of, name, now_us)
                     return "", (f"cancel/{name}", "schedule.cancelled", said)
                 return "", None
             if life.state != "failed":
@@ -411,8 +417,8 @@ class Book:
                 ready_us = task.over_us + policy.retries_s[attempt] * _US
         return "failed", None
 
-    def _command(self, run: Run, policy: Policy, asset: str, name: str, now_us: int) -> CommandRequested:
-        key, parameters = command_of(policy, asset)
+    def _command(self, run: Run, policy: Policy, of: Task, name: str, now_us: int) -> CommandRequested:
+        key, parameters = command_of(policy, of, run.fired.run)
         return CommandRequested(
             command=name,
             kind=policy.kind,
@@ -424,11 +430,11 @@ class Book:
             priority=policy.priority,
         )
 
-    def _cancel(self, run: Run, policy: Policy, asset: str, name: str, now_us: int) -> JobChanged:
+    def _cancel(self, run: Run, policy: Policy, of: Task, name: str, now_us: int) -> JobChanged:
         return JobChanged(
             job=name,
             kind=policy.kind,
-            asset=command_of(policy, asset)[0],
+            asset=command_of(policy, of, run.fired.run)[0],
             state="cancel_asked",
             at_us=now_us,
             by=f"policy/{run.fired.policy}",

@@ -168,6 +168,24 @@ def policy_names(ctx: click.Context, parameter: click.Parameter, incomplete: str
     return [p["name"] for p in found if p["name"].startswith(incomplete)]
 
 
+def saved_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of saved jobs, likewise."""
+    try:
+        found = Api(find()).get("/v1/policies")["items"]
+    except CliError:
+        return []
+    return [p["name"] for p in found if p["name"].startswith(incomplete) and not p["document"].get("schedule")]
+
+
+def node_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Names of agents, likewise."""
+    try:
+        found = Api(find()).get("/v1/nodes")["items"]
+    except CliError:
+        return []
+    return [n["node"] for n in found if n["node"].startswith(incomplete)]
+
+
 SOURCE = click.argument("source", shell_complete=source_names)
 REPOSITORY = click.argument("repository", shell_complete=repository_names)
 HOST = click.argument("host", shell_complete=host_names)

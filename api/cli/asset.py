@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from api.cli.asking import ASSET, Ask, asks, asset_names, host_names, policy_names
+from api.cli.asking import ASSET, Ask, asks, asset_names, host_names, pages, policy_names
 from api.cli.connection import segment
 from api.cli.errors import UNWELL
 from api.cli.repository import NO_WAIT, asked
@@ -123,18 +124,48 @@ def show(ask: Ask, asset: str, as_of: str | None) -> None:
     ask.out(found, human)
 
 
+STATES = ("unprotected", "never", "late", "unverified", "sampled", "covered")
+
+
+def fail_on(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option that decides when a status is an exit status."""
+    return click.option(
+        "--fail-on",
+        type=click.Choice([*STATES[:-1], "nothing"]),
+        default=default,
+        show_default=True,
+        help="Exit 4 when an asset is in this state or a worse one.",
+    )
+
+
+def end(found: list[dict[str, Any]], worst: str) -> None:
+    """Exit 4 when one of these assets is as badly protected as `worst`, or worse."""
+    if worst != "nothing" and any(STATES.index(a["state"]) <= STATES.index(worst) for a in found):
+        sys.exit(UNWELL)
+
+
 @click.command("status")
 @click.option("--asset", shell_complete=asset_names, help="Only this one.")
 @click.option("--policy", shell_complete=policy_names, help="Only what this policy backs up.")
 @click.option(
     "--state",
-    type=click.Choice(["unprotected", "never", "late", "unverified", "covered"]),
+    type=click.Choice(STATES),
     help="Only those of this state.",
 )
 @click.option("--as-of", type=MOMENT, help="As it was at that moment.")
+@fail_on("late")
 @asks
-def status(ask: Ask, **query: Any) -> None:
-    """How well each asset is protected. Exits 4 when one is not covered or unverified."""
+def status(ask: Ask, fail_on: str, **query: Any) -> None:
+    """How well each asset is protected: machines, files, images, and databases. Exits 4 when one is late or worse.
+
+    \b
+    unprotected   nothing backs it up by a schedule
+    never         nothing of it is there yet
+    late          something was due and is not there; capture of a database is paused, stopped or behind
+    unverified    in time, and never read back
+    sampled       in time; all that describes a point was read back, and a share of its data
+    covered       in time, and read back whole: by a full verify, a restore of all of it, a scratch copy of a database
+    """
     found = ask.api.get("/v1/protection", **query)["items"]
 
     def human() -> None:
@@ -145,8 +176,44 @@ def status(ask: Ask, **query: Any) -> None:
         protected(found)
 
     ask.out({"assets": found}, human)
-    if any(a["state"] in ("unprotected", "never", "late") for a in found):
-        sys.exit(UNWELL)
+    end(found, fail_on)
+
+
+@click.command("changes")
+@click.option("--asset", help="Only of this one.")
+@click.option("--state", type=click.Choice(STATES), help="Only those that came to this state.")
+@click.option("--limit", "-n", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@asks
+def changes(ask: Ask, limit: int, **query: Any) -> None:
+    """When the protection of assets changed, newest first: what became late, and what is covered again.
+
+    The API looks every minute; each change is an event `protection.changed` in the log, for whatever listens there.
+    """
+    found, following, _ = pages(ask, "/v1/protection/changes", limit, **query)
+
+    def human() -> None:
+        from api.cli.tables import table
+
+        if not found:
+            click.echo("Nothing was said yet.")
+            return
+        table(
+            ["AT", "ASSET", "OF", "WAS", "IS", "LATE", ("POLICY", "rest")],
+            [
+                (
+                    local(c["at"]),
+                    c["asset"],
+                    c["kind"],
+                    c["before"] or "–",
+                    c["state"],
+                    _length(c["late_s"]),
+                    c["policy"],
+                )
+                for c in found
+            ],
+        )
+
+    ask.out({"changes": found, "next": following}, human)
 
 
 def protected(found: list[dict[str, Any]]) -> None:
@@ -154,16 +221,17 @@ def protected(found: list[dict[str, Any]]) -> None:
     from api.cli.tables import table
 
     table(
-        ["ASSET", "HOST", "IS", "LATE", "LAST SOUND POINT", "LAST VERIFIED", ("POINTS", "right"), ("POLICIES", "rest")],
+        ["ASSET", "OF", "IS", "LATE", "LAST SOUND", "PROVEN", "BY", ("POINTS", "right"), ("POLICIES", "rest")],
         [
             (
                 a["asset"],
-                a["host"],
+                a["host"] or ("database" if a["kind"] == "database" else ""),
                 a["state"],
                 _length(a["late_s"]),
                 ago(a["newest"]) if a["newest"] else "–",
                 ago(a["verified"]) if a["verified"] else "–",
-                f"{a['points']:,}",
+                a["proof"],
+                f"{a['points']:,}" if a["kind"] != "database" else "",
                 ", ".join(a["policies"]),
             )
             for a in found
@@ -178,4 +246,4 @@ def _length(seconds: int) -> str:
     return f"{seconds // 86_400} d"
 
 
-COMMANDS = (discover, list_all, show, status)
+COMMANDS = (discover, list_all, show, status, changes)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,10 @@ from typing import Any
 import click
 
 from api.cli.asking import Ask, asks, confirm, policy_names, repository_names
+from api.cli.asset import end, fail_on
 from api.cli.connection import segment
-from api.cli.errors import FAILED, UNWELL, CliError
+from api.cli.errors import CliError
+from api.cli.runs import came_to, run_now
 from api.cli.times import MOMENT, ago, local
 
 POLICY = click.argument("policy", shell_complete=policy_names)
@@ -29,7 +29,6 @@ KINDS = {
 }
 _LENGTH = re.compile(r"(\d{1,6})(s|m|h|d)")
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_LOOK_S = 0.5
 
 
 class Length(click.ParamType):
@@ -46,15 +45,11 @@ class Length(click.ParamType):
         return int(found[1]) * _UNITS[found[2]]
 
 
-def says(command: Callable[..., None]) -> Callable[..., None]:
-    """What a policy can say, as options."""
+def says_what(command: Callable[..., None]) -> Callable[..., None]:
+    """What a policy can say of what it does, as options."""
     several = {"multiple": True, "metavar": "PATTERN"}
     options = (
         click.option("--to", "repository", shell_complete=repository_names, help="The repository."),
-        click.option("--schedule", "-s", multiple=True, metavar="RULE", help="`daily 02:00`, `weekly mon,thu 22:00` …"),
-        click.option("--zone", metavar="ZONE", help="Whose clock the schedule follows. Without this: UTC."),
-        click.option("--window", "windows", multiple=True, metavar="SPAN", help="Run only then: `mon-fri 22:00-06:00`."),
-        click.option("--blackout", "blackouts", multiple=True, metavar="SPAN", help="Never then: `2026-12-24..2026-12-26`."),
         click.option("--name", "names", help="Machines of this name; * and ? are patterns.", **several),  # type: ignore[arg-type]
         click.option("--host", "hosts", help="Machines on this host.", **several),  # type: ignore[arg-type]
         click.option("--folder", "folders", help="Machines in this folder or below.", **several),  # type: ignore[arg-type]
@@ -65,17 +60,37 @@ def says(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--mode", type=click.Choice(["full", "incremental", "differential"]), help="How machines are read."),
         click.option("--quiesce", type=click.Choice(["off", "try", "require"]), help="Have guests freeze their file systems."),
         click.option("--bandwidth", type=click.IntRange(0), metavar="BYTES", help="A second, for each machine."),
+        click.option("--disk", "disks", multiple=True, metavar="ASSET=DISK", help="Of this machine only the disks given."),
+        click.option("--together/--apart", default=None, help="All machines as they are at one moment (they have to be on"
+                     " one host, and are done all or none), or each by itself. Without this: apart."),
         click.option("--level", type=click.Choice(["metadata", "sample", "full"]), help="Of verify."),
         click.option("--percent", type=click.IntRange(1, 100), help="Of verify, when it samples."),
-        click.option("--missed", type=click.Choice(["run", "skip"]), help="What was due while nobody could run it."),
-        click.option("--overrun", type=click.Choice(["finish", "stop"]), help="What is at work when windows close."),
         click.option("--retry", "retries_s", multiple=True, type=Length(), help="Try what failed again, so long after."),
         click.option("--priority", type=click.IntRange(-9, 9), help="The higher the sooner."),
+        click.option("--note", default="", help="Why, for those who read the log."),
+        click.option("--dry-run", is_flag=True, help="Only show what it would be of, and when."),
+    )  # fmt: skip
+    return _with(options, command)
+
+
+def says(command: Callable[..., None]) -> Callable[..., None]:
+    """What a policy can say, as options: when it runs, and what it does."""
+    options = (
+        click.option("--schedule", "-s", multiple=True, metavar="RULE", help="`daily 02:00`, `weekly mon,thu 22:00` …"),
+        click.option("--zone", metavar="ZONE", help="Whose clock the schedule follows. Without this: UTC."),
+        click.option("--window", "windows", multiple=True, metavar="SPAN", help="Run only then: `mon-fri 22:00-06:00`."),
+        click.option("--blackout", "blackouts", multiple=True, metavar="SPAN", help="Never then: `2026-12-24..2026-12-26`."),
+        click.option("--missed", type=click.Choice(["run", "skip"]), help="What was due while nobody could run it."),
+        click.option("--overrun", type=click.Choice(["finish", "stop"]), help="What is at work when windows close."),
         click.option("--late", "late_s", type=Length(), help="How long after it was due a point counts as late."),
         click.option("--on/--off", "enabled", default=None, help="Whether it runs by itself."),
-        click.option("--note", default="", help="Why, for those who read the log."),
-        click.option("--dry-run", is_flag=True, help="Only show when it would run, and of what."),
     )  # fmt: skip
+    return _with(options, says_what(command))
+
+
+def _with(
+    options: tuple[Callable[[Callable[..., None]], Callable[..., None]], ...], command: Callable[..., None]
+) -> Callable[..., None]:
     for option in reversed(options):
         command = option(command)
     return command
@@ -95,8 +110,10 @@ def merged(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         out["except"] = _excepts(given["excepts"])
     if given["paths"]:
         out["paths"] = dict(_path(text) for text in given["paths"])
+    if given["disks"]:
+        out["disks"] = _disks(given["disks"])
     for name, value in given.items():
-        if name not in (*_SELECTION, "excepts", "paths") and value not in _EMPTY:
+        if name not in (*_SELECTION, "excepts", "paths", "disks") and value not in _EMPTY:
             out[name] = list(value) if isinstance(value, tuple) else value
     return out
 
@@ -119,7 +136,22 @@ def _path(text: str) -> tuple[str, str]:
     return asset, path
 
 
-def _split(given: dict[str, Any]) -> tuple[str, bool]:
+def _disks(texts: tuple[str, ...]) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {}
+    for text in texts:
+        asset, _, disk = text.partition("=")
+        if not asset or not disk:
+            raise click.BadParameter(f"{text!r} is not ASSET=DISK", param_hint="--disk")
+        out.setdefault(asset, []).append(disk)
+    return out
+
+
+def started(kind: str) -> dict[str, Any]:
+    """The beginning of a document of this `--kind`."""
+    return {"kind": KINDS[kind], **({"what": kind} if kind in ("files", "image") else {})}
+
+
+def split(given: dict[str, Any]) -> tuple[str, bool]:
     return given.pop("note"), given.pop("dry_run")
 
 
@@ -138,16 +170,20 @@ def add(ask: Ask, name: str, kind: str, **given: Any) -> None:
 
     Which machines are selected is looked up each time it runs. `--except` wins.
     """
-    note, dry_run = _split(given)
-    document = merged({"kind": KINDS[kind], **({"what": kind} if kind in ("files", "image") else {})}, given)
+    note, dry_run = split(given)
+    if not given["schedule"]:
+        raise click.UsageError(
+            "Missing option '--schedule'. `holdfast job create` makes what runs only when it is asked to."
+        )
+    document = merged(started(kind), given)
     if dry_run:
-        _tried(ask, document)
+        tried(ask, document)
         return
     made = ask.api.post("/v1/policies", {"name": name, "document": document, "note": note})
     ask.out(made, lambda: _made(made))
 
 
-CLEARED = ("windows", "blackouts", "retries_s", "except", "mode", "bandwidth")
+CLEARED = ("schedule", "windows", "blackouts", "retries_s", "except", "mode", "bandwidth", "disks")
 
 
 @click.command("set")
@@ -156,30 +192,42 @@ CLEARED = ("windows", "blackouts", "retries_s", "except", "mode", "bandwidth")
 @click.option("--clear", multiple=True, type=click.Choice(CLEARED), help="Have it say nothing of this any more.")
 @asks
 def change(ask: Ask, policy: str, clear: tuple[str, ...], **given: Any) -> None:
-    """Change what a policy says; what is not given stays. A list that is given takes the place of the whole list."""
-    note, dry_run = _split(given)
-    found = ask.api.get(f"/v1/policies/{segment(policy)}")
-    document = merged({name: value for name, value in found["document"].items() if name not in clear}, given)
+    """Change what a policy says; what is not given stays. A list that is given takes the place of the whole list.
+
+    One whose schedule is cleared is a saved job (`holdfast job`), and a saved job that is given a schedule runs by it.
+    """
+    set_anew(ask, policy, clear, given)
+
+
+def set_anew(ask: Ask, name: str, clear: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Define a policy anew with what was given."""
+    note, dry_run = split(given)
+    found = ask.api.get(f"/v1/policies/{segment(name)}")
+    before = {name: value for name, value in found["document"].items() if name not in clear}
+    document = merged({"schedule": [], **before}, given)
     if dry_run:
-        _tried(ask, document)
+        tried(ask, document)
         return
     body = {"document": document, "version": found["version"], "note": note}
-    made = ask.api.put(f"/v1/policies/{segment(policy)}", body)
+    made = ask.api.put(f"/v1/policies/{segment(name)}", body)
     ask.out(made, lambda: _made(made))
 
 
 def _made(made: Mapping[str, Any]) -> None:
     click.echo(f"{made['name']} is there, version {made['version']}.")
+    if not made["document"].get("schedule"):
+        click.echo(f"It runs when it is asked to:  holdfast job run {made['name']}")
+        return
     coming = f"It runs next at {local(made['next'])}." if made["next"] else "It does not run by itself."
     click.echo(f"{coming}  holdfast policy next {made['name']}")
 
 
-def _tried(ask: Ask, document: Mapping[str, Any]) -> None:
+def tried(ask: Ask, document: Mapping[str, Any]) -> None:
     found = ask.api.post("/v1/policies/try", {"document": document})
 
     def human() -> None:
         _coming(found["runs"])
-        _selected(found["assets"])
+        selected(found["assets"], document)
 
     ask.out(found, human)
 
@@ -197,15 +245,17 @@ def _coming(runs: list[dict[str, Any]]) -> None:
     table(["STARTS", "DUE", "WINDOW CLOSES"], rows)
 
 
-def _selected(assets: list[str]) -> None:
-    click.echo(f"Of now: {', '.join(assets) or 'nothing'}.")
+def selected(assets: list[str], document: Mapping[str, Any]) -> None:
+    """What a run would be of."""
+    moment = ", all at one moment" if document.get("together") and len(assets) > 1 else ""
+    click.echo(f"Of now: {', '.join(assets) or 'nothing'}{moment}.")
 
 
 @click.command("list")
 @click.option("--as-of", type=MOMENT, help="As it was at that moment.")
 @asks
 def list_all(ask: Ask, as_of: str | None) -> None:
-    """Policies, by name."""
+    """Policies, and saved jobs, by name."""
     found = ask.api.get("/v1/policies", as_of=as_of)["items"]
 
     def human() -> None:
@@ -221,25 +271,18 @@ def list_all(ask: Ask, as_of: str | None) -> None:
                     p["name"],
                     p["document"].get("kind", ""),
                     ", ".join(p["document"].get("schedule", []))
-                    + ("" if p["document"].get("enabled", True) else " (off)"),
+                    + ("" if p["document"].get("enabled", True) else " (off)")
+                    if p["document"].get("schedule")
+                    else "when asked to",
                     local(p["next"]),
                     ago(p["last"]["fired"]) if p["last"] else "–",
-                    _came_to(p["last"]) if p["last"] else "",
+                    came_to(p["last"]) if p["last"] else "",
                 )
                 for p in found
             ],
         )
 
     ask.out({"policies": found}, human)
-
-
-def _came_to(run: Mapping[str, Any]) -> str:
-    """`3 done, 1 failed`."""
-    if run["ended"] is None:
-        return f"{len(run['assets'])} at work"
-    counts = [f"{run['figures'][n]} {n}" for n in ("done", "failed", "cancelled", "closed") if run["figures"].get(n)]
-    counts += [f"{len(run['left_out'])} left out"] if run["left_out"] else []
-    return ", ".join(counts)
 
 
 @click.command("show")
@@ -250,21 +293,27 @@ def show(ask: Ask, policy: str, as_of: str | None) -> None:
     """What a policy says, when it runs next, what its last run came to."""
     found = ask.api.get(f"/v1/policies/{segment(policy)}", as_of=as_of)
 
-    def human() -> None:
-        from api.cli.tables import pairs
+    ask.out(found, lambda: described(found))
 
-        document, last = found["document"], found["last"]
-        lines = [("policy", f"{found['name']}, version {found['version']}")]
-        lines += [(name, _plain(value)) for name, value in document.items()]
-        lines += [
-            ("defined", f"{local(found['defined'])} by {found['by']}"),
-            ("note", found["note"]),
-            ("next", local(found["next"])),
-            ("last run", f"{local(last['fired'])}: {_came_to(last)}  ({last['run']})" if last else "none"),
-        ]
-        pairs(lines)
 
-    ask.out(found, human)
+def described(found: Mapping[str, Any]) -> None:
+    """A policy, or a saved job, line by line."""
+    from api.cli.tables import pairs
+
+    document, last = found["document"], found["last"]
+    by_hand = not document.get("schedule")
+    lines = [("job" if by_hand else "policy", f"{found['name']}, version {found['version']}")]
+    lines += [(name, _plain(value)) for name, value in document.items() if not (by_hand and name in ONLY_SCHEDULED)]
+    lines += [
+        ("defined", f"{local(found['defined'])} by {found['by']}"),
+        ("note", found["note"]),
+        ("next", "when it is asked to" if by_hand else local(found["next"])),
+        ("last run", f"{local(last['fired'])}: {came_to(last)}  ({last['run']})" if last else "none"),
+    ]
+    pairs(lines)
+
+
+ONLY_SCHEDULED = ("schedule", "zone", "windows", "blackouts", "missed", "overrun", "late_s", "enabled")
 
 
 def _plain(value: Any) -> str:
@@ -300,7 +349,7 @@ def next_runs(ask: Ask, policy: str, count: int) -> None:
 
     def human() -> None:
         _coming(found["items"])
-        _selected(found["assets"])
+        selected(found["assets"], {})
 
     ask.out({"runs": found["items"], "assets": found["assets"]}, human)
 
@@ -311,50 +360,20 @@ def next_runs(ask: Ask, policy: str, count: int) -> None:
 @asks
 def run(ask: Ask, policy: str, no_wait: bool) -> None:
     """Run a policy now, whatever its windows. Exits 4 when not all of it was done."""
-    number = ask.api.post(f"/v1/policies/{segment(policy)}/run")["run"]
-    if no_wait:
-        ask.out({"run": number}, lambda: click.echo(f"asked for: holdfast policy status {policy}"))
-        return
-    while True:
-        found = _run(ask, number)
-        if found is not None and found["state"] in ("ended", "skipped"):
-            break
-        time.sleep(_LOOK_S)
-    made = found["made"]
-    if made is None:
-        raise CliError(
-            "run-skipped", f"nothing was done: {found['message']}", f"holdfast policy next {policy}", exit_code=FAILED
-        )
-
-    def human() -> None:
-        click.echo(f"{policy}: {_came_to(made)}.")
-        for task in found["tasks"]:
-            last = task["jobs"][-1] if task["jobs"] else None
-            if last is not None and last["state"] != "finished":
-                click.echo(f"  {task['asset']} {last['state']}:  holdfast job show {last['job']}")
-
-    ask.out(found, human)
-    if made["figures"].get("done", 0) < len(made["assets"]) or made["left_out"]:
-        sys.exit(UNWELL)
-
-
-def _run(ask: Ask, number: str) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = ask.api.get(f"/v1/runs/{number}")
-    except CliError as error:
-        if error.code != "run-unknown":
-            raise
-        return None
-    return found
+    run_now(ask, policy, "policy", no_wait)
 
 
 @click.command("status")
 @POLICY
 @click.option("--limit", "-n", type=click.IntRange(1, 1000), default=20, show_default=True)
 @click.option("--as-of", type=MOMENT, help="As it was at that moment.")
+@fail_on("nothing")
 @asks
-def status(ask: Ask, policy: str, limit: int, as_of: str | None) -> None:
-    """What a policy came to: runs that were made, what was due and not made, and how well its assets are protected."""
+def status(ask: Ask, policy: str, limit: int, as_of: str | None, fail_on: str) -> None:
+    """What a policy came to: runs that were made, what was due and not made, and how well its assets are protected.
+
+    With `--fail-on late` it exits 4 when an asset of the policy is late, or never was backed up: for whatever watches.
+    """
     runs = ask.api.get(f"/v1/policies/{segment(policy)}/runs", limit=limit, as_of=as_of)["items"]
     assets = ask.api.get("/v1/protection", policy=policy, as_of=as_of)["items"]
 
@@ -370,7 +389,7 @@ def status(ask: Ask, policy: str, limit: int, as_of: str | None) -> None:
                         local(r["at"]),
                         local(r["from"]),
                         r["state"] if r["run"] is None else "made" if r["run"]["ended"] else "going on",
-                        _came_to(r["run"]) + (f" ({r['message']})" if r["message"] else "")
+                        came_to(r["run"]) + (f" ({r['message']})" if r["message"] else "")
                         if r["run"]
                         else f"{r['reason']}: {r['message']}",
                     )
@@ -384,6 +403,7 @@ def status(ask: Ask, policy: str, limit: int, as_of: str | None) -> None:
             protected(assets)
 
     ask.out({"runs": runs, "assets": assets}, human)
+    end(assets, fail_on)
 
 
 @click.command("export")
@@ -392,7 +412,8 @@ def status(ask: Ask, policy: str, limit: int, as_of: str | None) -> None:
 )
 @asks
 def export(ask: Ask, file: Path | None) -> None:
-    """All settings of the site as one file to be read, kept, changed and put in again: policies, retention."""
+    """Settings of the site as one file to be read, kept, changed and put in again: policies and saved jobs, what repositories
+    keep and how they deduplicate, hosts without their passwords."""
     text = json.dumps(ask.api.get("/v1/settings"), indent=2, ensure_ascii=False, sort_keys=True)
     if file is None:
         click.echo(text)
@@ -427,7 +448,7 @@ def bring_in(ask: Ask, file: Any, dry_run: bool, review: str | None, prune: bool
     body = {"settings": settings, "dry_run": dry_run, "prune": prune, **({"review": review} if review else {})}
     found = ask.api.post("/v1/settings", body)
     for job in found["jobs"]:
-        ask.wait(job, "setting retention")
+        ask.wait(job, "putting a setting in")
 
     def human() -> None:
         for change in found["changes"]:

@@ -44,15 +44,20 @@ def show_host(call: Call) -> Reply:
         return Reply(shapes.host(_host(call, conn, call.text("host"), _moment(call))))
 
 
+def refuse_password(url: str) -> None:
+    """Raises `ApiError` 422 (`url-has-password`)."""
+    if "@" in url and ":" in url.partition("@")[0].rpartition("//")[2]:
+        raise ApiError(
+            422, "url-has-password", "the URL has a password in it", "give it as `password`; URLs stand in the log"
+        )
+
+
 def add_host(call: Call) -> Reply:
     """The password goes into the secret store before the command that refers to it is published: killed in between, a secret
     lies there that nothing refers to. A host that is defined anew without a password keeps the one it had."""
     body = call.body
     name = slug(body["name"])
-    if "@" in body["url"] and ":" in body["url"].partition("@")[0].rpartition("//")[2]:
-        raise ApiError(
-            422, "url-has-password", "the URL has a password in it", "give it as `password`; URLs stand in the log"
-        )
+    refuse_password(body["url"])
     secrets: dict[str, str] = {}
     if body.get("password"):
         secrets["password"] = call.site.secrets.put(f"hosts/{name}/password", body["password"].encode())

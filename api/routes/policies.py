@@ -3,18 +3,20 @@ changes, so that nobody's change is lost."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from api import policies, policy_shapes, shapes
 from api.calls import Call, Reply
 from api.errors import ApiError, not_found
 from projections.views import jobs
+from projections.views import notices as notice_view
 from projections.views import policies as view
 from projections.views.base import Connection
 from projections.views.policies import PolicyRow, RunRow
 from streams.events import PolicyDefined, PolicyRemoved, PolicyRun
 from streams.ids import now_us, slug
-from streams.policies import canonical, command_id, parse, run_id
+from streams.policies import canonical, command_id, parse, run_id, tasks
 
 _ATTEMPTS = 2000  # tasks of a run that are shown with their jobs
 
@@ -164,18 +166,22 @@ def show_run(call: Call) -> Reply:
 
 
 def _tasks(conn: Connection, run: RunRow) -> list[dict[str, Any]]:
-    """Each asset with the jobs that were made for it, the newest last."""
+    """Each asset with the jobs that were made for it, the newest last; those that are backed up together have the same."""
     row = view.definition(conn, run.policy, run.version)
     policy = policies.policy_of(row) if row else None
-    tries = len(policy.retries_s) + 1 if policy else 1
+    if policy is None:
+        return []
+    tries = len(policy.retries_s) + 1
     names = {
-        asset: [command_id(run.run, run.instant_us, asset, attempt) for attempt in range(tries)]
-        for asset in run.assets[: _ATTEMPTS // tries]
+        asset: [command_id(run.run, run.instant_us, task.name, attempt) for attempt in range(tries)]
+        for task in tasks(policy, run.assets)
+        for asset in task.assets
     }
-    known_jobs = jobs.some(conn, [name for ids in names.values() for name in ids])
+    shown = dict(list(names.items())[: _ATTEMPTS // tries])
+    known_jobs = jobs.some(conn, sorted({name for ids in shown.values() for name in ids}))
     return [
-        {"asset": asset, "jobs": [{"job": n, "state": known_jobs[n].state} for n in ids if n in known_jobs]}
-        for asset, ids in names.items()
+        {"asset": asset, "jobs": [policy_shapes.task(known_jobs[n]) for n in ids if n in known_jobs]}
+        for asset, ids in shown.items()
     ]
 
 
@@ -183,9 +189,28 @@ def protection(call: Call) -> Reply:
     p, as_of = call.parameters, _moment(call)
     now = as_of if as_of is not None else now_us()
     with call.site.views() as conn:
-        for name, topic in (("policies", "inventory"), ("assets", "inventory"), ("repositories", "repository")):
+        for name, topic in policies.PROTECTION.items():
             call.site.catch_up(conn, name, topic, "")
         found = policies.protections(conn, now, asset=p["asset"], policy=p["policy"], as_of_us=as_of)
     if p["state"]:
         found = [f for f in found if f.protection.state == p["state"]]
     return Reply({"at": shapes.time(now), "items": [policy_shapes.protected(f) for f in found]})
+
+
+def notices(call: Call) -> Reply:
+    """When the protection of an asset changed, newest first."""
+    p = call.parameters
+    with call.site.views() as conn:
+        call.site.catch_up(conn, "notices", "inventory", "")
+        before = _place(p["before"]) if p["before"] else None
+        found = notice_view.notices(conn, asset=p["asset"], state=p["state"], before=before, limit=p["limit"])
+    last = f"{found[-1].hlc:016x}.{found[-1].event}" if len(found) == p["limit"] else None
+    return Reply({"items": [policy_shapes.notice(row) for row in found], "next": last})
+
+
+def _place(text: str) -> tuple[int, str]:
+    """Where a page ended. Raises `ApiError` 422 (`page-unknown`)."""
+    hlc, dot, event = text.partition(".")
+    if not dot or not re.fullmatch(r"[0-9a-f]{16}", hlc):
+        raise ApiError(422, "page-unknown", f"{text!r} is not where a page ended", "take `next` of the page before")
+    return int(hlc, 16), event

@@ -14,6 +14,8 @@ from projections.views import (
     copies,
     dashboard,
     jobs,
+    nodes,
+    notices,
     policies,
     repositories,
     timeline,
@@ -22,7 +24,20 @@ from projections.views.base import View
 
 VIEWS: Mapping[str, View] = {
     module.NAME: cast("View", module)
-    for module in (catalogue, jobs, access, timeline, dashboard, audit, copies, repositories, assets, policies)
+    for module in (
+        catalogue,
+        jobs,
+        access,
+        timeline,
+        dashboard,
+        audit,
+        copies,
+        repositories,
+        assets,
+        policies,
+        nodes,
+        notices,
+    )
 }
 
 

@@ -21,6 +21,7 @@ from projections.views.base import (
     dump_problems,
     event_id,
     load_problems,
+    moment,
     text,
 )
 from streams.events import Problem, SourceChanged, SourceDefined
@@ -238,6 +239,20 @@ def history(conn: Connection, name: str, limit: int = 100) -> list[SourceEvent]:
     with conn.cursor(row_factory=kwargs_row(_source_event)) as cur:
         cur.execute(
             "SELECT * FROM source_event WHERE source = %s ORDER BY hlc DESC, event DESC LIMIT %s", (name, limit)
+        )
+        return cur.fetchall()
+
+
+def standing(conn: Connection, *, as_of_us: int | None = None) -> list[SourceEvent]:
+    """The last change of every source as of a moment, by name; of those that were not removed then."""
+    with conn.cursor(row_factory=kwargs_row(_source_event)) as cur:
+        cur.execute(
+            """
+            SELECT * FROM (
+                SELECT DISTINCT ON (source) * FROM source_event WHERE hlc <= %s ORDER BY source, hlc DESC, event DESC
+            ) e WHERE state <> 'removed' ORDER BY source
+            """,
+            (moment(as_of_us),),
         )
         return cur.fetchall()
 

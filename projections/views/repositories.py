@@ -549,17 +549,24 @@ def newest_points(conn: Connection, assets: Iterable[str], *, as_of_us: int | No
 
 _KEPT = """
 WITH standing AS (
-    SELECT p.asset, p.repository, p.created_us, (
-        SELECT m.mark FROM point_mark m
+    SELECT p.asset, p.repository, p.created_us, said.mark AS said, said.note, EXISTS (
+        SELECT FROM repository_check c JOIN repository_session s ON s.session = c.session
+        WHERE c.repository = p.repository AND c.what = 'verify' AND c.mode = 'sampled' AND c.hlc <= %(until)s
+            AND p.sealed_hlc < s.opened_hlc
+    ) AS sampled
+    FROM point p LEFT JOIN LATERAL (
+        SELECT m.mark, m.note FROM point_mark m
         WHERE m.repository = p.repository AND m.point = p.point AND m.counts = 1 AND m.hlc <= %(until)s
             AND m.mark IN ('verified', 'suspect', 'damaged')
         ORDER BY m.hlc DESC, m.event DESC LIMIT 1
-    ) AS said
-    FROM point p WHERE p.counts = 1 AND p.sealed_hlc <= %(until)s AND (p.dropped_hlc IS NULL OR p.dropped_hlc > %(until)s)
+    ) said ON true
+    WHERE p.counts = 1 AND p.sealed_hlc <= %(until)s AND (p.dropped_hlc IS NULL OR p.dropped_hlc > %(until)s)
 )
 SELECT asset, repository, count(*) AS points, max(created_us) AS newest_us,
        max(created_us) FILTER (WHERE coalesce(said, 'verified') = 'verified') AS sound_us,
-       max(created_us) FILTER (WHERE said = 'verified') AS verified_us
+       max(created_us) FILTER (WHERE said = 'verified') AS verified_us,
+       (array_agg(note ORDER BY created_us DESC) FILTER (WHERE said = 'verified'))[1] AS verified_by,
+       max(created_us) FILTER (WHERE sampled AND coalesce(said, 'verified') = 'verified') AS sampled_us
 FROM standing GROUP BY asset, repository
 """
 

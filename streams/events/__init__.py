@@ -9,7 +9,9 @@ from streams.events.copies import ScratchChanged, TableRollbackChanged, TableRol
 from streams.events.health import HealthReported
 from streams.events.inventory import SourceChanged, SourceDefined, TokenIssued, TokenRevoked
 from streams.events.jobs import FINAL_STATES, JobChanged
+from streams.events.nodes import NodeChanged
 from streams.events.policies import PolicyDefined, PolicyRemoved, PolicyRun
+from streams.events.protection import ProtectionChanged
 from streams.events.repository import (
     CollectionChanged,
     DiskSealed,
@@ -51,6 +53,7 @@ __all__ = [
     "KeyedTable",
     "Landmark",
     "LineageStarted",
+    "NodeChanged",
     "OrdinalRange",
     "Part",
     "PointDropped",
@@ -60,6 +63,7 @@ __all__ = [
     "PolicyRemoved",
     "PolicyRun",
     "Problem",
+    "ProtectionChanged",
     "ReferencesRecorded",
     "RepositoryChecked",
     "RepositoryDefined",

@@ -1,7 +1,7 @@
 """Processors: which views there are in each family, and the Faust shell around what applies them.
 
     catalogue    sources, machines, jobs, points,
-                 policies                        `inventory`, `commands`, `jobs`, `repository`
+                 policies, nodes, notices        `inventory`, `commands`, `jobs`, `repository`
     timelines    granules, plans, scratch copies `commits`, `rollbacks`, `inventory`
     dashboards   figures and the audit trail     `commits`, `health`, `audit`
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "catalogue": ("catalogue", "jobs", "access", "repositories", "assets", "policies"),
+    "catalogue": ("catalogue", "jobs", "access", "repositories", "assets", "policies", "nodes", "notices"),
     "timelines": ("timeline", "copies"),
     "dashboards": ("dashboard", "audit"),
 }

@@ -28,6 +28,7 @@ from streams.events import (
     JobChanged,
     KeyedTable,
     Landmark,
+    NodeChanged,
     OrdinalRange,
     PointDropped,
     PointMarked,
@@ -36,6 +37,7 @@ from streams.events import (
     PolicyRemoved,
     PolicyRun,
     Problem,
+    ProtectionChanged,
     RepositoryChecked,
     RepositoryDefined,
     RollbackChanged,
@@ -82,6 +84,7 @@ class History:
         self._points: list[tuple[str, str]] = []
         self._versions: dict[str, int] = {}
         self._runs: list[tuple[str, str]] = []
+        self._named: dict[str, str] = {}
 
     def now(self) -> int:
         self._clock += self.rng.randrange(1, 20 * SECOND)
@@ -115,6 +118,8 @@ class History:
             self.scratch_changed,
             *[self.repository] * 3,
             *[self.policy] * 3,
+            self.node,
+            self.protection,
             self.table_plan,
             self.table_plan_changed,
             self.call,
@@ -376,6 +381,46 @@ class History:
                 nics=(AssetNic("52:54:00:00:00:01"),),
                 seen_us=self.now(),
                 by="node-1",
+            )
+        )
+
+    def node(self) -> None:
+        """A run takes a name, or lets go of it; also runs that come second, and those that have it no more."""
+        name, rng = self.rng.choice(["agent-one", "agent-two"]), self.rng
+        has = self._named.get(name, "")
+        stops = bool(has) and rng.random() < 0.3
+        run = has if stops and rng.random() < 0.8 else self.id("writer")
+        replaces = "" if stops else has if rng.random() < 0.8 else self.id("writer")
+        if not stops and replaces == has:
+            self._named[name] = run
+        self.write(
+            NodeChanged(
+                node=name,
+                state="stopped" if stops else "started",
+                run=run,
+                replaces=replaces,
+                home="home",
+                machine="host-1",
+                version="0.1.0",
+                names=(name, "one"),
+                lease_s=60,
+                at_us=self.now(),
+                by=name,
+            )
+        )
+
+    def protection(self) -> None:
+        """Somebody says how well something is protected; also what was said before."""
+        self.write(
+            ProtectionChanged(
+                asset=self.rng.choice(["web", "db"]),
+                kind=self.rng.choice(["machine", "database"]),
+                state=self.rng.choice(["late", "late", "covered"]),
+                before=self.rng.choice(["", "late"]),
+                policy="nightly",
+                late_s=self.rng.randrange(100),
+                at_us=self.now(),
+                by="api-1",
             )
         )
 

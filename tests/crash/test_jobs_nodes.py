@@ -16,6 +16,7 @@ import pytest
 from streams.events import (
     CommandRequested,
     JobChanged,
+    NodeChanged,
     PointSealed,
     RepositoryChecked,
     RepositoryDefined,
@@ -24,6 +25,7 @@ from streams.events import (
 )
 from streams.ids import now_us, uuid7
 from streams.job_states import Life, after
+from streams.node_log import NodeLog
 from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
@@ -131,6 +133,61 @@ def test_a_killed_agent_s_job_is_done_by_the_other_wherever_it_died(nodes: Nodes
     assert [by for state, by in counted(settings, command) if state == "claimed"] == ["agent-one"] * 2
     defined = events(settings, "repository", RepositoryDefined)
     assert [e.node for e in defined] == ["two"] * 3 + ["one"], "each was made once"
+
+
+def test_of_two_agents_of_one_name_one_works_and_the_other_says_why_not(nodes: Nodes, tmp_path: Path) -> None:
+    """The one that is there stays; one that is dead is replaced, and ends if it was not dead after all."""
+    settings, one = nodes.settings, nodes.one
+    twin_home = tmp_path / "twin"
+    twin_home.mkdir()
+    (twin_home / "secrets").symlink_to(settings.data_dir / "secrets")
+    environment = {"HOLDFAST_AGENT_LEASE_S": LEASE_S, "HOLDFAST_SECRET_KEY_FILE": str(settings.secret_key_file)}
+    environment |= {"HOLDFAST_AGENT_NODE": "one", "HOLDFAST_DATA": str(twin_home)}
+    twin = AgentProcess(settings, log=twin_home / "agent.log", environment=environment)
+
+    def standing() -> NodeChanged | None:
+        log = NodeLog()
+        for message in messages(settings, "inventory"):
+            log.apply(message.event)
+        return log.standing.get("agent-one")
+
+    def runs() -> int:
+        return len([e for e in events(settings, "inventory", NodeChanged) if e.state == "started"])
+
+    def has_it(home: Path) -> bool:
+        found = standing()
+        return found is not None and (found.state, found.home) == ("started", (home / "node.id").read_text().strip())
+
+    try:
+        one.start("node.claimed")
+        assert one.wait() == -9, "killed with its name taken, and before it had read that"
+        one.start()
+        await_it(
+            lambda: "agent-one" in known_agents(settings) and runs() == 2, "the first agent, started again at once"
+        )
+        twin.start()
+        assert twin.wait() == 2, twin.tail()
+        assert "node-name-taken" in twin.tail()
+        assert has_it(settings.data_dir)
+        finished(nodes, send(settings, "repository.add", "repository/first", **vault(settings, tmp_path / "first")))
+
+        one.pause()
+        twin.start()  # hears nothing for the lease
+        finished(nodes, send(settings, "repository.add", "repository/later", **vault(settings, tmp_path / "later")))
+        assert has_it(twin_home)
+        one.go_on()
+        assert one.wait() == 2, one.tail()
+        assert "node-name-taken" in one.tail()
+        assert has_it(twin_home), "who lost the name does not let go of it"
+        assert twin.stop() == 0
+        found = standing()
+        assert found is not None
+        assert found.state == "stopped"
+        one.start()  # the name is free: nobody is waited for
+        await_it(lambda: has_it(settings.data_dir), "the first agent under its name")
+    finally:
+        twin.end()
+        print(twin.tail())
 
 
 def known_agents(settings: Settings) -> set[str]:

@@ -208,6 +208,12 @@ def test_machines_are_those_that_are_there_when_it_runs(ground: Ground, tmp_path
     assert ground.ended("look").figures["done"] == 1
     ended = ground.ask("machines")
     assert (ended.figures["done"], ground.points("web", "wiki", "db", "worker")) == (2, ["web", "web", "worker"])
+    # Those that ask to be of one moment are taken by one snapshot.
+    ground.define("moment", **{**machines, "assets": {"names": ["db", "web"]}, "together": True, "schedule": []})
+    assert ground.ask("moment").figures == {"done": 2, "assets": 2, "left_out": 0}
+    both = [e for e in events(ground.settings, "repository", PointSealed) if e.asset in ("db", "web")][-2:]
+    assert {e.asset for e in both} == {"db", "web"}
+    assert len({e.facts["job"] for e in both}) == 1
     ground.agent.stop()
     point = next(e.point for e in events(ground.settings, "repository", PointSealed) if e.asset == "worker")
     with contextlib.closing(repositories.open(LocalStore(ground.vault), None, tmp_path / "cache", "tester")) as opened:

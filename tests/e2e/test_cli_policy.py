@@ -67,6 +67,7 @@ def test_a_schedule_runs_and_settings_are_a_file(site: RunningSite, tmp_path: Pa
     assert (ran["state"], ran["made"]["reason"], ran["tasks"][0]["jobs"][0]["state"]) == ("ended", "asked", "finished")
     eventually(lambda: [a["state"] for a in site.json("asset", "status")["assets"]] == ["covered"])
     assert "covered" in site.cli("asset", "status")
+    site.cli("policy", "status", "homes", "--fail-on", "sampled")
 
     changed = site.json(
         "policy", "set", "homes", "-s", "daily 02:30", "--zone", "Europe/Berlin", "--window", "02:00-04:00"
@@ -100,6 +101,25 @@ def test_a_schedule_runs_and_settings_are_a_file(site: RunningSite, tmp_path: Pa
     known(site, "homes", 3)
     assert site.json("policy", "show", "homes")["document"]["priority"] == 5
     eventually(lambda: site.json("repository", "show", "vault")["keep"] == "14d")
+
+    # A saved job: a policy without a schedule, run when it is asked to.
+    tree = ("--kind", "files", "--path", f"tree={tmp_path / 'tree'}", "--to", "vault")
+    assert "Of now: tree." in site.cli("job", "create", "by-hand", *tree, "--dry-run")
+    assert site.json("job", "create", "by-hand", *tree)["document"]["schedule"] == []
+    known(site, "by-hand", 1)
+    assert "job create" in site.cli("policy", "add", "unscheduled", *tree, expect=2)
+    assert "Of now: tree." in site.cli("job", "run", "by-hand", "--dry-run")
+    assert "by-hand: 1 done." in site.cli("job", "run", "by-hand")
+    last = site.json("job", "show", "by-hand")["run"]["tasks"][0]["jobs"][0]
+    assert site.json("job", "show", last["job"])["kind"] == "backup.make"
+    assert last["job"] in site.cli("job", "show", "by-hand")
+    assert [j["name"] for j in site.json("job", "list", "--saved")["saved"]] == ["by-hand"]
+    assert "by-hand: 1 done." in site.cli("job", "watch", "by-hand")
+    assert "job-ended" in site.cli("job", "cancel", "by-hand", expect=11)
+    assert "job-scheduled" in site.cli("job", "remove", "homes", "--yes", expect=11)
+    site.cli("job", "set", "by-hand", "--priority", "2")
+    known(site, "by-hand", 2)
+    site.cli("job", "remove", "by-hand", "--yes")
 
     # What fails is said, by the exit code too.
     site.cli("policy", "add", "gone", "--kind", "files", "--path", "gone=/nowhere/at/all", "--to", "vault", "-s",

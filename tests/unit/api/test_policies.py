@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from streams.events import PointMarked, PolicyDefined, PolicyRun
+from streams.events import (
+    AssetChanged,
+    CommandRequested,
+    HealthReported,
+    HostDefined,
+    JobChanged,
+    PointMarked,
+    PolicyDefined,
+    PolicyRun,
+    RepositoryChecked,
+    SourceChanged,
+    SourceDefined,
+)
 from streams.ids import now_us, uuid7
 from streams.policies import command_id, run_id
 from streams.publish import rfc3339
@@ -84,6 +97,40 @@ def test_a_policy_is_tried_before_it_is_defined(api: RunningApi) -> None:
     ]
 
 
+def test_a_saved_job_has_no_schedule_and_protects_nothing_by_itself(api: RunningApi) -> None:
+    document = {**MACHINES, "schedule": [], "assets": {"names": ["saved-one"]}, "together": True}
+    made = api.client().post("/v1/policies", {"name": "by-hand", "document": document}, status=201)
+    assert (made["next"], made["document"]["schedule"], made["document"]["together"]) == (None, [], True)
+    api.apply("policies")
+    assert api.client("viewer").get("/v1/policies/by-hand/next")["items"] == []
+    number = api.client("operator").post("/v1/policies/by-hand/run")["run"]
+    seen = AssetChanged(asset="saved-one", state="seen", host="h", native="1", name="saved-one", seen_us=1, by="t")
+    other = AssetChanged(asset="saved-two", state="seen", host="h", native="2", name="saved-two", seen_us=1, by="t")
+    at = now_us()
+    fired = PolicyRun(
+        policy="by-hand", version=1, run=number, state="fired", instant_us=at, reason="asked",
+        assets=("saved-one", "saved-two"), at_us=at, by="agent-1",
+    )  # fmt: skip
+    job = command_id(number, at, "", 0)
+    working = JobChanged(
+        job=job, kind="backup.run", asset=f"group/{number}", state="started", at_us=at, by="agent-1", message="reading"
+    )
+    api.scribe.write(seen, other, fired, working)
+    api.apply("policies", "assets", "jobs")
+    shown = api.client("viewer").get(f"/v1/runs/{number}")
+    told = {"job": job, "state": "started", "message": "reading", "done": 0, "total": 0, "unit": ""}
+    assert shown["tasks"] == [{"asset": name, "jobs": [told]} for name in ("saved-one", "saved-two")]
+    (found,) = api.client("viewer").get("/v1/protection", asset="saved-one")["items"]
+    assert found["state"] == "unprotected"
+    windows = {**document, "windows": ["mon"]}
+    assert (
+        api.client().refused("POST", "/v1/policies", 422, json={"name": "x", "document": windows}) == "policy-invalid"
+    )
+    api.client().call("DELETE", "/v1/policies/by-hand")
+    api.scribe.write(replace(seen, state="gone"), replace(other, state="gone"))
+    api.apply("policies", "assets")
+
+
 def test_runs_show_what_became_of_them_and_why_others_were_not_made(api: RunningApi) -> None:
     client = api.client("operator")
     api.client().post("/v1/policies", {"name": "often", "document": FILES}, status=201)
@@ -143,16 +190,91 @@ def test_protection_follows_from_points_marks_and_schedules(api: RunningApi) -> 
     assert states() == {
         "stale": ("late", True), "fresh": ("unverified", False), "bad": ("never", True), "none": ("never", True),
     }  # fmt: skip
-    api.scribe.write(PointMarked(point=fresh.point, mark="verified", **marked))
+    looked = uuid7()
+    api.scribe.write(
+        replace(session("safe", looked), kind="verify"),
+        RepositoryChecked(
+            repository="safe", session=looked, what="verify", mode="sampled", checked_us=now, by="n"
+        ),
+    )  # fmt: skip
+    api.apply("repositories")
+    assert states()["fresh"] == ("sampled", False)
+    assert states()["bad"] == ("never", True), "what is damaged was not proven by a sample"
+    api.scribe.write(PointMarked(point=fresh.point, mark="verified", note="restored", **marked))
     api.apply("repositories")
     assert states()["fresh"] == ("covered", False)
+    assert client.get("/v1/protection", asset="fresh")["items"][0]["proof"] == "restored"
     late = next(a for a in client.get("/v1/protection", asset="stale")["items"])
     assert late["policy"] == "stale"
     assert 28 * 3600 < late["late_s"] <= 30 * 3600
+    # Whoever watches is told once of each that changed.
+    watching = api.server.config.app.state.site.watching  # type: ignore[union-attr]
+    api.apply()
+    first = {e.asset: e.state for e in watching.look()}
+    assert (first["stale"], first["fresh"]) == ("late", "covered")
+    api.apply()
+    assert watching.look() == []
     for name in documents:
         client_admin.call("DELETE", f"/v1/policies/{name}")
     api.apply("policies")
     assert states()["stale"][0] == "unprotected"
+    api.apply()
+    (again,) = [e for e in watching.look() if e.asset == "stale"]
+    api.scribe.write(again)  # another API saw the same
+    api.apply()
+    found = client.get("/v1/protection/changes", asset="stale", limit=1)
+    assert [(c["before"], c["state"]) for c in found["items"]] == [("late", "unprotected")]
+    before = client.get("/v1/protection/changes", asset="stale", limit=1, before=found["next"])["items"]
+    assert [(c["before"], c["state"], c["policy"]) for c in before] == [("", "late", "stale")]
+    assert client.refused("GET", "/v1/protection/changes?before=x", 422) == "page-unknown"
+
+
+def test_databases_are_protected_by_capture_and_proven_by_scratch_copies(api: RunningApi) -> None:
+    client, now, lineage = api.client("viewer"), now_us(), uuid7()
+    between = rfc3339(now - 50_000_000)
+
+    def one() -> dict[str, Any]:
+        api.apply("catalogue", "dashboard", "jobs", "policies", "assets", "repositories")
+        (found,) = client.get("/v1/protection", asset="orders")["items"]
+        return dict(found)
+
+    changed = SourceChanged(source="orders", state="baseline", at_us=now - 100_000_000, by="agent-1")
+    api.scribe.write(
+        SourceDefined(source="orders", kind="mariadb", host="db", port=3306, defined_us=now, by="ada"), changed
+    )
+    assert (one()["kind"], one()["state"]) == ("database", "never")
+    capturing = replace(changed, state="capturing", lineage=lineage, at_us=now - 90_000_000)
+    report = HealthReported(agent="a", source="orders", state="running", at_us=now, figures={"lag_ms": 250.0})
+    api.scribe.write(capturing, report)
+    assert (one()["state"], one()["proof"], one()["newest"]) == ("unverified", "", rfc3339(now - 250_000))
+    copies: dict[str, dict[str, Any]] = {"part": {"tables": ["a.b"]}, "other": {"lineage": uuid7()}, "whole": {}}
+    for name, more in copies.items():
+        job, claim = uuid7(), uuid7()
+        asked = {"name": name, "source": "orders", "lineage": lineage, "ordinal": 5, "expires_s": None, **more}
+        said: dict[str, Any] = {
+            "job": job,
+            "kind": "scratch.create",
+            "asset": f"scratch/{name}",
+            "at_us": now,
+            "by": "a",
+        }
+        api.scribe.write(
+            CommandRequested(command=job, kind="scratch.create", asset=f"scratch/{name}", parameters=json.dumps(asked),
+                             requester="ada", requested_us=now),
+            JobChanged(**said, state="claimed", claim=claim),
+            JobChanged(**said, state="finished", claim=claim, result="{}"),
+        )  # fmt: skip
+        assert one()["state"] == ("covered" if name == "whole" else "unverified")
+    assert (one()["proof"], one()["verified"]) == ("copied", rfc3339(now))
+    api.scribe.write(replace(capturing, state="stopped", at_us=now - 80_000_000))
+    assert one()["state"] == "late"
+    assert one()["late_s"] >= 80
+    (then,) = client.get("/v1/protection", asset="orders", as_of=rfc3339(now_us() + 1_000))["items"]
+    assert then["state"] == "late"
+    assert client.get("/v1/protection", asset="orders", as_of=between)["items"] == [], "the log did not know of it then"
+    api.scribe.write(replace(capturing, state="removed", at_us=now))
+    api.apply("catalogue")
+    assert client.get("/v1/protection", asset="orders")["items"] == []
 
 
 def test_settings_are_put_in_as_they_were_looked_at_or_not_at_all(api: RunningApi) -> None:
@@ -160,17 +282,26 @@ def test_settings_are_put_in_as_they_were_looked_at_or_not_at_all(api: RunningAp
     client.post("/v1/policies", {"name": "kept", "document": FILES}, status=201)
     client.post("/v1/policies", {"name": "dropped", "document": FILES}, status=201)
     api.apply("policies", "repositories")
+    host: dict[str, Any] = {"host": "rack", "kind": "kvm", "state": "added", "defined_us": now_us(), "by": "ada"}
+    api.scribe.write(HostDefined(**host, url="qemu+tls://rack/system", secrets={"password": "hosts/rack/password@1"}))
+    api.apply("assets")
     settings = client.get("/v1/settings")
-    assert settings["repositories"]["safe"] == {"keep": "7d"}
+    assert settings["repositories"]["safe"]["keep"] == "7d"
+    assert "password@1" not in json.dumps(settings)
     assert client.post("/v1/settings", {"settings": settings, "dry_run": True}, status=200)["changes"] == []
     del settings["policies"]["dropped"]
     settings["policies"]["kept"]["schedule"] = ["hourly :30"]
     settings["policies"]["new"] = MACHINES
-    settings["repositories"]["safe"]["keep"] = "14d"
+    settings["repositories"]["safe"] = {"keep": "14d"}
+    settings["hosts"]["rack"]["options"] = {"disks": "2"}
+    in_clear = {**settings, "hosts": {"rack": {"kind": "kvm", "url": "qemu+tls://me:secret@rack/system"}}}
+    dry = {"settings": in_clear, "dry_run": True}
+    assert client.refused("POST", "/v1/settings", 422, json=dry) == "url-has-password"
     body = {"settings": settings, "prune": True}
     shown = client.post("/v1/settings", {**body, "dry_run": True}, status=200)
     assert [(c["what"], c["name"], c["change"]) for c in shown["changes"]] == [
-        ("repository", "safe", "changed"), ("policy", "dropped", "removed"), ("policy", "kept", "changed"),
+        ("repository", "safe", "changed"), ("host", "rack", "changed"), ("policy", "dropped", "removed"),
+        ("policy", "kept", "changed"),
         ("policy", "new", "added"),
     ]  # fmt: skip
     assert client.refused("POST", "/v1/settings", 422, json=body) == "review-missing"
@@ -180,7 +311,11 @@ def test_settings_are_put_in_as_they_were_looked_at_or_not_at_all(api: RunningAp
     assert client.refused("POST", "/v1/settings", 409, json=reviewed) == "review-outdated"
     again = client.post("/v1/settings", {**body, "dry_run": True}, status=200)
     done = client.post("/v1/settings", {**body, "review": again["review"]}, status=200)
-    assert len(done["jobs"]) == 1
+    assert len(done["jobs"]) == 2
+    api.apply("jobs")
+    given = client.get(f"/v1/jobs/{done['jobs'][1]}")
+    assert given["kind"] == "host.add"
+    assert given["parameters"]["secrets"] == {"password": "hosts/rack/password@1"}, "it keeps its password"
     api.apply("policies")
     assert [p["name"] for p in client.get("/v1/policies")["items"]] == ["kept", "new"]
     assert api.client("operator").refused("POST", "/v1/settings", 403, json=body) == "role-insufficient"

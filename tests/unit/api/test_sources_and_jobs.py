@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from projections.views import jobs
-from streams.events import JobChanged, Problem, SourceChanged, SourceDefined
+from streams.events import HealthReported, JobChanged, NodeChanged, Problem, SourceChanged, SourceDefined
 from streams.ids import now_us, uuid7
 from streams.secrets import SecretStore
 from tests.stack.running_api import Client, RunningApi, eventually
@@ -231,3 +231,54 @@ def test_a_rebuild_that_its_api_did_not_live_to_end_is_told_as_failed(api: Runni
     api.server.config.app.state.site.rebuilds.end_orphans()  # type: ignore[union-attr]
     shown = eventually(lambda: (j := admin.get(f"/v1/jobs/{job}"))["final"] and j) or {}
     assert (shown["state"], shown["problems"][0]["code"]) == ("failed", "interrupted")
+
+
+def test_nodes_are_alive_silent_or_stopped_and_show_what_they_have(api: RunningApi) -> None:
+    now = now_us()
+    given: dict[str, Any] = {"home": "h", "machine": "host-9", "version": "9.9", "lease_s": 60}
+
+    def started(name: str, at_us: int, **more: Any) -> NodeChanged:
+        names = (f"agent-{name}", name)
+        said = {
+            "node": f"agent-{name}",
+            "state": "started",
+            "run": f"run-{name}",
+            "names": names,
+            "by": f"agent-{name}",
+        }
+        return NodeChanged(**{**given, **said, "at_us": at_us, **more})
+
+    def beat(name: str, at_us: int) -> HealthReported:
+        return HealthReported(
+            agent=f"agent-{name}",
+            source="",
+            state="running",
+            at_us=at_us,
+            figures={"jobs_running": 1.0, "jobs_waiting": 2.0},
+        )
+
+    job = uuid7()
+    held = JobChanged(
+        job=job, kind="backup.run", asset="asset/web", state="claimed", at_us=now, by="agent-lively", claim=uuid7()
+    )
+    api.scribe.write(
+        started("lively", now - 3_600_000_000), beat("lively", now),
+        started("quiet", now - 3_600_000_000), beat("quiet", now - 600_000_000),
+        started("ended", now - 3_600_000_000), beat("ended", now - 20_000_000),
+        started("ended", now - 10_000_000, state="stopped"),
+        beat("of-before", now), held,
+        SourceChanged(source="theirs", state="baseline", at_us=now, by="agent-lively"),
+        SourceDefined(source="theirs", kind="mariadb", host="db", port=3306, defined_us=now, by="ada"),
+    )  # fmt: skip
+    api.apply("nodes", "dashboard", "jobs", "catalogue")
+    client = api.client("viewer")
+    found = {n["node"]: n for n in client.get("/v1/nodes")["items"]}
+    assert {name: n["state"] for name, n in found.items()} == {
+        "lively": "alive", "quiet": "silent", "ended": "stopped", "of-before": "alive",
+    }  # fmt: skip
+    assert (found["lively"]["running"], found["lively"]["waiting"], found["lively"]["version"]) == (1, 2, "9.9")
+    assert (found["of-before"]["since"], found["quiet"]["running"]) == (None, 0)
+    for name in ("lively", "agent-lively"):
+        shown = client.get(f"/v1/nodes/{name}")
+        assert ([j["job"] for j in shown["jobs"]], shown["sources"], shown["machine"]) == ([job], ["theirs"], "host-9")
+    assert client.refused("GET", "/v1/nodes/nobody", 404) == "node-unknown"

@@ -24,6 +24,7 @@ from streams.policies import (
     run_id,
     schedule_of,
     selected,
+    tasks,
 )
 
 BACKUP: dict[str, Any] = {
@@ -60,11 +61,12 @@ def test_equal_policies_are_equal_texts_and_are_read_back() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"kind": "backup.eat"}, {"repository": ""}, {"schedule": []}, {"schedule": ["sometimes"]}, {"zone": "Mars/North"},
+        {"kind": "backup.eat"}, {"repository": ""}, {"schedule": None}, {"schedule": ["sometimes"]}, {"zone": "Mars/North"},
         {"assets": {}}, {"assets": {"colours": ["red"]}}, {"assets": ["*"]}, {"colour": "red"}, {"percent": 5},
         {"retries_s": [-1]}, {"retries_s": 5}, {"retries_s": [True]}, {"priority": 100}, {"priority": "high"},
         {"missed": "maybe"}, {"enabled": 1}, {"windows": ["always"]}, {"paths": {"a": "/x"}}, {"mode": "partial"},
-        {"repository": "a\0b"},
+        {"repository": "a\0b"}, {"schedule": [], "windows": ["mon"]}, {"together": 1}, {"disks": ["vda"]},
+        {"disks": {"web": []}}, {"disks": {"web": [""]}}, {"disks": {"": ["vda"]}},
     ],
 )  # fmt: skip
 def test_what_no_policy_can_say_is_refused(wrong: dict[str, Any]) -> None:
@@ -123,13 +125,43 @@ def test_ids_follow_from_what_they_are_of_and_sort_by_their_instant() -> None:
 
 
 def test_commands_are_what_agents_take() -> None:
-    assert command_of(parse({**BACKUP, "mode": "full"}), "web") == (
-        "asset/web",
-        {"repository": "vault", "asset": "web", "quiesce": "try", "mode": "full"},
-    )
+    apart = parse({**BACKUP, "mode": "full", "disks": {"web": ["vda"], "wiki": ["vdb"]}})
+    assert [command_of(apart, task, "r") for task in tasks(apart, ["db", "web"])] == [
+        ("asset/db", {"repository": "vault", "asset": "db", "quiesce": "try", "mode": "full"}),
+        (
+            "asset/web",
+            {"repository": "vault", "asset": "web", "quiesce": "try", "mode": "full", "disks": {"web": ["vda"]}},
+        ),
+    ]
     expire = parse({"kind": "point.expire", "repository": "vault", "schedule": ["daily 06:00"]})
     assert selected(expire, []) == ["vault"]
-    assert command_of(expire, "vault")[1]["unattended"] is True
+    (task,) = tasks(expire, ["vault"])
+    assert command_of(expire, task, "r")[1]["unattended"] is True
+
+
+def test_machines_of_one_moment_are_one_command_and_a_single_one_is_as_ever() -> None:
+    together = parse({**BACKUP, "together": True, "disks": {"web": ["vda"]}})
+    (task,) = tasks(together, ["db", "web"])
+    assert command_of(together, task, "r") == (
+        "group/r",
+        {"repository": "vault", "assets": ["db", "web"], "quiesce": "try", "disks": {"web": ["vda"]}},
+    )
+    (alone,) = tasks(together, ["db"])
+    assert command_of(together, alone, "r")[0] == "asset/db"
+
+
+def test_what_came_later_is_not_said_where_it_says_nothing() -> None:
+    """An agent of before reads what does not use it; settings that were exported before differ in nothing."""
+    assert canonical(parse({**BACKUP, "together": False, "disks": {}})) == canonical(parse(BACKUP))
+    assert "together" not in canonical(parse(BACKUP))
+
+
+def test_what_has_no_schedule_runs_by_hand_and_must_say_so() -> None:
+    saved = parse({**BACKUP, "schedule": []})
+    assert saved.by_hand
+    assert parse(canonical(saved)) == saved
+    with pytest.raises(StreamError, match="schedule is missing"):
+        parse({name: value for name, value in BACKUP.items() if name != "schedule"})
 
 
 @given(st.integers(0, 4 * 10**15))

@@ -530,3 +530,22 @@ def test_who_died_over_the_question_is_taken_up_again(site: Restores, shop: Gues
     told = site.restore("original", first, job=job, resumed=True)
     assert (site.hypervisor.snapshots, told["disks"][0]["base"]) == (0, second.point)
     assert contents(site, shop.native, first) == WHOLE
+
+
+def test_a_restore_of_all_of_a_point_proves_it_and_less_does_not(site: Restores, shop: Guest, tmp_path: Path) -> None:
+    (point,) = site.backup("shop")
+
+    def marks() -> dict[str, str]:
+        return {name: mark.note for name, mark in site.state(point).marks.items()}
+
+    site.restore("files", point, to=str(tmp_path / "some"), format="raw", disks=["vdb"])
+    site.restore("files", point, to=str(tmp_path / "none"), format="raw", dry_run=True)
+    site.hypervisor.configure(shop.native, power="off")
+    site.restore("original", point)
+    assert marks() == {}, "not all of it was read"
+    site.restore("machine", point, name="copy")
+    assert marks() == {"verified": "restored"}
+    say_mark(site.held["main"], point.point, "suspect", "tests")
+    site.restore("files", point, to=str(tmp_path / "all"), format="raw")
+    numbers = {name: mark.number for name, mark in site.state(point).marks.items()}
+    assert numbers["suspect"] > numbers["verified"], "what is in doubt a restore does not clear"

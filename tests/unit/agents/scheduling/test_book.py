@@ -68,6 +68,16 @@ class World:
         text = canonical(parse(document))
         self.write(PolicyDefined(policy=policy, version=version, document=text, defined_us=self.us, by="ada"))
 
+    def ask(self, policy: str = "nightly", version: int = 1) -> str:
+        """Somebody wants a run now; its id."""
+        run = run_id(policy, 0, self.us)
+        self.write(
+            PolicyRun(
+                policy=policy, version=version, run=run, state="asked", instant_us=self.us, at_us=self.us, by="ada"
+            )
+        )
+        return run
+
     def work(self) -> None:
         """Carry out what was asked for, each command once."""
         cancelled = {e.job for e in self.topics["jobs"] if isinstance(e, JobChanged) and e.state == "cancel_asked"}
@@ -78,7 +88,8 @@ class World:
             self._done.add(event.command)
             states = ["accepted", "claimed", "started"]
             if not self.holds:
-                states.append("failed" if event.asset.partition("/")[2] in self.fails else "finished")
+                failed = self.fails.intersection(event.asset.split("/"))
+                states.append("failed" if failed else "finished")
             for state in states:
                 self.say(event, state)
 
@@ -321,10 +332,7 @@ def test_a_policy_that_is_switched_off_or_removed_makes_no_run_until_it_is_asked
     here = world(enabled=False)
     here.wait(2 * DAY)
     here.settle()
-    run = run_id("nightly", 0, here.us)
-    here.write(
-        PolicyRun(policy="nightly", version=1, run=run, state="asked", instant_us=here.us, at_us=here.us, by="ada")
-    )
+    run = here.ask()
     here.settle()
     (fired,) = here.runs("fired")
     assert (fired.run, fired.reason, len(here.asked())) == (run, "asked", 1)
@@ -335,6 +343,59 @@ def test_a_policy_that_is_switched_off_or_removed_makes_no_run_until_it_is_asked
     here.wait(2 * DAY)
     here.settle()
     assert len(here.runs("fired")) == 1
+
+
+def test_what_has_no_schedule_is_never_due_and_runs_when_it_is_asked_to() -> None:
+    here = world(schedule=[])
+    here.wait(400 * DAY)
+    here.settle()
+    assert not here.runs("fired")
+    assert not here.runs("skipped")
+    here.ask()
+    here.settle()
+    (fired,) = here.runs("fired")
+    assert (fired.reason, [c.asset for c in here.asked()]) == ("asked", ["asset/web"])
+    here.define(version=2)
+    here.settle()
+    here.wait(DAY)
+    here.settle()
+    assert len(here.runs("fired")) == 2, "it was given a schedule"
+    here.define(version=3, schedule=[])
+    here.wait(3 * DAY)
+    here.settle()
+    assert len(here.runs("fired")) <= 3, "and lost it: nothing but what was due when it did"
+
+
+def test_machines_of_one_moment_are_one_command_tried_again_and_left_out_as_one() -> None:
+    here = World()
+    for name in ("a", "b"):
+        here.machine(name)
+    here.define(schedule=["hourly"], together=True, retries_s=[60])
+    here.settle()
+    here.fails = {"group"}
+    here.wait(HOUR)
+    here.settle()
+    (first,) = here.asked()
+    assert first.asset == f"group/{here.runs('fired')[0].run}"
+    assert json.loads(first.parameters)["assets"] == ["a", "b"]
+    here.fails = set()
+    here.wait(timedelta(seconds=61))
+    here.settle()
+    again = here.asked()[1]
+    assert (again.asset, again.parameters) == (first.asset, first.parameters)
+    assert here.runs("ended")[-1].figures == {"done": 2, "assets": 2, "left_out": 0}
+    here.holds = True
+    here.machine("c")
+    here.wait(HOUR)
+    here.settle()
+    here.machine("d")
+    here.wait(HOUR)
+    here.settle()
+    assert len(here.asked()) == 3
+    (skipped,) = here.runs("skipped")
+    assert (skipped.reason, set(skipped.left_out)) == ("still-running", {"a", "b", "c", "d"}), (
+        "d alone is not the group"
+    )
 
 
 def test_rolling_runs_are_counted_from_the_end_of_the_one_before() -> None:

@@ -84,6 +84,8 @@ def test_every_view_is_in_one_family() -> None:
         "repositories",
         "assets",
         "policies",
+        "nodes",
+        "notices",
     }
 
 

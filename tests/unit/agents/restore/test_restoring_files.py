@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,6 +176,31 @@ def test_what_cannot_be_done_says_the_next_step(
         site.restore("files", point, to=str(tmp_path / "out"), format="qcow2")
     assert (missing.value.code, "qemu-utils" in missing.value.hint) == ("qemu-missing", True)
     assert not (tmp_path / "out").exists()
+
+
+@needs_qemu
+def test_an_image_opens_where_there_is_nothing_but_a_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Image(images.QemuImage):
+        def __init__(self, *given: Any, cache: str = "writeback", **more: Any) -> None:
+            asked.append(cache)
+            if cache == "none":
+                raise AgentError(images.UNFIT, "file system may not support O_DIRECT")
+            super().__init__(*given, cache=cache, **more)
+
+    images.make(tmp_path / "image", "qcow2", MIB)
+    monkeypatch.setattr(images, "QemuImage", Image)
+    with images.opened(tmp_path / "image", "qcow2") as image:
+        image.write(0, b"data")
+        image.flush()
+    assert asked[-1] == "writeback"
+    with images.opened(tmp_path / "image", "qcow2", read_only=True) as image:
+        found = bytearray(4)
+        image.read_into(0, memoryview(found))
+    assert found == b"data"
 
 
 @needs_qemu

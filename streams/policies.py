@@ -18,7 +18,7 @@
     asset.discover       what machines there are on all hosts; no `repository`
 
 A selection takes what every list that is not empty has a pattern for: `*`, `?`, `[…]`, capitals or not. A folder holds what is in
-folders below it. `schedule`, `windows`, `blackouts` are `streams.calendar`'s. An empty schedule is a saved job's: it runs when
+folders below it. `schedule`, `windows`, `blackouts` are `streams.rules`'. An empty schedule is a saved job's: it runs when
 somebody asks for it, and is never due (ADR 0030).
 
 `missed`: what was due while nobody could run it is made up for by one run (`run`), or not (`skip`). `overrun`: what is at work
@@ -39,7 +39,7 @@ from typing import Any, Final, Protocol
 
 from blake3 import blake3
 
-from streams import calendar
+from streams import calendar, rules
 from streams.calendar import Schedule
 from streams.errors import StreamError
 
@@ -122,7 +122,7 @@ def _above(folder: str) -> Iterable[str]:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A document as a value; texts of the schedule in their one spelling (`streams.calendar.rule_text`)."""
+    """A document as a value; texts of the schedule in their one spelling (`streams.rules.rule_text`)."""
 
     kind: str
     schedule: tuple[str, ...] = ()
@@ -231,9 +231,9 @@ def parse(document: str | Mapping[str, Any]) -> Policy:
             case "disks":
                 values[name] = _disks(value)
             case "schedule":
-                values[name] = tuple(calendar.rule_text(calendar.parse_rule(t)) for t in _texts(name, value))
+                values[name] = tuple(rules.rule_text(rules.parse_rule(t)) for t in _texts(name, value))
             case "windows" | "blackouts":
-                values[name] = tuple(calendar.span_text(calendar.parse_span(t)) for t in _texts(name, value))
+                values[name] = tuple(rules.span_text(rules.parse_span(t)) for t in _texts(name, value))
             case "retries_s":
                 if not isinstance(value, list) or len(value) > 20 or not all(_whole(v, 0, 7 * 86_400) for v in value):
                     raise _wrong("retries_s is a list of at most 20 pauses in seconds")
@@ -254,7 +254,7 @@ def parse(document: str | Mapping[str, Any]) -> Policy:
                     raise _wrong(f"{name} is a text")
                 values[name] = value
     found = Policy(**values)
-    calendar.zone_of(found.zone)
+    rules.zone_of(found.zone)
     if found.by_hand and (found.windows or found.blackouts):
         raise _wrong("it has windows and no schedule", "what somebody asks for runs at once, whatever the windows")
     if kind == "backup.run" and found.assets.empty:
@@ -347,10 +347,10 @@ def parsed(document: str) -> Policy:
 def schedule_of(policy: Policy) -> Schedule:
     """When it is due."""
     return Schedule(
-        tuple(calendar.parse_rule(t) for t in policy.schedule),
+        tuple(rules.parse_rule(t) for t in policy.schedule),
         policy.zone,
-        tuple(calendar.parse_span(t) for t in policy.windows),
-        tuple(calendar.parse_span(t) for t in policy.blackouts),
+        tuple(rules.parse_span(t) for t in policy.windows),
+        tuple(rules.parse_span(t) for t in policy.blackouts),
     )
 
 

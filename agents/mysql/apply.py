@@ -29,7 +29,7 @@ from pymysql.constants import SERVER_STATUS
 from pymysql.cursors import Cursor
 
 from agents.errors import AgentError, SourceUnavailable
-from agents.mysql import coordinates, findings, guard, rights, whereabouts
+from agents.mysql import coordinates, fence, findings, guard, guard_tables, rights, whereabouts
 from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions
 from agents.mysql.dialects import Dialect, dialect
@@ -46,13 +46,10 @@ from streams.formats.binlog.net import core_content, row_statements
 from streams.ids import now_us
 
 LOCK_NAME: Final = "holdfast.rollback"
-FENCE_WAIT_S: Final = 15
 STATEMENT_TIMEOUT_S: Final = 3600.0
 MOST_SHOWN: Final = 5
 # Rows of one event: large enough that statements do not count, small enough to see progress and to stay well below a packet.
 EVENT_BYTES: Final = 384 << 10
-# With fewer rows than this, making a guard table lighter costs more than it saves.
-PLAIN_GUARD_ROWS: Final = 2_000
 
 _DUPLICATE: Final = 1062
 _NOT_FOUND: Final = 1032
@@ -201,29 +198,15 @@ class NativeTarget:
 
     def read_only(self) -> str:
         with self._explained():
-            ((value,),) = ask(self._control, "SELECT @@global.read_only")
-        return str(value)
+            return fence.read_only(self._control)
 
     def fence(self) -> None:
         with self._explained():
-            run(self._control, f"SET SESSION lock_wait_timeout = {FENCE_WAIT_S}")
-            try:
-                run(self._control, "SET GLOBAL read_only = 1")
-            except pymysql.err.OperationalError as error:
-                if error.args[0] != 1205:
-                    raise
-                raise AgentError(
-                    "fence-timeout",
-                    f"the source could not be made read-only within {FENCE_WAIT_S} s",
-                    "a long-running write statement or LOCK TABLES holds it off: let it end, or plan with --not-whole-source",
-                ) from error
+            fence.close(self._control, "or plan with --not-whole-source")
 
     def unfence(self, before: str) -> None:
         with self._explained():
-            ((now,),) = ask(self._control, "SELECT @@global.read_only")
-            if str(now) != before:
-                value = before if before.isdigit() else f"'{before}'"
-                run(self._control, f"SET GLOBAL read_only = {value}")
+            fence.reopen(self._control, before)
 
     # -- the guard ------------------------------------------------------------------------------------------------
 
@@ -250,7 +233,7 @@ class NativeTarget:
             return
         name = guard.guard_name(self._plan.event.plan, number, role)
         self._guards[number, role] = name
-        _make_guard(work, t.definition, name, len(images), self._dialect.light_engine)
+        guard_tables.make(work, t.definition, name, len(images), self._dialect.light_engine)
         content = core_content(t.changes.table.table_map, OWN_SCHEMA, name)
         run(work, "START TRANSACTION")
         for rows, events in row_statements(
@@ -491,7 +474,7 @@ class NativeTarget:
         with self._explained():
             control = self._control
             # An account that lacks the privilege to switch the log off made no guard either, and must get to its end.
-            if _guards(control):
+            if guard_tables.names(control):
                 with self._unlogged(control):
                     self._drop_guards(control)
         self._let_go()
@@ -503,7 +486,7 @@ class NativeTarget:
 
     def _drop_guards(self, connection: pymysql.Connection[Any]) -> None:
         """Guard tables of whatever rollback: only one runs at a time, under the lock. Not logged: `sql_log_bin` is off."""
-        names = _guards(connection)
+        names = guard_tables.names(connection)
         if names:
             run(connection, guard.drop(names))
         self._guards = {}
@@ -583,58 +566,11 @@ def target(settings: SourceSettings) -> NativeTarget:
     return NativeTarget(settings)
 
 
-def _guards(connection: pymysql.Connection[Any]) -> list[str]:
-    """Guard tables that there are, of whatever rollback."""
-    return [row[0] for row in ask(
-        connection,
-        "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'holdfast' AND TABLE_NAME LIKE 'guard\\_%%'",
-    )]  # fmt: skip
-
-
 def _guarded(t: TablePlan) -> Iterator[tuple[Role, Sequence[bytes]]]:
     c = t.changes
     yield "before", c.expected
     yield "after", c.inserts if t.definition.foreign_keys else ()
     yield "removed", c.removed if t.children else ()
-
-
-def _make_guard(work: pymysql.Connection[Any], definition: Definition, name: str, rows: int, engine: str) -> None:
-    """A table of the same layout. A large one is made lighter, in two attempts: in `engine` (Aria without transactions loads
-    in a third of the time; it need not survive a crash), and without indexes that nobody asks."""
-    run(work, f"CREATE TABLE {quoted(OWN_SCHEMA, name)} LIKE {quoted(*definition.name)}")
-    if rows < PLAIN_GUARD_ROWS:
-        return
-    spare = ", ".join(f"DROP INDEX {quoted(index)}" for index in _spare_indexes(work, definition, name))
-    for change in (", ".join(filter(None, [spare, engine and f"ENGINE = {engine}"])), spare):
-        if not change:
-            return
-        try:
-            run(work, f"ALTER TABLE {quoted(OWN_SCHEMA, name)} {change}")
-        except pymysql.err.MySQLError as error:
-            if isinstance(error, pymysql.err.OperationalError) and error.args[0] >= 2000:
-                raise
-            continue  # a key or column that Aria does not do: the table is as it was
-        return
-
-
-def _spare_indexes(work: pymysql.Connection[Any], definition: Definition, name: str) -> list[str]:
-    counted = {row[0] for row in ask(
-        work,
-        "SELECT COLUMN_NAME FROM information_schema.COLUMNS"
-        " WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s AND EXTRA LIKE '%%auto_increment%%'",
-        OWN_SCHEMA, name,
-    )}  # fmt: skip
-    indexes: dict[str, list[str]] = {}
-    for index, column in ask(
-        work,
-        "SELECT INDEX_NAME, COLUMN_NAME FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s"
-        " ORDER BY INDEX_NAME, SEQ_IN_INDEX",
-        OWN_SCHEMA, name,
-    ):  # fmt: skip
-        indexes.setdefault(index, []).append(column)
-    key = definition.key[0] if definition.key else ""
-    # An AUTO_INCREMENT column needs an index that begins with it.
-    return [i for i, columns in indexes.items() if i not in (key, "PRIMARY") and columns[0] not in counted]
 
 
 def _stamped(events: bytes, now: int, server_id: int) -> bytes:

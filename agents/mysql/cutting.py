@@ -41,6 +41,8 @@ from agents.mysql.dump_errors import damaged, ended
 from agents.protocol import Phase, Piece, Steps, Taken
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.compressed import decompress
+from streams.formats.binlog.gtids import parse_gtid, parse_gtid_list
 from streams.formats.binlog.statements import is_account_statement
 
 HEADER = 19
@@ -313,7 +315,7 @@ class Cutter:
         """Whether the group that this GTID event opens is one of two. Of an outcome, its statement says which it is."""
         if not flags & (_XA | ev.GTID_DDL):
             return None
-        gtid = ev.parse_gtid(ev.GTID, 0, event[HEADER : len(event) - self._checksum])
+        gtid = parse_gtid(ev.GTID, 0, event[HEADER : len(event) - self._checksum])
         if gtid.xa is not None:
             name = b"%d %b %b" % (gtid.xa.format_id, gtid.xa.gtrid.hex().encode(), gtid.xa.bqual.hex().encode())
             return Phase("prepared" if gtid.prepared_xa else "rolled back", name)
@@ -427,7 +429,7 @@ class Cutter:
         """The list at the start of a file says what is behind it, a domain's newest last."""
         assert isinstance(self._at, Domains)
         body = event[HEADER : len(event) - self._checksum]
-        behind = {g.domain: (g.server_id, g.sequence) for g in ev.parse_gtid_list(body).entries}
+        behind = {g.domain: (g.server_id, g.sequence) for g in parse_gtid_list(body).entries}
         if self._anywhere:
             self._at = Domains(
                 ",".join(f"{domain}-{server}-{sequence}" for domain, (server, sequence) in behind.items())
@@ -564,7 +566,7 @@ def statement(event: bytes, checksum: int) -> bytes:
         raise damaged("a query event that is too short")
     database, status = _query(body, 0)
     text = body[13 + status + database + 1 :]
-    return ev.decompress(text) if event[4] == ev.QUERY_COMPRESSED else text
+    return decompress(text) if event[4] == ev.QUERY_COMPRESSED else text
 
 
 def _unexpected(kind: int, state: int, where: str) -> AgentError:

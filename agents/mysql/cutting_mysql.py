@@ -36,6 +36,7 @@ from agents.mysql.cutting import (
 from agents.mysql.dump_errors import xa
 from agents.protocol import Phase
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.gtids import parse_gtid
 from streams.formats.binlog.statements import is_account_statement
 
 _NUMBERED = frozenset({ev.MYSQL_GTID, ev.MYSQL_GTID_TAGGED})
@@ -76,7 +77,7 @@ class MySQLCutter(Cutter):
         if kind not in _NUMBERED:
             return False
         body = event[HEADER : len(event) - self._checksum]
-        self._mark = gtid_sets.gtid(ev.parse_gtid(kind, 0, body).text)
+        self._mark = gtid_sets.gtid(parse_gtid(kind, 0, body).text)
         self._state = STANDALONE
         self._append(event)
         return True

@@ -125,7 +125,7 @@ def decode(raw: bytes) -> GtidSet:
 
 
 def gtid(text: str) -> Gtid:
-    """One GTID, as `streams.formats.binlog.events.parse_gtid` writes it."""
+    """One GTID, as `streams.formats.binlog.gtids.parse_gtid` writes it."""
     source, _, number = text.rpartition(":")
     uuid, _, tag = source.partition(":")
     return (uuid, tag), int(number)

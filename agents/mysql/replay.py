@@ -8,38 +8,30 @@ The log is served as by a primary (`agents.replay`), and the server is told to s
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import pymysql
-from pymysql.cursors import Cursor
 
-from agents.baseline.load import load
-from agents.baseline.manifest import Manifest, definitions
+from agents.baseline.manifest import Manifest
 from agents.errors import AgentError
-from agents.mysql.definitions import quoted
 from agents.mysql.positions import parse, reaches, show
-from agents.mysql.private import PrivateServer, told
-from agents.replay.chosen import Chosen, needed
+from agents.mysql.statements import ask, run
 from agents.replay.feed import Served
 from agents.replay.server import USER, LogServer
 from agents.schema.scratch import find_server, series
-from agents.scratch.engine import Names, Progress, Server
-from streams.capture_log import CaptureLog
+from agents.scratch.engine import Progress, Server
 
 _TURN_S: Final = 0.1
 _log = logging.getLogger("holdfast.replay")
-_OWNED: Final = (
-    ("VIEWS", "DEFINER"),
-    ("ROUTINES", "DEFINER"),
-    ("TRIGGERS", "DEFINER"),
-    ("EVENTS", "DEFINER"),
-)
+
+
+def program(manifest: Manifest, named: str) -> str | None:
+    """See `agents.scratch.engine.Replayer`."""
+    return find_server(series(manifest.server_version), named)
 
 
 def replay(
@@ -69,9 +61,9 @@ def replay(
 def _replay(server: Server, served: Served, wanted: str, progress: Progress, check: Callable[[], None]) -> str:
     # A server on a full disk may never answer.
     with contextlib.closing(server.connect(read_timeout=300.0)) as conn, LogServer(served) as log:
-        here = str(_one(conn, "SELECT @@gtid_slave_pos") or "")
+        here = _reached(conn)
         if not reaches(parse(here), parse(served.start)):
-            _run(conn, [f"SET GLOBAL gtid_slave_pos = '{served.start}'"])
+            run(conn, f"SET GLOBAL gtid_slave_pos = '{served.start}'")
             here = served.start
         if served.last < served.first or show(parse(here)) == wanted:
             return here
@@ -82,10 +74,10 @@ def _replay(server: Server, served: Served, wanted: str, progress: Progress, che
                 (log.port, USER, log.password),
             )
             cursor.execute("START SLAVE UNTIL master_gtid_pos = %s", (wanted,))
-        with stopped_after(lambda: _run(conn, ["STOP SLAVE"])):
+        with stopped_after(lambda: run(conn, "STOP SLAVE")):
             _await(conn, server, log, served, wanted, progress, check)
-        _run(conn, ["RESET SLAVE ALL"])
-        return show(parse(str(_one(conn, "SELECT @@gtid_slave_pos") or "")))
+        run(conn, "RESET SLAVE ALL")
+        return show(parse(_reached(conn)))
 
 
 @contextlib.contextmanager
@@ -104,6 +96,16 @@ def stopped_after(stop: Callable[[], None]) -> Iterator[None]:
                 stop()
 
 
+def stopped(after: int, at: str, said: str) -> AgentError:
+    """That replication ended after step `after`, at this native position, and why."""
+    full = "No space left" in said or "is full" in said or "ENOSPC" in said
+    return AgentError(
+        "disk-full" if full else "replay-failed",
+        f"replay stopped after step {after} at {at or 'the beginning'}: {said}",
+        "make room for it" if full else "the step after it cannot be applied to a copy",
+    )
+
+
 def _await(
     conn: pymysql.Connection[Any],
     server: Server,
@@ -118,7 +120,7 @@ def _await(
         check()
         try:
             status = _status(conn)
-            at = str(_one(conn, "SELECT @@gtid_slave_pos") or "")
+            at = _reached(conn)
         except (pymysql.err.MySQLError, OSError) as error:
             raise AgentError("replay-failed", f"the server that replays is gone: {server.said() or error}") from error
         applied = log.applied(at)
@@ -130,59 +132,11 @@ def _await(
             raise log.failure
         elif status["Slave_SQL_Running"] == "No":
             said = str(status["Last_SQL_Error"] or status["Last_IO_Error"] or server.said())
-            full = "No space left" in said or "is full" in said or "ENOSPC" in said
-            raise AgentError(
-                "disk-full" if full else "replay-failed",
-                f"replay stopped after step {max(applied, served.first - 1)} at {at or 'the beginning'}: {said}",
-                "make room for it" if full else "the step after it cannot be applied to a copy",
-            )
+            raise stopped(max(applied, served.first - 1), at, said)
         elif status["Slave_IO_Running"] == "No" and status["Last_IO_Error"]:
             raise AgentError("replay-failed", f"the log cannot be served to the copy: {status['Last_IO_Error']}")
         progress(max(0, applied - served.first + 1), total)
         time.sleep(_TURN_S)
-
-
-def give_owners(conn: pymysql.Connection[Any]) -> list[str]:
-    """Create, locked, every account that a view, routine, trigger or event belongs to and that is not there: without it
-    they could not be used. Returns whom."""
-    wanted: set[tuple[str, str]] = set()
-    with conn.cursor(Cursor) as cursor:
-        for view, column in _OWNED:
-            cursor.execute(f"SELECT DISTINCT {column} FROM information_schema.{view}")
-            for (definer,) in cursor.fetchall():
-                user, at, host = str(definer or "").rpartition("@")
-                if at:
-                    wanted.add((user, host))
-        made = []
-        for user, host in sorted(wanted):
-            cursor.execute("SELECT 1 FROM mysql.user WHERE User = %s AND Host = %s", (user, host))
-            if cursor.fetchone() is None and host:
-                cursor.execute("CREATE USER IF NOT EXISTS %s@%s ACCOUNT LOCK", (user, host))
-                cursor.execute("GRANT ALL ON *.* TO %s@%s", (user, host))
-                made.append(f"{user}@{host}")
-        return made
-
-
-def parents(baseline: Path) -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
-    """(table, table that it points at) as of the baseline."""
-    for d in definitions(baseline):
-        for key in json.loads(d.definition)["foreign_keys"].values():
-            yield (d.schema, d.table), (key["schema"], key["table"])
-
-
-def keep_only(conn: pymysql.Connection[Any], tables: Names) -> frozenset[tuple[str, str]]:
-    """See `agents.scratch.engine.Replayer.keep_only`."""
-    with conn.cursor(Cursor) as cursor:
-        cursor.execute("SET SESSION foreign_key_checks = 0")
-        cursor.execute(
-            "SELECT TABLE_SCHEMA, TABLE_NAME, TABLE_TYPE FROM information_schema.TABLES WHERE TABLE_SCHEMA NOT IN"
-            " ('mysql', 'sys', 'information_schema', 'performance_schema') AND TABLE_TYPE <> 'SEQUENCE'"
-        )
-        there = {(str(schema), str(table)): str(kind) for schema, table, kind in cursor.fetchall()}
-        for name, kind in there.items():
-            if name not in tables or kind == "VIEW":
-                cursor.execute(f"DROP {'VIEW' if kind == 'VIEW' else 'TABLE'} {quoted(*name)}")
-    return frozenset(name for name, kind in there.items() if name in tables and kind != "VIEW")
 
 
 def _status(conn: pymysql.Connection[Any]) -> dict[str, Any]:
@@ -193,71 +147,6 @@ def _status(conn: pymysql.Connection[Any]) -> dict[str, Any]:
         return dict(row)
 
 
-def _one(conn: pymysql.Connection[Any], query: str) -> Any:
-    with conn.cursor(Cursor) as cursor:
-        cursor.execute(query)
-        row = cursor.fetchone()
-        return None if row is None else row[0]
-
-
-def _run(conn: pymysql.Connection[Any], statements: Iterable[str]) -> None:
-    with conn.cursor(Cursor) as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-
-
-class MariaDBReplayer:
-    """`agents.scratch.engine.Replayer` for MariaDB."""
-
-    def program(self, manifest: Manifest, named: str) -> str | None:
-        return find_server(series(manifest.server_version), named)
-
-    def server(self, program: str, folder: Path, variables: Mapping[str, str], port: int) -> PrivateServer:
-        return PrivateServer(program, folder, variables, port=port)
-
-    def needed(
-        self, log: CaptureLog, baseline: Path, manifest: Manifest, ordinal: int, asked: Names
-    ) -> frozenset[tuple[str, str]]:
-        return needed(log, manifest.lineage, ordinal, asked, parents(baseline))
-
-    def load(
-        self,
-        server: Server,
-        baseline: Path,
-        tables: Names | None,
-        progress: Callable[[int], None],
-        check: Callable[[], None],
-    ) -> None:
-        with contextlib.closing(server.connect(read_timeout=3600.0)) as conn:
-            load(conn, baseline, tables=tables, progress=progress, check=check)
-            give_owners(conn)
-
-    def replay(
-        self,
-        server: Server,
-        log: CaptureLog,
-        manifest: Manifest,
-        ordinal: int,
-        tables: Names | None,
-        progress: Progress,
-        check: Callable[[], None],
-    ) -> str:
-        served = Served(
-            log if tables is None else Chosen(log, frozenset(tables)),
-            manifest.lineage,
-            manifest.position,
-            ordinal,
-            version=manifest.server_version,
-            server_id=manifest.server_id or 1,
-        )
-        reached = replay(server, served, progress=progress, check=check)
-        with contextlib.closing(server.connect()) as conn:
-            give_owners(conn)
-        return reached
-
-    def keep_only(self, server: Server, tables: Names) -> frozenset[tuple[str, str]]:
-        with contextlib.closing(server.connect(read_timeout=3600.0)) as conn:
-            return keep_only(conn, tables)
-
-    def told(self, error: BaseException) -> AgentError | None:
-        return told(error)
+def _reached(conn: pymysql.Connection[Any]) -> str:
+    ((position,),) = ask(conn, "SELECT @@gtid_slave_pos")
+    return str(position or "")

@@ -31,11 +31,12 @@ from agents.baseline.manifest import CreateObject, TableFile
 from agents.baseline.rows import HashedFile, RowsWriter
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
-from agents.mysql import whereabouts
-from agents.mysql.apply import FENCE_WAIT_S, LOCK_NAME
+from agents.mysql import fence, whereabouts
+from agents.mysql.apply import LOCK_NAME
 from agents.mysql.connection import connect, error_of
 from agents.mysql.definitions import quoted, read_definitions
 from agents.mysql.dialects import dialect
+from agents.mysql.statements import ask, run
 from agents.protocol import SourceSettings
 from agents.scratch.engine import ChildKey, TableState
 from streams.events import Problem, TableDefinition
@@ -76,7 +77,7 @@ Progress = Callable[[int], None]
 
 def look(conn: pymysql.Connection[Any], schema: str, table: str) -> TableState | None:
     """What there is; None when there is no such table. Counts its rows."""
-    found = _ask(
+    found = ask(
         conn,
         "SELECT TABLE_TYPE, AUTO_INCREMENT FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s",
         schema, table,
@@ -89,20 +90,20 @@ def look(conn: pymysql.Connection[Any], schema: str, table: str) -> TableState |
     facts = json.loads(definitions[0].definition)
     kind, auto = str(found[0][0]), found[0][1]
     triggers, definers = [], []
-    for name, definer in _ask(
+    for name, definer in ask(
         conn,
         "SELECT TRIGGER_NAME, DEFINER FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = %s"
         " AND EVENT_OBJECT_TABLE = %s ORDER BY ACTION_ORDER",
         schema, table,
     ):  # fmt: skip
-        row = _ask(conn, f"SHOW CREATE TRIGGER {quoted(schema, name)}")[0]
+        row = ask(conn, f"SHOW CREATE TRIGGER {quoted(schema, name)}")[0]
         triggers.append(CreateObject("trigger", schema, name, row[2], row[1], row[3], row[4], row[5], table=table))
         definers.append(str(definer))
     plain = kind in ("BASE TABLE", "SYSTEM VERSIONED")
     return TableState(
         definition=definitions[0],
         kind=kind,
-        rows=int(_ask(conn, f"SELECT COUNT(*) FROM {quoted(schema, table)}")[0][0]) if plain else 0,
+        rows=int(ask(conn, f"SELECT COUNT(*) FROM {quoted(schema, table)}")[0][0]) if plain else 0,
         auto_increment=None if auto is None else int(auto),
         versioned=bool(facts.get("system_versioned")),
         triggers=tuple(triggers),
@@ -135,13 +136,13 @@ def without(
     name = quoted(then.definition.schema, then.definition.table)
     columns = ", ".join(map(quoted, child.references))
     joined = " AND ".join(f"p.{quoted(c)} = k.{quoted(c)}" for c in child.references)
-    _run(conn, "CREATE DATABASE IF NOT EXISTS `holdfast`")
-    _run(conn, "DROP TEMPORARY TABLE IF EXISTS `holdfast`.`child_keys`")
-    _run(conn, f"CREATE TEMPORARY TABLE `holdfast`.`child_keys` AS SELECT {columns} FROM {name} LIMIT 0")
+    run(conn, "CREATE DATABASE IF NOT EXISTS `holdfast`")
+    run(conn, "DROP TEMPORARY TABLE IF EXISTS `holdfast`.`child_keys`")
+    run(conn, f"CREATE TEMPORARY TABLE `holdfast`.`child_keys` AS SELECT {columns} FROM {name} LIMIT 0")
     with conn.cursor(Cursor) as cursor:
         places = ", ".join(["%s"] * len(child.references))
         cursor.executemany(f"INSERT INTO `holdfast`.`child_keys` ({columns}) VALUES ({places})", keys)
-    return _ask(
+    return ask(
         conn,
         f"SELECT {columns} FROM `holdfast`.`child_keys` k WHERE NOT EXISTS (SELECT 1 FROM {name} p WHERE {joined})",
     )
@@ -183,9 +184,9 @@ def content(conn: pymysql.Connection[Any], table: TableFile, progress: Progress)
 
 def _rows(conn: pymysql.Connection[Any], table: TableFile) -> Iterator[bytes]:
     _settle(conn)
-    _run(conn, "SET character_set_results = NULL")
+    run(conn, "SET character_set_results = NULL")
     yield from raw_rows(conn, f"SELECT {', '.join(table.expressions)} FROM {quoted(table.schema, table.table)}")
-    _run(conn, "SET NAMES utf8mb4")
+    run(conn, "SET NAMES utf8mb4")
 
 
 def _added(total: int, row: bytes) -> int:
@@ -214,18 +215,18 @@ class NativeTableTarget:
     def lacks(self, schema: str, then: TableState, children: Sequence[ChildKey]) -> list[Problem]:
         """What the account may not do here, with the statements that mend it."""
         with self._explained():
-            user, _, host = str(_ask(self._conn, "SELECT CURRENT_USER()")[0][0]).rpartition("@")
+            user, _, host = str(ask(self._conn, "SELECT CURRENT_USER()")[0][0]).rpartition("@")
             account = f"'{user}'@'{host}'"
-            everywhere = {str(r[0]) for r in _ask(
+            everywhere = {str(r[0]) for r in ask(
                 self._conn, "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = %s", account
             )}  # fmt: skip
-            here = everywhere | {str(r[0]) for r in _ask(
+            here = everywhere | {str(r[0]) for r in ask(
                 self._conn,
                 "SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s AND %s LIKE TABLE_SCHEMA",
                 account, schema,
             )}  # fmt: skip
-            role = _ask(self._conn, f"SELECT {self._dialect.current_role}")[0][0] is not None
-            trusted = int(_ask(self._conn, "SELECT @@log_bin_trust_function_creators")[0][0])
+            role = ask(self._conn, f"SELECT {self._dialect.current_role}")[0][0] is not None
+            trusted = int(ask(self._conn, "SELECT @@log_bin_trust_function_creators")[0][0])
         out = []
         needed = [*NEEDED, *(["REFERENCES"] if then.foreign_keys or children else [])]
         missing = [p for p in needed if p not in here]
@@ -233,7 +234,7 @@ class NativeTableTarget:
             out.append(_grant(", ".join(missing), f"{quoted(schema)}.*", account))
         for other in sorted({c.schema for c in children} - {schema}):
             with self._explained():
-                there = everywhere | {str(r[0]) for r in _ask(
+                there = everywhere | {str(r[0]) for r in ask(
                     self._conn,
                     "SELECT PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = %s"
                     " AND %s LIKE TABLE_SCHEMA",
@@ -251,7 +252,7 @@ class NativeTableTarget:
                 out.append(_grant("SYSTEM_USER", "*.*", account))
             out += self._named_checks(schema, then)
             with self._explained():
-                ((closed,),) = _ask(self._conn, "SELECT @@global.super_read_only")
+                ((closed,),) = ask(self._conn, "SELECT @@global.super_read_only")
             if closed:
                 out.append(Problem(
                     "setting", "super_read_only is ON: nothing could be put into the source",
@@ -270,7 +271,7 @@ class NativeTableTarget:
     def _system_users(self, accounts: Sequence[str]) -> bool:
         """Whether one of them is a system user, in whose name only another may create anything."""
         with self._explained():
-            found = _ask(
+            found = ask(
                 self._conn,
                 "SELECT GRANTEE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'SYSTEM_USER'",
             )
@@ -296,11 +297,11 @@ class NativeTableTarget:
         with self._explained():
             while True:
                 if not at_once:
-                    ((holder,),) = _ask(self._conn, "SELECT IS_USED_LOCK(%s)", LOCK_NAME)
+                    ((holder,),) = ask(self._conn, "SELECT IS_USED_LOCK(%s)", LOCK_NAME)
                     if holder is not None:
                         with contextlib.suppress(pymysql.err.MySQLError):
-                            _run(self._conn, f"KILL CONNECTION {int(holder)}")
-                ((got,),) = _ask(self._conn, "SELECT GET_LOCK(%s, 2)", LOCK_NAME)
+                            run(self._conn, f"KILL CONNECTION {int(holder)}")
+                ((got,),) = ask(self._conn, "SELECT GET_LOCK(%s, 2)", LOCK_NAME)
                 if got == 1:
                     return
                 if time.monotonic() > deadline:
@@ -313,12 +314,12 @@ class NativeTableTarget:
         """Create the shadow and fill it. Foreign keys whose names are taken by the table of now are put on later."""
         d = then.definition
         with self._explained():
-            _run(self._conn, "SET NAMES utf8mb4")
+            run(self._conn, "SET NAMES utf8mb4")
             self.forget(d.schema, shadow)
             # The table is created under the settings that its text was written for, and nothing is made nicer.
-            _run(self._conn, "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES'")
+            run(self._conn, "SET SESSION sql_mode = 'NO_AUTO_VALUE_ON_ZERO,ALLOW_INVALID_DATES'")
             checks = now is None or self._dialect.family == "MariaDB"
-            _run(self._conn, shadow_ddl(d, shadow, keys=now is None, checks=checks))
+            run(self._conn, shadow_ddl(d, shadow, keys=now is None, checks=checks))
             failpoint("table.created")
             held, rows = 0, 0
             self._conn.begin()
@@ -333,10 +334,10 @@ class NativeTableTarget:
                 progress(rows)
             self._conn.commit()
             _settle(self._conn)
-            _run(self._conn, "SET NAMES utf8mb4")
+            run(self._conn, "SET NAMES utf8mb4")
             counters = [s.auto_increment for s in (then, now) if s is not None and s.auto_increment is not None]
             if then.auto_increment is not None and counters:
-                _run(self._conn, f"ALTER TABLE {quoted(d.schema, shadow)} AUTO_INCREMENT = {max(counters)}")
+                run(self._conn, f"ALTER TABLE {quoted(d.schema, shadow)} AUTO_INCREMENT = {max(counters)}")
 
     def content(self, table: TableFile, shadow: str, progress: Progress) -> tuple[int, bytes]:
         with self._explained():
@@ -359,7 +360,7 @@ class NativeTableTarget:
                     f" AND NOT EXISTS (SELECT 1 FROM {parent} p WHERE {joined})"
                 )
                 try:
-                    ((count,),) = _ask(self._conn, sql)
+                    ((count,),) = ask(self._conn, sql)
                 except pymysql.err.ProgrammingError as error:
                     raise AgentError(
                         "orphan", f"{name} points at a table that is not there: {error.args[-1]}"
@@ -375,7 +376,7 @@ class NativeTableTarget:
         columns = ", ".join(map(quoted, child.columns))
         set_ = " AND ".join(f"{quoted(c)} IS NOT NULL" for c in child.columns)
         with self._explained():
-            found = _ask(
+            found = ask(
                 self._conn,
                 f"SELECT DISTINCT {columns} FROM {quoted(child.schema, child.table)} WHERE {set_} LIMIT {most + 1}",
             )
@@ -387,7 +388,7 @@ class NativeTableTarget:
         joined = " AND ".join(f"p.{quoted(b)} = c.{quoted(a)}" for a, b in pairs)
         set_ = " AND ".join(f"c.{quoted(a)} IS NOT NULL" for a, _ in pairs)
         with self._explained():
-            found = _ask(
+            found = ask(
                 self._conn,
                 f"SELECT DISTINCT {columns} FROM {quoted(child.schema, child.table)} c WHERE {set_}"
                 f" AND NOT EXISTS (SELECT 1 FROM {quoted(schema, shadow)} p WHERE {joined})",
@@ -396,40 +397,29 @@ class NativeTableTarget:
 
     def read_only(self) -> str:
         with self._explained():
-            return str(_ask(self._conn, "SELECT @@global.read_only")[0][0])
+            return fence.read_only(self._conn)
 
     def fence(self) -> None:
         with self._explained():
-            _run(self._conn, f"SET SESSION lock_wait_timeout = {FENCE_WAIT_S}")
-            try:
-                _run(self._conn, "SET GLOBAL read_only = 1")
-            except pymysql.err.OperationalError as error:
-                if error.args[0] != 1205:
-                    raise
-                raise AgentError(
-                    "fence-timeout",
-                    f"the source could not be made read-only within {FENCE_WAIT_S} s",
-                    "a long-running write statement or LOCK TABLES holds it off: let it end, then run the plan again",
-                ) from error
+            fence.close(self._conn, "then run the plan again")
 
     def unfence(self, before: str) -> None:
         with self._explained():
-            if str(_ask(self._conn, "SELECT @@global.read_only")[0][0]) != before:
-                _run(self._conn, f"SET GLOBAL read_only = {before if before.isdigit() else repr(before)}")
+            fence.reopen(self._conn, before)
 
     def swap(self, plan: str, digest: bytes, schema: str, table: str, shadow: str, kept: str) -> None:
         """`kept` empty: there is no table to keep."""
         with self._explained():
             for statement in _OWN:
-                _run(self._conn, statement)
-            _run(
+                run(self._conn, statement)
+            run(
                 self._conn,
                 "INSERT IGNORE INTO `holdfast`.`table_rollback` (plan, digest, at_us) VALUES (%s, %s, %s)",
                 plan, digest, now_us(),
             )  # fmt: skip
             failpoint("table.noted")
             moves = [f"{quoted(schema, table)} TO {quoted(schema, kept)}"] if kept else []
-            _run(
+            run(
                 self._conn,
                 "RENAME TABLE " + ", ".join([*moves, f"{quoted(schema, shadow)} TO {quoted(schema, table)}"]),
             )
@@ -437,7 +427,7 @@ class NativeTableTarget:
     def swapped(self, plan: str, schema: str, table: str, shadow: str, kept: str) -> bool:
         """Whether `swap` of this plan has happened."""
         with self._explained():
-            noted = self._exists("holdfast", "table_rollback") and _ask(
+            noted = self._exists("holdfast", "table_rollback") and ask(
                 self._conn, "SELECT 1 FROM `holdfast`.`table_rollback` WHERE plan = %s", plan
             )
             there = self._exists(schema, table) and not self._exists(schema, shadow)
@@ -451,25 +441,25 @@ class NativeTableTarget:
         d = then.definition
         name = quoted(d.schema, d.table)
         with self._explained():
-            _run(self._conn, "SET SESSION foreign_key_checks = 0")
+            run(self._conn, "SET SESSION foreign_key_checks = 0")
             if kept:
                 for key in _keys_of(self._conn, d.schema, kept):
-                    _run(self._conn, f"ALTER TABLE {quoted(d.schema, kept)} DROP FOREIGN KEY {quoted(key)}")
-                for (trigger,) in _ask(
+                    run(self._conn, f"ALTER TABLE {quoted(d.schema, kept)} DROP FOREIGN KEY {quoted(key)}")
+                for (trigger,) in ask(
                     self._conn,
                     "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE EVENT_OBJECT_SCHEMA = %s"
                     " AND EVENT_OBJECT_TABLE = %s",
                     d.schema, kept,
                 ):  # fmt: skip
-                    _run(self._conn, f"DROP TRIGGER {quoted(d.schema, trigger)}")
+                    run(self._conn, f"DROP TRIGGER {quoted(d.schema, trigger)}")
             failpoint("table.stripped")
             missing = [c for k, c in then.foreign_keys.items() if k not in _keys_of(self._conn, d.schema, d.table)]
             if missing:
-                _run(self._conn, f"ALTER TABLE {name} " + ", ".join(f"ADD {clause}" for clause in missing))
+                run(self._conn, f"ALTER TABLE {name} " + ", ".join(f"ADD {clause}" for clause in missing))
             for child in children:
                 self._point_back(child, d)
             failpoint("table.pointed-back")
-            there = {str(r[0]) for r in _ask(
+            there = {str(r[0]) for r in ask(
                 self._conn, "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = %s", d.schema
             )}  # fmt: skip
             for trigger in then.triggers:
@@ -477,11 +467,11 @@ class NativeTableTarget:
                     for statement in create_statements(trigger):
                         _raw(self._conn, statement)
             _settle(self._conn)
-            _run(self._conn, "SET NAMES utf8mb4")
+            run(self._conn, "SET NAMES utf8mb4")
 
     def _point_back(self, child: ChildKey, parent: TableDefinition) -> None:
         name = quoted(child.schema, child.table)
-        found = _ask(
+        found = ask(
             self._conn,
             "SELECT UNIQUE_CONSTRAINT_SCHEMA, REFERENCED_TABLE_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS"
             " WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s AND CONSTRAINT_NAME = %s",
@@ -490,23 +480,23 @@ class NativeTableTarget:
         if found and found[0] == (parent.schema, parent.table):
             return
         if found:
-            _run(self._conn, f"ALTER TABLE {name} DROP FOREIGN KEY {quoted(child.constraint)}")
+            run(self._conn, f"ALTER TABLE {name} DROP FOREIGN KEY {quoted(child.constraint)}")
             failpoint("table.child-stripped")
-        _run(self._conn, f"ALTER TABLE {name} ADD {child.clause}")
+        run(self._conn, f"ALTER TABLE {name} ADD {child.clause}")
 
     def forget(self, schema: str, shadow: str) -> None:
         """Drop a shadow, if it is there."""
         with self._explained():
-            _run(self._conn, "SET SESSION foreign_key_checks = 0")
+            run(self._conn, "SET SESSION foreign_key_checks = 0")
             if self._exists(schema, shadow):
-                _run(self._conn, f"DROP TABLE {quoted(schema, shadow)}")
+                run(self._conn, f"DROP TABLE {quoted(schema, shadow)}")
 
     def position(self) -> str:
         with self._explained(), self._conn.cursor(Cursor) as cursor:
             return whereabouts.position(cursor, self._dialect)
 
     def _exists(self, schema: str, table: str) -> bool:
-        return bool(_ask(
+        return bool(ask(
             self._conn, "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s", schema, table
         ))  # fmt: skip
 
@@ -521,11 +511,11 @@ class NativeTableTarget:
 def _settle(conn: pymysql.Connection[Any]) -> None:
     """Session settings that nothing here depends on the server's defaults for."""
     family = dialect(conn).family
-    _run(conn, _SESSION.format(more=_MORE[family]))
+    run(conn, _SESSION.format(more=_MORE[family]))
     if family == "MySQL":
         # A table may be without a key. Who may not say so lacks a right that `lacks` tells of.
         with contextlib.suppress(pymysql.err.OperationalError):
-            _run(conn, "SET SESSION sql_require_primary_key = 0")
+            run(conn, "SET SESSION sql_require_primary_key = 0")
 
 
 def shadow_ddl(d: TableDefinition, shadow: str, *, keys: bool, checks: bool = True) -> str:
@@ -548,7 +538,7 @@ def shadow_ddl(d: TableDefinition, shadow: str, *, keys: bool, checks: bool = Tr
 
 
 def _keys_of(conn: pymysql.Connection[Any], schema: str, table: str) -> set[str]:
-    return {str(r[0]) for r in _ask(
+    return {str(r[0]) for r in ask(
         conn,
         "SELECT CONSTRAINT_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE CONSTRAINT_SCHEMA = %s AND TABLE_NAME = %s",
         schema, table,
@@ -556,7 +546,7 @@ def _keys_of(conn: pymysql.Connection[Any], schema: str, table: str) -> set[str]
 
 
 def _privileges_on(conn: pymysql.Connection[Any], schema: str, table: str) -> tuple[str, ...]:
-    rows = _ask(
+    rows = ask(
         conn,
         "SELECT GRANTEE, GROUP_CONCAT(PRIVILEGE_TYPE ORDER BY PRIVILEGE_TYPE SEPARATOR ', ') FROM"
         " information_schema.TABLE_PRIVILEGES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s GROUP BY GRANTEE ORDER BY GRANTEE",
@@ -573,20 +563,9 @@ def _grant(privileges: str, where: str, account: str) -> Problem:
     )
 
 
-def _run(conn: pymysql.Connection[Any], sql: str, *args: Any) -> None:
-    with conn.cursor(Cursor) as cursor:
-        cursor.execute(sql, args or None)
-
-
 def _raw(conn: pymysql.Connection[Any], sql: bytes) -> None:
     with conn.cursor(Cursor) as cursor:
         cursor.execute(sql)  # type: ignore[call-overload]  # bytes go as they are
-
-
-def _ask(conn: pymysql.Connection[Any], sql: str, *args: Any) -> list[tuple[Any, ...]]:
-    with conn.cursor(Cursor) as cursor:
-        cursor.execute(sql, args or None)
-        return list(cursor.fetchall())
 
 
 def dangling_problem(child: ChildKey, keys: Sequence[tuple[Any, ...]]) -> Problem:

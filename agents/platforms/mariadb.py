@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from agents.mysql import apply, bound
+from agents.mysql import apply, bound, replay
 from agents.mysql.preflight import Must, Requirements, Values, Warn, common_warnings
-from agents.mysql.replay import MariaDBReplayer
+from agents.mysql.private import PrivateServer
+from agents.mysql.replayer import BinlogReplayer
 from agents.mysql.source import BinlogSource
 from agents.mysql.table import NativeTables
 from agents.protocol import Source, SourceSettings
@@ -25,9 +26,9 @@ def target(settings: SourceSettings, method: str = "native") -> Target:
     return bound.target(settings) if method == "bound" else apply.target(settings)
 
 
-def replayer() -> MariaDBReplayer:
+def replayer() -> BinlogReplayer:
     """See `agents.scratch.engine.Replayer`."""
-    return MariaDBReplayer()
+    return BinlogReplayer(replay, PrivateServer)
 
 
 def tables() -> NativeTables:

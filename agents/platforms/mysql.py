@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from agents.mysql import apply, bound
+from agents.mysql import apply, bound, replay_mysql
 from agents.mysql.preflight import Must, Requirements, Values, Warn, common_warnings
-from agents.mysql.replay_mysql import MySQLReplayer
+from agents.mysql.private_mysql import MySQLPrivateServer
+from agents.mysql.replayer import BinlogReplayer
 from agents.mysql.source import BinlogSource
 from agents.mysql.table import NativeTables
 from agents.protocol import Source, SourceSettings
@@ -16,9 +17,9 @@ from agents.rollback.target import Target
 __all__ = ["replayer", "source", "tables", "target"]
 
 
-def replayer() -> MySQLReplayer:
+def replayer() -> BinlogReplayer:
     """See `agents.scratch.engine.Replayer`."""
-    return MySQLReplayer()
+    return BinlogReplayer(replay_mysql, MySQLPrivateServer, mysql=True)
 
 
 def tables() -> NativeTables:

@@ -12,6 +12,7 @@ from struct import Struct
 from typing import Final
 
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.gtids import parse_gtid
 from streams.formats.errors import damaged
 
 UNTIL_REACHED: Final = 1 << 28
@@ -65,7 +66,7 @@ def one_phase(payload: bytes, *, checksum: bool) -> bytes:
     gtids = [e for e in events if e.type == ev.GTID]
     if len(gtids) != 2:
         raise damaged("an XA transaction's step")
-    gtid = ev.parse_gtid(ev.GTID, gtids[1].server_id, gtids[1].body)
+    gtid = parse_gtid(ev.GTID, gtids[1].server_id, gtids[1].body)
     head = Struct("<QIB").pack(gtid.sequence, gtid.domain, ev.GTID_TRANSACTIONAL) + bytes(6)
     common = {"server_id": gtid.server_id, "checksum": checksum, "artificial": False}
     kept = [

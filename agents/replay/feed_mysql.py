@@ -22,6 +22,7 @@ from agents.replay.feed import FILE_BYTES, Served
 from agents.replay.files import Files
 from streams.capture_log import StepFragment
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.gtids import parse_gtid
 from streams.formats.errors import FormatError
 
 _BATCH_BYTES: Final = 1 << 18
@@ -65,7 +66,7 @@ def gtids_in(payload: bytes) -> Iterator[Gtid]:
 def _gtid(event: bytes) -> Gtid:
     if len(event) < ev.HEADER_SIZE or event[4] not in _NUMBERED:
         raise FormatError("malformed", "a step does not begin with a GTID event")
-    return gtid_sets.gtid(ev.parse_gtid(event[4], 0, event[ev.HEADER_SIZE :]).text)
+    return gtid_sets.gtid(parse_gtid(event[4], 0, event[ev.HEADER_SIZE :]).text)
 
 
 def _plainly(fragments: Iterable[StepFragment]) -> Iterator[StepFragment]:

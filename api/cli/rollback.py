@@ -161,6 +161,11 @@ def _summary(ask: Ask, found: dict[str, Any]) -> None:
         )
     if found["dependant_steps"]:
         _dependants(found)
+    _what_is_wrong(found)
+
+
+def _what_is_wrong(found: dict[str, Any]) -> None:
+    """With a plan: what is in its way, what to know before, and why it ended as it did."""
     if found["obstacles"]:
         click.echo("In the way, so it cannot run:", err=True)
         say_problems(found["obstacles"])
@@ -572,15 +577,7 @@ def _table_summary(found: dict[str, Any]) -> None:
             *(f"+ {x.strip()}" for x in then if x not in now),
         ]:
             click.echo("  " + clean(line))
-    if found["obstacles"]:
-        click.echo("In the way, so it cannot run:", err=True)
-        say_problems(found["obstacles"])
-    if found["warnings"]:
-        click.echo("To know before it runs:", err=True)
-        say_problems(found["warnings"], "!")
-    if found["problems"]:
-        click.echo(f"Why it {found['state']}:", err=True)
-        say_problems(found["problems"])
+    _what_is_wrong(found)
 
 
 COMMANDS = (plan, undo, show, approve, run, forward, table, list_all, abandon)

@@ -16,7 +16,8 @@ from projections.views.base import Connection
 from projections.views.timeline import Granule
 from streams.capture_log import StepFragment
 from streams.formats.binlog import events as ev
-from streams.formats.binlog.events import HEADER_SIZE, parse_gtid
+from streams.formats.binlog.events import HEADER_SIZE
+from streams.formats.binlog.gtids import parse_gtid
 
 _MARIADB = re.compile(r"(\d{1,10})-(\d{1,10})-(\d{1,20})")
 # One GTID, or a set that a source's transactions without gaps come to: its last one is meant.

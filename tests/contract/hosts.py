@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from agents.machines import DiskSnapshot, Host, Snapshot, Wanted
-from tests.stand_ins.memory_host import Hypervisor, MemoryHost
+from tests.stand_ins.hypervisor import Hypervisor
+from tests.stand_ins.memory_host import MemoryHost
 
 
 class HostGround(Protocol):

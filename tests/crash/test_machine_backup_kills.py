@@ -25,7 +25,8 @@ from agents.repository.stores.local import LocalStore
 from streams.events import AssetChanged, PointSealed, SessionOpened
 from streams.settings import Settings
 from tests.stack.agent import AgentProcess, await_job, events, send
-from tests.stand_ins.memory_host import Fault, Hypervisor, registered
+from tests.stand_ins.hypervisor import Fault, Hypervisor
+from tests.stand_ins.memory_host import registered
 
 pytestmark = pytest.mark.crash
 

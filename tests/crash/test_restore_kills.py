@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from agents.restore.folder import MARKER
-from tests.stand_ins.memory_host import Hypervisor, MemoryHost
+from tests.stand_ins.hypervisor import Hypervisor
+from tests.stand_ins.memory_host import MemoryHost
 from tests.stand_ins.restore_worker import BLOCK, images
 from tests.unit.agents.repository.trees import described, zoo
 

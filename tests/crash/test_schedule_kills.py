@@ -23,7 +23,7 @@ from streams.publish import Publisher
 from streams.settings import Settings
 from tests.stack.agent import AgentProcess, await_it, await_job, events, messages, send
 from tests.stack.servers import KafkaServer, PostgresServer, make_site
-from tests.stand_ins.memory_host import Hypervisor
+from tests.stand_ins.hypervisor import Hypervisor
 
 pytestmark = pytest.mark.crash
 PLACES = (

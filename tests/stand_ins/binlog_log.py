@@ -17,6 +17,7 @@ from agents.mysql.dialects import dialect
 from streams.capture_log import Wanted
 from streams.errors import StreamError
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.gtids import parse_gtid
 from streams.formats.binlog.step import split_steps, summarise
 
 
@@ -128,7 +129,7 @@ def _place(fde: ev.FormatDescription, payload: bytes, file: str) -> str:
     events = list(ev.iter_events(payload, fde.has_checksum))
     first = events[0]
     if first.type in ev.GTIDS and first.type != ev.MYSQL_ANONYMOUS_GTID:
-        return ev.parse_gtid(first.type, first.server_id, first.body).text
+        return parse_gtid(first.type, first.server_id, first.body).text
     return f"{file}:{events[-1].next_pos}"
 
 

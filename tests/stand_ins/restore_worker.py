@@ -28,7 +28,8 @@ from agents.restore import directory, folder, machine
 from agents.restore.progress import Limit
 from agents.restore.task import Task
 from tests.stand_ins.chunk_store import ChunkStore
-from tests.stand_ins.memory_host import Hypervisor, MemoryHost, registered
+from tests.stand_ins.hypervisor import Hypervisor
+from tests.stand_ins.memory_host import MemoryHost, registered
 from tests.unit.agents.backup.site import closing
 from tests.unit.agents.restore.site import Restores
 

@@ -1,4 +1,4 @@
-"""Events of the MySQL and MariaDB binary log: framing, headers and the events that are not rows.
+"""Events of the MySQL and MariaDB binary log: framing, headers and the events that are not rows (`gtids` has theirs).
 
 Knows single events. Does not know how events form a step (`step`), nor rows (`table_map`, `rows`), nor the network
 protocol that carries them. All integers of the format are little-endian unless said otherwise.
@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final, NamedTuple
 
-import zstandard
-
+from streams.formats.binlog.compressed import decompress, payload
 from streams.formats.errors import FormatError, damaged, only_format_errors
 
 Buffer = bytes | bytearray | memoryview
@@ -107,12 +106,6 @@ GTID_ROLLBACK_ALTER: Final = 0x08
 CHECKSUM_NONE: Final = 0
 CHECKSUM_CRC32: Final = 1
 
-# zlib cannot expand further than this; a larger claim is damage, not a reason to allocate memory.
-_ZLIB_MAX_RATIO = 1032
-# zstd stores a block of 128 KiB of one byte in four bytes.
-_ZSTD_MAX_RATIO = 32768
-_MAX_DECOMPRESSED = 1 << 30
-
 WHOLE_EVENTS_HINT: Final = "give the parser whole events"
 
 _header = Struct("<IBIIIH")
@@ -176,65 +169,6 @@ class XaId:
 
     def __str__(self) -> str:
         return f"X'{self.gtrid.hex()}',X'{self.bqual.hex()}',{self.format_id}"
-
-
-@dataclass(frozen=True, slots=True)
-class Gtid:
-    """The event that opens a step. `text`: the notation of the server (MariaDB `0-1-100`, MySQL `uuid:100` or
-    `uuid:tag:100`)."""
-
-    text: str
-    domain: int
-    server_id: int
-    sequence: int
-    flags: int = 0
-    flags_extra: int = 0
-    commit_id: int | None = None
-    xa: XaId | None = None
-
-    @property
-    def standalone(self) -> bool:
-        """No closing event follows: the step is the one statement after this event."""
-        return bool(self.flags & GTID_STANDALONE)
-
-    @property
-    def transactional(self) -> bool:
-        """Every table touched supports rollback (so the server claims)."""
-        return bool(self.flags & GTID_TRANSACTIONAL)
-
-    @property
-    def ddl(self) -> bool:
-        return bool(self.flags & GTID_DDL)
-
-    @property
-    def waited(self) -> bool:
-        return bool(self.flags & GTID_WAITED)
-
-    @property
-    def prepared_xa(self) -> bool:
-        return bool(self.flags & GTID_PREPARED_XA)
-
-    @property
-    def completed_xa(self) -> bool:
-        return bool(self.flags & GTID_COMPLETED_XA)
-
-
-@dataclass(frozen=True, slots=True)
-class GtidListEntry:
-    domain: int
-    server_id: int
-    sequence: int
-
-    def __str__(self) -> str:
-        return f"{self.domain}-{self.server_id}-{self.sequence}"
-
-
-@dataclass(frozen=True, slots=True)
-class GtidList:
-    """MariaDB: the binlog state at the start of a file. `flags`: upper four bits of the count (1 stop, 2 until)."""
-
-    entries: tuple[GtidListEntry, ...]
-    flags: int
 
 
 # Status variables of a query event (Q_*): code -> fixed size, or None for those measured while parsing.
@@ -469,94 +403,6 @@ def parse_format_description(event: Buffer) -> FormatDescription:
     return _format_description(bytes(event))
 
 
-@only_format_errors("a GTID event")
-def parse_gtid(event_type: int, server_id: int, body: Buffer) -> Gtid:
-    """The body of a MariaDB GTID event (162; `server_id` comes from its header) or of a MySQL one (33, 34, 42)."""
-    raw = bytes(body)
-    if event_type == GTID:
-        return _parse_mariadb_gtid(server_id, raw)
-    if event_type in (MYSQL_GTID, MYSQL_ANONYMOUS_GTID):
-        (number,) = Struct("<q").unpack_from(raw, 17)
-        text = f"{_uuid(raw[1:17])}:{number}" if event_type == MYSQL_GTID else ANONYMOUS
-        return Gtid(text=text, domain=0, server_id=server_id, sequence=number)
-    if event_type == MYSQL_GTID_TAGGED:
-        source, tag, number = _tagged(raw)
-        return Gtid(text=f"{_uuid(source)}:{tag}:{number}", domain=0, server_id=server_id, sequence=number)
-    raise FormatError("unsupported-event", f"{event_name(event_type)} is not a GTID event that can be read")
-
-
-def _uuid(raw: bytes) -> str:
-    if len(raw) != 16:
-        raise IndexError
-    text = raw.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def _tagged(raw: bytes) -> tuple[bytes, str, int]:
-    """UUID, tag and number of MySQL's tagged GTID event, which is written in its serialisation format: version, size, the
-    last field that must be known, then fields in ascending order, each with its id. 0 flags, 1 UUID, 2 number, 3 tag."""
-    at = 0
-
-    def number() -> int:
-        """As many bits set at the low end as bytes follow; the value stands above them."""
-        nonlocal at
-        more = (~raw[at] & -~raw[at]).bit_length() - 1 if raw[at] != 0xFF else 8
-        if at + 1 + more > len(raw):
-            raise IndexError
-        value = int.from_bytes(raw[at : at + 1 + more], "little") >> min(more + 1, 8)
-        at += 1 + more
-        return value
-
-    for _ in range(3):
-        number()
-    source, tag, sequence = b"", "", 0
-    while at < len(raw) and (field_id := number()) <= 3:
-        if field_id == 1:
-            source = bytes(number() & 0xFF for _ in range(16))
-        elif field_id == 2:
-            zigzag = number()
-            sequence = -(zigzag >> 1) - 1 if zigzag & 1 else zigzag >> 1
-        elif field_id == 3:
-            length = number()
-            if at + length > len(raw):
-                raise IndexError
-            tag = raw[at : at + length].decode("ascii", "replace")
-            at += length
-        else:
-            number()
-    return source, tag, sequence
-
-
-def _parse_mariadb_gtid(server_id: int, raw: bytes) -> Gtid:
-    sequence, domain, flags = Struct("<QIB").unpack_from(raw)
-    at = 13
-    commit_id: int | None = None
-    xa: XaId | None = None
-    if flags & GTID_GROUP_COMMIT_ID:
-        (commit_id,) = _u64.unpack_from(raw, at)
-        at += 8
-    if flags & (GTID_PREPARED_XA | GTID_COMPLETED_XA):
-        format_id, gtrid, bqual = Struct("<iBB").unpack_from(raw, at)
-        at += 6
-        if at + gtrid + bqual > len(raw):
-            raise IndexError
-        xa = XaId(format_id, raw[at : at + gtrid], raw[at + gtrid : at + gtrid + bqual])
-        at += gtrid + bqual
-    extra = raw[at] if at < len(raw) else 0
-    return Gtid(f"{domain}-{server_id}-{sequence}", domain, server_id, sequence, flags, extra, commit_id, xa)
-
-
-@only_format_errors("a GTID list event")
-def parse_gtid_list(body: Buffer) -> GtidList:
-    raw = bytes(body)
-    (word,) = _u32.unpack_from(raw)
-    count, flags = word & 0x0FFFFFFF, word >> 28
-    if 4 + 16 * count > len(raw):
-        raise IndexError
-    entry = Struct("<IIQ")
-    return GtidList(tuple(GtidListEntry(*entry.unpack_from(raw, 4 + 16 * i)) for i in range(count)), flags)
-
-
 @only_format_errors("an XID event")
 def parse_xid(body: Buffer) -> int:
     return int(_u64.unpack_from(body)[0])
@@ -667,70 +513,11 @@ def parse_binlog_checkpoint(body: Buffer) -> str:
     return raw[4 : 4 + length].decode("utf-8", "surrogateescape")
 
 
-@only_format_errors("a compressed event")
-def decompress(data: Buffer) -> bytes:
-    """MariaDB's log_bin_compress: a byte `1 000 0 nnn`, the original length in n bytes (big-endian), a zlib stream."""
-    raw = bytes(data)
-    head = raw[0]
-    if not head & 0x80 or head & 0x70:
-        raise FormatError("unsupported-event", f"a compressed event uses algorithm {head >> 4 & 7}, which is not known")
-    width = head & 0x07
-    if not 1 <= width <= 4 or len(raw) < 1 + width:
-        raise IndexError
-    size = int.from_bytes(raw[1 : 1 + width], "big")
-    if size > _MAX_DECOMPRESSED or size > _ZLIB_MAX_RATIO * len(raw) + 64:
-        raise FormatError("too-large", f"a compressed event of {len(raw)} bytes claims to hold {size}")
-    inflater = zlib.decompressobj()
-    out = inflater.decompress(raw[1 + width :], size + 1)
-    if len(out) != size or not inflater.eof:
-        raise damaged("a compressed event")
-    return out
-
-
 @only_format_errors("a transaction payload")
 def transaction_payload(body: Buffer) -> bytes:
-    """The events, without checksums, that a transaction payload (40) holds compressed.
-
-    Fields of type, length and value (packed integers): 1 size, 2 algorithm (0 zstd, 255 none), 3 size of what is compressed;
-    0 ends them and is followed by the data.
-    """
-    raw = bytes(body)
-    at, algorithm, size = 0, 255, 0
-    while True:
-        kind, at = _packed(raw, at)
-        if kind == 0:
-            break
-        length, at = _packed(raw, at)
-        value, _ = _packed(raw, at)
-        if at + length > len(raw):
-            raise IndexError
-        at += length
-        algorithm, size = (value, size) if kind == 2 else (algorithm, value) if kind == 3 else (algorithm, size)
-    data = raw[at:]
-    if algorithm == 255:
-        return _without_payloads(data)
-    if algorithm != 0:
-        raise FormatError("unsupported-event", f"a transaction payload uses algorithm {algorithm}, which is not known")
-    if size > _MAX_DECOMPRESSED or size > _ZSTD_MAX_RATIO * len(data) + 64:
-        raise FormatError("too-large", f"a transaction payload of {len(raw)} bytes claims to hold {size}")
-    pieces, left = [], size
-    try:
-        reader = zstandard.ZstdDecompressor().stream_reader(data)
-        # One more byte is asked for than is claimed. What is asked for is allocated, so it is asked for in pieces.
-        while piece := reader.read(min(left + 1, 1 << 20)):
-            pieces.append(piece)
-            left -= len(piece)
-            if left < 0:
-                break
-    except zstandard.ZstdError as error:
-        raise damaged("a transaction payload") from error
-    if left:
-        raise damaged("a transaction payload")
-    return _without_payloads(b"".join(pieces))
-
-
-def _without_payloads(events: bytes) -> bytes:
-    """`events`, which must not hold another payload: there would be no end to what they could expand to."""
+    """The events, without checksums, that a transaction payload (40) holds compressed; another payload is not among them:
+    there would be no end to what they could expand to."""
+    events = payload(body)
     at, end = 0, len(events)
     while at < end:
         header = parse_header(events, at)
@@ -738,12 +525,3 @@ def _without_payloads(events: bytes) -> bytes:
             raise damaged("a transaction payload")
         at += header.length
     return events
-
-
-def _packed(raw: bytes, at: int) -> tuple[int, int]:
-    """A packed integer at `at`, and where it ends."""
-    first = raw[at]
-    width = {0xFC: 2, 0xFD: 3, 0xFE: 8}.get(first, 0)
-    if first >= 0xFF or at + 1 + width > len(raw):
-        raise IndexError
-    return (int.from_bytes(raw[at + 1 : at + 1 + width], "little") if width else first), at + 1 + width

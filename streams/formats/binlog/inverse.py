@@ -24,13 +24,13 @@ from struct import Struct
 from typing import Final, Literal, NamedTuple
 
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.compressed import decompress
 from streams.formats.binlog.events import (
     CHECKSUM_SIZE,
     HEADER_SIZE,
     WHOLE_EVENTS_HINT,
     Buffer,
     FormatDescription,
-    decompress,
     event_name,
     iter_events,
     parse_format_description,

@@ -18,7 +18,8 @@ from typing import Final, Literal, NamedTuple
 from streams.formats.binlog import events as ev
 from streams.formats.binlog import jsonb
 from streams.formats.binlog import table_map as t
-from streams.formats.binlog.events import Buffer, decompress, event_name
+from streams.formats.binlog.compressed import decompress
+from streams.formats.binlog.events import Buffer, event_name
 from streams.formats.binlog.readers import Reader, reader_of
 from streams.formats.binlog.table_map import TableMap, packed_integer
 from streams.formats.binlog.values import ABSENT, JsonBinary, Value, size_of

@@ -20,20 +20,20 @@ from struct import Struct
 from typing import Final, Literal, NamedTuple
 
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.compressed import decompress
 from streams.formats.binlog.events import (
     CHECKSUM_SIZE,
     HEADER_SIZE,
     WHOLE_EVENTS_HINT,
     Buffer,
     FormatDescription,
-    Gtid,
     event_name,
     iter_events,
     parse_format_description,
-    parse_gtid,
     parse_query,
     parse_xa_prepare,
 )
+from streams.formats.binlog.gtids import Gtid, parse_gtid
 from streams.formats.binlog.rows import (
     COMPRESSED,
     KINDS,
@@ -262,7 +262,7 @@ class Summariser:
         data, body = head.data, slice(at, end)
         whole = buffer
         if kind in COMPRESSED:
-            buffer = ev.decompress(buffer[data:end])
+            buffer = decompress(buffer[data:end])
             data, end = 0, len(buffer)
         if head.before is None or head.after is None:
             layout = layout_of(table_map, head.before or head.after or b"")
@@ -539,7 +539,7 @@ def _rows_events(
             if table_map is not None:
                 head = parse_rows_head(kind, buffer, at + HEADER_SIZE, stop - trailer)
                 if kind in COMPRESSED:
-                    data = ev.decompress(buffer[head.data : stop - trailer])
+                    data = decompress(buffer[head.data : stop - trailer])
                     yield table_map, head, data, 0, len(data)
                 else:
                     yield table_map, head, buffer, head.data, stop - trailer

@@ -11,7 +11,8 @@ from agents import registry
 from agents.errors import AgentError, SourceUnavailable
 from agents.machines import Wanted
 from tests.contract.hosts import changed_bytes, kept, read_whole, snapshot_of, the_disk
-from tests.stand_ins.memory_host import Fault, Hypervisor, MemoryHost, registered
+from tests.stand_ins.hypervisor import Fault, Hypervisor
+from tests.stand_ins.memory_host import MemoryHost, registered
 
 
 def test_the_kind_is_known_while_registered(tmp_path: Path) -> None:

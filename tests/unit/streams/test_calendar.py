@@ -12,20 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from streams.calendar import (
+from streams.calendar import Schedule, closes, due, instants, is_open, latest, next_runs, opens
+from streams.rules import (
     WEEKDAYS,
     CalendarError,
     Dated,
     Rule,
-    Schedule,
     Weekly,
-    closes,
-    due,
-    instants,
-    is_open,
-    latest,
-    next_runs,
-    opens,
     parse_rule,
     parse_span,
     rule_text,

@@ -27,7 +27,7 @@ from agents.repository.stores.memory import MemoryStore
 from agents.repository.stores.recorded import RecordedStore
 from streams.events import Event, HostDefined, Problem, RepositoryDefined
 from streams.ids import uuid7
-from tests.stand_ins.memory_host import Hypervisor
+from tests.stand_ins.hypervisor import Hypervisor
 
 BLOCK = 65_536
 

@@ -23,7 +23,8 @@ from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.points import Point
 from streams.ids import uuid7
 from tests.stack.agent import await_it
-from tests.stand_ins.memory_host import Fault, registered
+from tests.stand_ins.hypervisor import Fault
+from tests.stand_ins.memory_host import registered
 from tests.unit.agents.backup.site import BLOCK, Guest, Site, closing
 
 MIB = 1 << 20

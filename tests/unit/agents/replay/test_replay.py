@@ -17,7 +17,8 @@ from agents.baseline import load, making
 from agents.baseline.manifest import read_manifest
 from agents.errors import AgentError
 from agents.mysql.private import PrivateServer
-from agents.mysql.replay import give_owners, keep_only, parents, replay
+from agents.mysql.replay import replay
+from agents.mysql.replayer import give_owners, keep_only, parents
 from agents.protocol import SourceSettings
 from agents.replay.chosen import Chosen, needed
 from agents.replay.feed import Served, gtid_of

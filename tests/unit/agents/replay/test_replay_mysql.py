@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from agents import registry
 from agents.baseline import making
 from agents.baseline.manifest import read_manifest
 from agents.errors import AgentError
 from agents.mysql import gtid_sets
 from agents.mysql.private_mysql import MySQLPrivateServer
-from agents.mysql.replay_mysql import MySQLReplayer, replay
+from agents.mysql.replay_mysql import program, replay
 from agents.protocol import SourceSettings
 from agents.replay.feed import Served
 from agents.replay.feed_mysql import gtids_in, position_after
@@ -102,10 +103,10 @@ def test_a_copy_is_the_source_at_every_step_that_was_remembered(
                 cursor.execute(statement.format(n=n))
             remember()
     at = sorted(states)
-    replayer = MySQLReplayer()
-    program = replayer.program(read_manifest(folder), program_of(source, tmp_path))
-    assert program is not None
-    server = replayer.server(program, tmp_path / "copy", manifest.variables, free_port())
+    replayer = registry.replayer("mysql")
+    mysqld = replayer.program(read_manifest(folder), program_of(source, tmp_path))
+    assert mysqld is not None
+    server = replayer.server(mysqld, tmp_path / "copy", manifest.variables, free_port())
     try:
         server.create()
         server.start_filling()
@@ -129,7 +130,7 @@ def test_a_copy_is_the_source_at_every_step_that_was_remembered(
     asked = [("walk", name) for name in ("plain", "copied_1", "child")]
     wanted = replayer.needed(log, folder, manifest, at[-1], asked)  # type: ignore[arg-type]
     assert wanted == {*asked, ("walk", "parent")}
-    server = replayer.server(program, tmp_path / "some", manifest.variables, free_port())
+    server = replayer.server(mysqld, tmp_path / "some", manifest.variables, free_port())
     try:
         server.create()
         server.start_filling()
@@ -204,5 +205,5 @@ def test_gtid_sets_are_read_as_they_are_sent() -> None:
 def test_sources_whose_copies_cannot_be_replayed_are_refused(version: str, position: str) -> None:
     manifest: Any = SimpleNamespace(server_version=version, position=position)
     with pytest.raises(AgentError) as refused:
-        MySQLReplayer().program(manifest, "")
+        program(manifest, "")
     assert refused.value.code == "kind-unsupported"

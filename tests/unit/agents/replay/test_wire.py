@@ -15,6 +15,7 @@ from agents.replay import events as made
 from agents.replay import wire
 from agents.replay.session import Session
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.gtids import parse_gtid, parse_gtid_list
 from streams.formats.binlog.step import summarise
 from streams.formats.errors import FormatError
 from tests.unit.streams.formats.recorded import golden
@@ -125,7 +126,7 @@ def test_a_replica_sets_where_it_is() -> None:
 def test_an_xa_transaction_is_served_as_a_plain_one() -> None:
     log = golden("groups")
     events = {e.offset: e for e in ev.iter_events(log.events, checksum=True)}
-    starts = [o for o, e in events.items() if e.type == ev.GTID and ev.parse_gtid(ev.GTID, 1, e.body).xa is not None]
+    starts = [o for o, e in events.items() if e.type == ev.GTID and parse_gtid(ev.GTID, 1, e.body).xa is not None]
     end = next(o + e.length for o, e in events.items() if o > starts[1] and e.type == ev.QUERY)
     step = log.events[starts[0] : end]
     whole, plain = summarise(log.fde, step), summarise(log.fde, made.one_phase(step, checksum=True))
@@ -148,9 +149,9 @@ def test_made_events_are_events(checksum: bool) -> None:
     found = list(ev.iter_events(made_up, checksum))
     assert [e.type for e in found] == [ev.ROTATE, ev.GTID_LIST, ev.GTID, ev.QUERY]
     assert ev.parse_rotate(found[0].body) == ev.Rotate("f.000001", 4)
-    until = ev.parse_gtid_list(found[1].body)
+    until = parse_gtid_list(found[1].body)
     assert (until.flags, str(until.entries[0])) == (1, "0-1-100")
-    assert ev.parse_gtid(ev.GTID, found[2].server_id, found[2].body).text == "0-1-101"
+    assert parse_gtid(ev.GTID, found[2].server_id, found[2].body).text == "0-1-101"
     assert ev.parse_query(found[3].body).sql == b"# nothing"
     for e in found:
         event = made_up[e.offset : e.offset + e.length]

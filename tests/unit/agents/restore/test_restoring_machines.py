@@ -24,7 +24,8 @@ from agents.restore import writing
 from streams.events import HostDefined
 from streams.ids import uuid7
 from tests.stand_ins import memory_host
-from tests.stand_ins.memory_host import Fault, MemoryHost, registered
+from tests.stand_ins.hypervisor import Fault
+from tests.stand_ins.memory_host import MemoryHost, registered
 from tests.unit.agents.backup.site import BLOCK, Guest, closing
 from tests.unit.agents.restore.site import Restores
 

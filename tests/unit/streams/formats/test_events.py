@@ -8,21 +8,19 @@ import zlib
 import pytest
 
 from streams.formats.binlog import events as ev
+from streams.formats.binlog.compressed import decompress
 from streams.formats.binlog.events import (
-    Gtid,
     XaId,
     checksum_matches,
-    decompress,
     iter_events,
     parse_format_description,
-    parse_gtid,
-    parse_gtid_list,
     parse_header,
     parse_incident,
     parse_query,
     parse_rotate,
     parse_xid,
 )
+from streams.formats.binlog.gtids import Gtid, parse_gtid, parse_gtid_list
 from streams.formats.errors import FormatError
 from tests.unit.streams.formats.recorded import GOLDEN, golden, golden_names
 

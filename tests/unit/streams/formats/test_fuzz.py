@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from streams.formats.binlog import events as ev
 from streams.formats.binlog import jsonb
+from streams.formats.binlog.compressed import decompress
 from streams.formats.binlog.events import FormatDescription, iter_events, parse_format_description
+from streams.formats.binlog.gtids import parse_gtid, parse_gtid_list
 from streams.formats.binlog.inverse import encode_event, native_batches, rename_table_map
 from streams.formats.binlog.rows import KINDS, parse_rows
 from streams.formats.binlog.sql import to_sql
@@ -31,7 +33,7 @@ STEPS = [(log.fde, step) for log in LOGS for step in log.steps if len(step) < 40
 
 PARSERS: list[Callable[[bytes], Any]] = [
     ev.parse_format_description,
-    ev.parse_gtid_list,
+    parse_gtid_list,
     ev.parse_xid,
     ev.parse_query,
     ev.parse_rotate,
@@ -41,7 +43,7 @@ PARSERS: list[Callable[[bytes], Any]] = [
     ev.parse_start_encryption,
     ev.parse_heartbeat,
     ev.parse_binlog_checkpoint,
-    ev.decompress,
+    decompress,
     ev.parse_header,
     ev.checksum_matches,
     parse_table_map,
@@ -55,7 +57,7 @@ PARSERS: list[Callable[[bytes], Any]] = [
     jsonb.parse_diffs,
     classify,
     is_account_statement,
-    *[lambda raw, kind=kind: ev.parse_gtid(kind, 1, raw) for kind in (*ev.GTIDS, 77)],
+    *[lambda raw, kind=kind: parse_gtid(kind, 1, raw) for kind in (*ev.GTIDS, 77)],
     *[lambda raw, kind=kind: parse_rows(kind, raw) for kind in (*KINDS, ev.PARTIAL_UPDATE_ROWS)],
 ]
 
@@ -146,7 +148,7 @@ def test_claims_do_not_take_memory() -> None:
     bomb = b"\x84\x3f\xff\xff\xff" + zlib.compress(b"\0" * 1000)
     tracemalloc.start()
     try:
-        survives(ev.decompress, bomb)
+        survives(decompress, bomb)
         for at in range(len(step)):
             raw = bytearray(step)
             raw[at : at + 4] = b"\xff\xff\xff\x3f"

@@ -17,10 +17,8 @@ import contextlib
 import logging
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -140,22 +138,21 @@ async def _serve(settings: Settings, name: str, views: Sequence[str], stop: thre
         loop.add_signal_handler(number, told_to_end)
     applier = Applier(settings, views, stop)
     watchdog = Watchdog(lambda: applier.applied, lambda: _behind(settings, views), stuck, patience_s)
-    with tempfile.TemporaryDirectory(prefix="holdfast-faust-") as scratch:
-        app = make_app(settings.kafka, name, applier, Path(scratch), instance=f"{settings.site}.{name}")
-        for view in views:
-            attach(app, view, log.full_topics(settings.kafka, VIEWS[view]), applier.apply, failed)
-        LOG.info("processing %s", ", ".join(views))
-        watchdog.start()
-        await app.start()
-        crashed = asyncio.ensure_future(app.wait_until_stopped())
-        crashed.add_done_callback(lambda _: end(EXIT_FAILED))
-        status = await ended
-        LOG.info("stopping" if status == 0 else "stopping after a failure")
-        stop.set()
-        watchdog.stop()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(app.stop(), 8)
-        await loop.run_in_executor(None, applier.close)
+    app = make_app(settings.kafka, name, applier, instance=f"{settings.site}.{name}")
+    for view in views:
+        attach(app, view, log.full_topics(settings.kafka, VIEWS[view]), applier.apply, failed)
+    LOG.info("processing %s", ", ".join(views))
+    watchdog.start()
+    await app.start()
+    crashed = asyncio.ensure_future(app.wait_until_stopped())
+    crashed.add_done_callback(lambda _: end(EXIT_FAILED))
+    status = await ended
+    LOG.info("stopping" if status == 0 else "stopping after a failure")
+    stop.set()
+    watchdog.stop()
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(app.stop(), 8)
+    await loop.run_in_executor(None, applier.close)
     return status
 
 

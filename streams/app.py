@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import faust
@@ -65,18 +64,22 @@ def _transport(offsets: OffsetStore) -> type[driver.Transport]:
     return Transport
 
 
-def make_app(kafka: KafkaSettings, name: str, offsets: OffsetStore, scratch: Path, instance: str = "") -> faust.App:
-    """An app whose consumer group is the prefix and `name`. `scratch` is a directory that Faust may put things into.
+class _App(faust.App):
+    def _create_directories(self) -> None:
+        """For tables in files, which there are not: whoever is killed would leave them behind."""
+
+
+def make_app(kafka: KafkaSettings, name: str, offsets: OffsetStore, instance: str = "") -> faust.App:
+    """An app whose consumer group is the prefix and `name`.
 
     `instance` names this member for good (static membership): restarted after a crash, it takes its partitions back without
     waiting for its former self to be missed. Should that one live after all, both read, and the offset store has to cope.
     """
-    app = faust.App(
+    app = _App(
         f"{kafka.prefix}{name}",
         broker=[f"kafka://{server}" for server in kafka.bootstrap.split(",")],
         broker_credentials=credentials(kafka),
         store="memory://",
-        datadir=scratch,
         web_enabled=False,
         topic_disable_leader=True,
         topic_allow_declare=False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -44,7 +43,6 @@ def calls(count: int) -> list[CallAudited]:
 
 async def run(
     site: Settings,
-    scratch: Path,
     stands: Stands,
     apply: Callable[[str, Sequence[Message]], Awaitable[None]],
     until: Callable[[], bool],
@@ -52,7 +50,7 @@ async def run(
     topics: Sequence[str] = ("audit",),
 ) -> dict[Partition, list[int]]:
     """Run an app until `until`; returns what its consumer keeps of acknowledged offsets, which ought to be nothing."""
-    app = make_app(site.kafka, "test", stands, scratch, instance="one")
+    app = make_app(site.kafka, "test", stands, instance="one")
     attach(app, "view", [f"{site.kafka.prefix}{t}" for t in topics], apply, lambda v, e: failures.append((v, e)))
     await app.start()
     try:
@@ -64,9 +62,7 @@ async def run(
         await app.stop()
 
 
-def test_records_come_in_order_from_where_the_store_says_and_nothing_is_committed(
-    fresh_site: Settings, tmp_path: Path
-) -> None:
+def test_records_come_in_order_from_where_the_store_says_and_nothing_is_committed(fresh_site: Settings) -> None:
     make_topics(fresh_site)
     publish(fresh_site, calls(3000))
     stands, got = Stands(), list[Message]()
@@ -75,7 +71,7 @@ def test_records_come_in_order_from_where_the_store_says_and_nothing_is_committe
         assert view == "view"
         got.extend(batch)
 
-    kept = asyncio.run(run(fresh_site, tmp_path, stands, apply, lambda: len(got) >= 3000, []))
+    kept = asyncio.run(run(fresh_site, stands, apply, lambda: len(got) >= 3000, []))
     assert not any(kept.values())
     by_partition: dict[int, list[Message]] = {}
     for m in got:
@@ -99,12 +95,12 @@ def test_records_come_in_order_from_where_the_store_says_and_nothing_is_committe
     ends = {(topic, p): len(ms) for p, ms in by_partition.items()}
     last_ten = Stands(ends | {(topic, partition): ends[topic, partition] - 10})
     got.clear()
-    asyncio.run(run(fresh_site, tmp_path, last_ten, apply, lambda: len(got) >= 10, []))
+    asyncio.run(run(fresh_site, last_ten, apply, lambda: len(got) >= 10, []))
     assert [m.offset for m in got] == list(range(ends[topic, partition] - 10, ends[topic, partition]))
     assert last_ten.asked >= 1
 
 
-def test_a_batch_that_fails_is_told_and_nothing_comes_after_it(fresh_site: Settings, tmp_path: Path) -> None:
+def test_a_batch_that_fails_is_told_and_nothing_comes_after_it(fresh_site: Settings) -> None:
     make_topics(fresh_site)
     publish(fresh_site, calls(2500))
     batches: list[int] = []
@@ -115,12 +111,12 @@ def test_a_batch_that_fails_is_told_and_nothing_comes_after_it(fresh_site: Setti
         if len(batches) == 2:
             raise ValueError("the second batch")
 
-    asyncio.run(run(fresh_site, tmp_path, Stands(), apply, lambda: bool(failures), failures))
+    asyncio.run(run(fresh_site, Stands(), apply, lambda: bool(failures), failures))
     assert [(view, str(error)) for view, error in failures] == [("view", "the second batch")]
     assert len(batches) == 2
 
 
-def test_a_record_that_is_none_of_ours_is_told_with_its_place(fresh_site: Settings, tmp_path: Path) -> None:
+def test_a_record_that_is_none_of_ours_is_told_with_its_place(fresh_site: Settings) -> None:
     make_topics(fresh_site)
     topic = f"{fresh_site.kafka.prefix}audit"
     producer = Producer(fresh_site.kafka.client_config())
@@ -131,14 +127,14 @@ def test_a_record_that_is_none_of_ours_is_told_with_its_place(fresh_site: Settin
     async def apply(view: str, batch: Sequence[Message]) -> None:
         raise AssertionError("nothing readable came")
 
-    asyncio.run(run(fresh_site, tmp_path, Stands(), apply, lambda: bool(failures), failures))
+    asyncio.run(run(fresh_site, Stands(), apply, lambda: bool(failures), failures))
     error = failures[0][1]
     assert isinstance(error, StreamError)
     assert error.code == "record-unreadable"
     assert f"{topic}[2]@0" in error.message
 
 
-def test_two_views_on_one_topic_both_get_all_of_it(fresh_site: Settings, tmp_path: Path) -> None:
+def test_two_views_on_one_topic_both_get_all_of_it(fresh_site: Settings) -> None:
     make_topics(fresh_site)
     publish(fresh_site, calls(500))
     got: dict[str, list[Message]] = {"one": [], "two": []}
@@ -148,7 +144,7 @@ def test_two_views_on_one_topic_both_get_all_of_it(fresh_site: Settings, tmp_pat
         await asyncio.sleep(0.01 if view == "two" else 0)
 
     async def both() -> None:
-        app = make_app(fresh_site.kafka, "test", Stands(), tmp_path)
+        app = make_app(fresh_site.kafka, "test", Stands())
         for view in got:
             attach(app, view, [f"{fresh_site.kafka.prefix}audit"], apply, lambda v, e: pytest.fail(str(e)))
         await app.start()

@@ -38,6 +38,37 @@ hypothesis.settings.register_profile("holdfast", deadline=None, suppress_health_
 hypothesis.settings.load_profile("holdfast")
 
 
+# A file's tests stay on one worker. What takes minutes begins first: a long file that begins last leaves a core with nothing to
+# do. Then what waits for servers, then what does not.
+LONGEST = (
+    "e2e/test_rewind_matrix.py",
+    "unit/agents/rollback/test_applying.py",
+    "e2e/test_repository_life.py",
+    "crash/test_rollback_kills.py",
+    "crash/test_table_rollback.py",
+    "crash/test_projections_worker.py",
+    "crash/test_scratch_kills.py",
+    "e2e/test_stack_up.py",
+    "crash/test_capture_kills.py",
+    "e2e/test_stack_cluster.py",
+    "crash/test_wan_kafka.py",
+    "crash/test_wan_source.py",
+    "crash/test_log_publish.py",
+)
+ROOMS = ("e2e", "crash", "contract", "matrix", "unit")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest itself has put together what shares parametrised fixtures
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def turn(item: pytest.Item) -> tuple[int, int]:
+        path = item.path.relative_to(Path(__file__).parent)
+        name, room = path.as_posix(), path.parts[0]
+        place = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return place, ROOMS.index(room) if room in ROOMS else len(ROOMS)
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def settings_of_this_shell_do_not_count() -> None:
     for name in [n for n in os.environ if n.startswith("HOLDFAST_") and n not in KEPT]:

@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 from deploy.demo.accounts import create_account, grants_for
 from deploy.demo.server import DatabaseServer
 from streams.admin import ensure_topics
-from streams.consume import Message, read_topic
+from streams.consume import Message, follow, read_topic
 from streams.events import CommandRequested, Event, JobChanged, SourceChanged
 from streams.ids import now_us, uuid7
 from streams.job_states import Life, after
@@ -201,18 +203,42 @@ def job(settings: Settings, command: str) -> list[JobChanged]:
     return [event for event in events(settings, "jobs", JobChanged) if event.job == command]
 
 
+class _Jobs:
+    """What a `jobs` topic has said so far: one reader goes on where the last one was."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, JobChanged] = {}
+        self.place: dict[tuple[str, int], int] = {}
+        self._lives: dict[str, Life] = {}
+        self._lock = threading.Lock()
+
+    def take(self, message: Message) -> None:
+        event, at = message.event, (message.topic, message.partition)
+        with self._lock:
+            if message.offset < self.place.get(at, 0):
+                return
+            self.place[at] = message.offset + 1
+            if isinstance(event, JobChanged) and event.job not in self.ended:
+                life = self._lives[event.job] = after(self._lives.get(event.job, Life()), event)
+                if life.over:
+                    self.ended[event.job] = event
+
+
+_JOBS: defaultdict[tuple[str, str], _Jobs] = defaultdict(_Jobs)
+
+
 def await_job(settings: Settings, command: str, timeout: float = PATIENCE_S) -> JobChanged:
-    """What ended a job."""
-
-    def final() -> JobChanged | None:
-        life = Life()
-        for event in job(settings, command):
-            life = after(life, event)
-            if life.over:
-                return event
-        return None
-
-    return await_it(final, f"the end of job {command}", timeout)
+    """What ended a job, as soon as the log says so."""
+    topic = topic_name(settings.kafka.prefix, "jobs")
+    jobs = _JOBS[settings.kafka.bootstrap, topic]
+    deadline = time.monotonic() + timeout
+    with contextlib.closing(follow(settings.kafka, [topic], jobs.place, threading.Event(), ticks=True)) as batches:
+        while command not in jobs.ended:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"the end of job {command} did not come about within {timeout:g} s")
+            for message in next(batches):
+                jobs.take(message)
+    return jobs.ended[command]
 
 
 def await_state(settings: Settings, state: str, source: str = "shop", timeout: float = PATIENCE_S) -> SourceChanged:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -58,10 +58,15 @@ def on(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("bench", names, indirect=True)
 
 
+def _server(request: pytest.FixtureRequest, name: str) -> DatabaseServer:
+    found: DatabaseServer = request.getfixturevalue("databases")(MYSQL if name == MYSQL else "mariadb-10.11")
+    return found
+
+
 @pytest.fixture(params=[MARIADB])
-def bench(request: pytest.FixtureRequest, databases: Callable[[str], DatabaseServer]) -> Iterator[RollbackBench]:
-    server = databases(MYSQL) if request.param == MYSQL else request.getfixturevalue("mariadb")
-    with closing(_bench(server, "bound" if request.param == BOUND else "native")) as made:
+def bench(request: pytest.FixtureRequest) -> Iterator[RollbackBench]:
+    method = "bound" if request.param == BOUND else "native"
+    with closing(_bench(_server(request, request.param), method)) as made:
         yield made
         made.sql("set global read_only = 0")
 
@@ -252,22 +257,28 @@ def _say(job: Path, bench: RollbackBench, plan: str) -> None:
 def _server_deaths() -> list[Any]:
     stages = ["fence", "begin", "compare", "apply", "settle", "commit", "committed"]
     return [
-        *((MARIADB, stage, comes_back) for stage in stages for comes_back in (True, False)),
-        *((MYSQL, stage, stage != "apply") for stage in ("begin", "apply", "committed")),
-        *((BOUND, stage, True) for stage in ("begin", "apply", "committed")),
+        *((MARIADB, "native", stage, comes_back) for stage in stages for comes_back in (True, False)),
+        *((MARIADB, "bound", stage, True) for stage in ("begin", "apply", "committed")),
+        *((MYSQL, "native", stage, stage != "apply") for stage in ("begin", "apply", "committed")),
     ]
 
 
-@pytest.mark.parametrize(("name", "stage", "comes_back"), _server_deaths())
+@pytest.fixture
+def mortal(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
+    """A shared server, which may be killed."""
+    server: DatabaseServer = _server(request, request.param)
+    try:
+        yield server
+    finally:
+        if not server.alive:
+            server.start()
+
+
+@pytest.mark.parametrize(("mortal", "method", "stage", "comes_back"), _server_deaths(), indirect=["mortal"])
 def test_the_server_is_killed(
-    make_database: Callable[..., DatabaseServer],
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    stage: str,
-    comes_back: bool,
+    mortal: DatabaseServer, monkeypatch: pytest.MonkeyPatch, method: str, stage: str, comes_back: bool
 ) -> None:
-    server = make_database(MYSQL if name == MYSQL else "mariadb-10.11")
-    bench = _bench(server, "bound" if name == BOUND else "native")
+    bench = _bench(mortal, method)
     before = content(bench)
     plan = bench.back(4)
     gone = threading.Event()
@@ -275,11 +286,11 @@ def test_the_server_is_killed(
     class Dying(Application):
         def _do(self, name: Any) -> None:
             if name == stage:
-                server.kill()
+                mortal.kill()
                 gone.set()
             super()._do(name)
             if name == "commit" and stage == "committed":
-                server.kill()
+                mortal.kill()
                 gone.set()
 
     # The agent lives on and waits for the server, if it comes back in time.
@@ -290,7 +301,7 @@ def test_the_server_is_killed(
         running = threads.submit(application.run)
         if comes_back:
             assert gone.wait(120)
-            server.start()
+            mortal.start()
         if comes_back and stage == "committed":
             running.result(60)
         else:
@@ -298,8 +309,8 @@ def test_the_server_is_killed(
                 running.result(60)
     if not comes_back:
         assert bench.states(plan)[-1] not in ("applied", "failed"), "nobody could tell while the server was away"
-        server.start()
-    bench.admin = server.connect(database="crash")
+        mortal.start()
+    bench.admin = mortal.connect(database="crash")
     bench.log._connection = bench.admin
     if not comes_back:
         settle_all(bench.history, plan.event.source, "agent-2", bench.log, bench.target, bench.say)

@@ -27,7 +27,6 @@ from tests.stack.command_line import Site
 from tests.stack.servers import Scratch
 
 pytestmark = pytest.mark.e2e
-RETENTION_OF_A_WEEK = ConfigEntry("retention.ms", "604800000", incremental_operation=AlterConfigOpType.SET)
 SERVERS = ("--service", "kafka", "--service", "postgresql")
 
 
@@ -39,6 +38,20 @@ def site() -> Iterator[Site]:
     with contextlib.suppress(AssertionError):
         made.holdfast("down")
     scratch.remove()
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Site]:
+    """A site whose servers run; who changes something puts it back."""
+    scratch = Scratch("servers")
+    made = Site(scratch.path / "site")
+    try:
+        made.holdfast("up", "--detach", "--site", "north", "--port-api", str(_free_port()), *SERVERS)
+        yield made
+    finally:
+        with contextlib.suppress(AssertionError):
+            made.holdfast("down")
+        scratch.remove()
 
 
 def write(settings: Settings, value: bytes) -> None:
@@ -68,6 +81,12 @@ def make_inventory(settings: Settings) -> None:
     from streams.admin import ensure_topics
 
     ensure_topics(settings.kafka, [("inventory", None)])
+
+
+def keep_inventory(settings: Settings, ms: str) -> None:
+    entry = ConfigEntry("retention.ms", ms, incremental_operation=AlterConfigOpType.SET)
+    changed = ConfigResource(ResourceType.TOPIC, "holdfast.inventory", incremental_configs=[entry])
+    clients.admin(settings.kafka).incremental_alter_configs([changed])[changed].result(30)
 
 
 def test_what_was_written_survives_down_and_the_end_of_everything_by_kill(site: Site) -> None:
@@ -136,57 +155,38 @@ def test_the_whole_site_comes_up_answers_and_leaves_nothing(site: Site) -> None:
     assert [name for name, p in last.items() if p.alive()] == []
 
 
-def test_a_server_that_is_killed_is_started_again_and_the_rest_goes_on(site: Site) -> None:
-    site.holdfast("up", "--detach", *SERVERS)
-    before = site.processes()
-    before["postgresql"].signal(signal.SIGKILL)
+def test_up_is_idempotent_and_status_tells_what_runs(servers: Site) -> None:
+    assert "already" in servers.holdfast("up", "--detach", *SERVERS)
 
-    def back() -> bool:
-        report = state.read(site.data_dir)
-        return report is not None and report.well and report.services["postgresql"].restarts == 1
-
-    assert wait_until(back, 60)
-    after = site.processes()
-    assert after["kafka"] == before["kafka"]
-    assert after["postgresql"] != before["postgresql"]
-
-
-def test_up_is_idempotent_and_status_tells_what_runs(site: Site) -> None:
-    site.holdfast("up", "--detach", "--site", "north", *SERVERS)
-    assert "already" in site.holdfast("up", "--detach", *SERVERS)
-
-    status = site.status()
+    status = servers.status()
     assert (status["site"], status["running"], status["well"], status["phase"]) == ("north", True, True, "running")
     assert {s["name"]: s["state"] for s in status["services"]} == {"kafka": "running", "postgresql": "running"}
-    assert status["kafka"] == {"bootstrap": site.settings.kafka.bootstrap, "embedded": True}
-    assert "kafka" in site.holdfast("status")
+    assert status["kafka"] == {"bootstrap": servers.settings.kafka.bootstrap, "embedded": True}
+    assert "kafka" in servers.holdfast("status")
 
 
-def test_servers_run_as_an_unprivileged_user_and_listen_on_loopback_only(site: Site) -> None:
-    site.holdfast("up", "--detach", *SERVERS)
-    for name, identity in site.processes().items():
+def test_servers_run_as_an_unprivileged_user_and_listen_on_loopback_only(servers: Site) -> None:
+    for name, identity in servers.processes().items():
         process = psutil.Process(identity.pid)
         if name != "supervisor":
             assert process.uids().effective == service_user().uid != 0
         addresses = {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
         assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}, name
-        password = (site.data_dir / "secrets" / "postgres.password").read_text().strip()
+        password = (servers.data_dir / "secrets" / "postgres.password").read_text().strip()
         assert password not in " ".join(process.cmdline())
         assert password not in " ".join(process.environ().values())
 
 
-def test_secrets_are_readable_to_their_owner_only(site: Site) -> None:
-    site.holdfast("up", "--detach", *SERVERS)
+def test_secrets_are_readable_to_their_owner_only(servers: Site) -> None:
     for name in ("site.key", "postgres.password"):
-        assert (site.data_dir / "secrets" / name).stat().st_mode & 0o077 == 0
+        assert (servers.data_dir / "secrets" / name).stat().st_mode & 0o077 == 0
     for name in ("secrets", "kafka", "postgres", "logs", "run"):
-        assert (site.data_dir / name).stat().st_mode & 0o077 == 0
+        assert (servers.data_dir / name).stat().st_mode & 0o077 == 0
 
 
-def test_doctor_finds_nothing_bad_in_a_site_that_runs_and_finds_what_was_broken(site: Site) -> None:
-    site.holdfast("up", "--detach", *SERVERS, "--port-api", str(_free_port()))
-    make_inventory(site.settings)
-    findings = json.loads(site.holdfast("doctor", "--json"))
+def test_doctor_finds_nothing_bad_in_a_site_that_runs_and_finds_what_was_broken(servers: Site) -> None:
+    make_inventory(servers.settings)
+    findings = json.loads(servers.holdfast("doctor", "--json"))
     assert {f["check"] for f in findings} >= {
         "python",
         "disk",
@@ -199,22 +199,36 @@ def test_doctor_finds_nothing_bad_in_a_site_that_runs_and_finds_what_was_broken(
     }
     assert [f for f in findings if f["level"] == "bad"] == []
 
-    admin = clients.admin(site.settings.kafka)
-    shortened = ConfigResource(ResourceType.TOPIC, "holdfast.inventory", incremental_configs=[RETENTION_OF_A_WEEK])
-    admin.incremental_alter_configs([shortened])[shortened].result(30)
-    found = json.loads(site.holdfast("doctor", "--json", expect=4))
+    keep_inventory(servers.settings, "604800000")
+    found = json.loads(servers.holdfast("doctor", "--json", expect=4))
     assert [f["says"] for f in found if f["level"] == "bad"] == [
         "holdfast.inventory has retention.ms=604800000, not -1"
     ]
+    keep_inventory(servers.settings, "-1")
 
-    os.chmod(site.data_dir / "secrets" / "site.key", 0o644)
-    kafka = site.processes()["kafka"]
+    os.chmod(servers.data_dir / "secrets" / "site.key", 0o644)
+    kafka = servers.processes()["kafka"]
     kafka.signal(signal.SIGSTOP)
-    found = json.loads(site.holdfast("doctor", "--json", expect=4))
-    assert wait_until(lambda: site.status_of("kafka") == "unwell", 30)
+    found = json.loads(servers.holdfast("doctor", "--json", expect=4))
+    assert wait_until(lambda: servers.status_of("kafka") == "unwell", 30)
     kafka.signal(signal.SIGCONT)
-    assert wait_until(lambda: site.status_of("kafka") == "running", 30)
+    assert wait_until(lambda: servers.status_of("kafka") == "running", 30)
     assert [f["check"] for f in found if f["level"] == "bad"] == ["secrets", "kafka"]
+    os.chmod(servers.data_dir / "secrets" / "site.key", 0o600)
+
+
+def test_a_server_that_is_killed_is_started_again_and_the_rest_goes_on(servers: Site) -> None:
+    before = servers.processes()
+    before["postgresql"].signal(signal.SIGKILL)
+
+    def back() -> bool:
+        report = state.read(servers.data_dir)
+        return report is not None and report.well and report.services["postgresql"].restarts == 1
+
+    assert wait_until(back, 60)
+    after = servers.processes()
+    assert after["kafka"] == before["kafka"]
+    assert after["postgresql"] != before["postgresql"]
 
 
 def test_a_port_taken_since_is_named_and_another_can_be_given(site: Site) -> None:

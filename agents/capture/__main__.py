@@ -7,14 +7,12 @@ when another agent took over); 4 Kafka refused.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import signal
 import sys
 import threading
-from pathlib import Path
 
+from agents.capture.process import begin
 from agents.capture.run import run_capture
 from agents.capture.takeover import Interrupted, patiently
 from agents.errors import AgentError
@@ -45,17 +43,10 @@ def defined_source(settings: Settings, name: str, stop: threading.Event) -> Sour
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -P -m agents.capture", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--source", required=True)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    begun = begin("agents.capture", __doc__)
     try:
-        settings = load(arguments.config, os.environ)
-        run_capture(settings, defined_source(settings, arguments.source, stop), stop)
+        settings = load(begun.config, os.environ)
+        run_capture(settings, defined_source(settings, begun.source, begun.stop), begun.stop)
     except Interrupted:
         return 0
     except AgentError as error:

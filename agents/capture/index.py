@@ -16,23 +16,21 @@ refused, or the source did (its schema had to be read): try again later.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import resource
-import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from confluent_kafka import Consumer, TopicPartition
 
 from agents.capture.__main__ import defined_source
 from agents.capture.granules import Indexer
 from agents.capture.keys import KeyCollector, Recorded
+from agents.capture.process import begin
 from agents.capture.takeover import Interrupted
 from agents.errors import AgentError, SourceUnavailable
 from agents.failpoints import failpoint
@@ -303,21 +301,14 @@ def run(settings: Settings, source: str, stop: threading.Event) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -P -m agents.capture.index", description=__doc__)
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--source", required=True)
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    begun = begin("agents.capture.index", __doc__)
     try:
-        run(load(arguments.config, os.environ), arguments.source, stop)
+        run(load(begun.config, os.environ), begun.source, begun.stop)
     except (BrokenChain, FormatError) as error:
-        _log.error("%s cannot be indexed further: %s", arguments.source, error)
+        _log.error("%s cannot be indexed further: %s", begun.source, error)
         return EXIT_UNREADABLE
     except (StreamError, AgentError) as error:
-        _log.error("%s: %s", arguments.source, error)
+        _log.error("%s: %s", begun.source, error)
         return EXIT_KAFKA
     return 0
 

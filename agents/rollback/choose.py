@@ -31,6 +31,7 @@ from typing import Final, Protocol
 from agents.rollback.fold import Folder
 from agents.rollback.redefined import Redefinitions, speaks_of
 from agents.rollback.schema import Definition, TableName
+from agents.rollback.steps import Fragment, ReadSteps
 from agents.rollback.watched import Groups, Link, Node, Relation, Watched, held, new_links
 from streams.events import Dependant, OrdinalRange, Problem
 from streams.formats.binlog.net import NetTable
@@ -75,21 +76,6 @@ class Index(Protocol):
     def marks(self, after: int) -> Iterable[tuple[int, str, str]]:
         """`(ordinal, kind, text)` of landmarks beyond `after`."""
         ...
-
-
-class Step(Protocol):
-    @property
-    def ordinal(self) -> int: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def last(self) -> bool: ...
-    @property
-    def preamble(self) -> bytes: ...
-    @property
-    def payload(self) -> bytes | None: ...
-    @property
-    def accounts(self) -> bool: ...
 
 
 class _Mode(Enum):
@@ -159,7 +145,7 @@ class Chooser:
 
     # -- going through the steps ----------------------------------------------------------------------------------
 
-    def run(self, folder: Folder, read: Callable[[int, int], Iterable[Step]], progress: Callable[[int], None]) -> None:
+    def run(self, folder: Folder, read: ReadSteps, progress: Callable[[int], None]) -> None:
         """Read what has to be read, fold what is taken."""
         if self._invalid or not self._scope:
             return
@@ -178,7 +164,7 @@ class Chooser:
     def _read(
         self,
         folder: Folder,
-        read: Callable[[int, int], Iterable[Step]],
+        read: ReadSteps,
         r: OrdinalRange,
         progress: Callable[[int], None],
     ) -> None:
@@ -205,7 +191,7 @@ class Chooser:
         else:
             self._mode = _Mode.ROWS
 
-    def _decide(self, folder: Folder, fragment: Step, read: Callable[[int, int], Iterable[Step]]) -> None:
+    def _decide(self, folder: Folder, fragment: Fragment, read: ReadSteps) -> None:
         """A step that depends goes whole; of a selected one otherwise what was selected."""
         if self._touched:
             self._mode = _Mode.WHOLE
@@ -522,7 +508,7 @@ class Chooser:
             yield Problem("rows-left", f"{left} rows are left as they are: {steps} wrote them, or what depends on them")
 
 
-def _feed(folder: Folder, fragment: Step) -> None:
+def _feed(folder: Folder, fragment: Fragment) -> None:
     folder.step(fragment.ordinal, fragment.preamble, fragment.payload, first=fragment.number == 0)
 
 

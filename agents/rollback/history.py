@@ -13,10 +13,11 @@ from typing import Protocol
 
 from agents.errors import AgentError
 from agents.rollback.fold import own_definition
-from agents.rollback.plan import Fragment, Request
+from agents.rollback.plan import Request
 from agents.rollback.redefined import Redefinition, Redefinitions, redefinition
 from agents.rollback.schema import Schema
 from agents.rollback.stages import FINAL, UNDECIDED
+from agents.rollback.steps import Fragment
 from agents.schema.record import State, versions
 from agents.schema.replay import definitions_in
 from streams.capture_log import Wanted

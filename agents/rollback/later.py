@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agents.rollback.fold import own_definition
-from agents.rollback.plan import Fragment, Plan
+from agents.rollback.plan import Plan
+from agents.rollback.steps import Fragment
 from streams.events import Problem
 from streams.formats.binlog import events as ev
 from streams.formats.binlog.ddl import ANSI_QUOTES, effect

@@ -9,9 +9,9 @@ projection or the source; what only the source shows (locks, later writes, grant
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from blake3 import blake3
 
@@ -20,6 +20,7 @@ from agents.rollback.choose import Chooser, Index
 from agents.rollback.findings import SCRATCH
 from agents.rollback.fold import Folder
 from agents.rollback.schema import Definition, Schema, TableName
+from agents.rollback.steps import ReadSteps
 from streams.errors import StreamError
 from streams.events import Dependant, OrdinalRange, Problem, RollbackPlanned, TableEffect
 from streams.formats.binlog.net import NetChanges, core_content
@@ -46,26 +47,6 @@ METHODS: Final = ("native", "bound")
 CROSSED_SHOWN: Final = 5
 
 DEFAULT_MEMORY_BYTES: Final = 512 << 20
-
-
-class Fragment(Protocol):
-    """What is needed of a step of the log (`streams.capture_log.StepFragment`)."""
-
-    @property
-    def ordinal(self) -> int: ...
-    @property
-    def number(self) -> int: ...
-    @property
-    def last(self) -> bool: ...
-    @property
-    def preamble(self) -> bytes: ...
-    @property
-    def payload(self) -> bytes | None: ...
-    @property
-    def accounts(self) -> bool: ...
-
-
-ReadSteps = Callable[[int, int], Iterable[Fragment]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from projections.views.base import (
     clock,
     dump_problems,
     event_id,
+    insert,
     load_problems,
     moment,
     text,
@@ -87,16 +88,14 @@ class Asset:
 
 # --- apply ----------------------------------------------------------------------------------------------------------
 
-_HOST = """
-INSERT INTO host_definition (host, event, hlc, kind, state, url, account, tls_ca, secrets, options, version, problems,
-                             defined_us, by)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
-"""
-_ASSET = """
-INSERT INTO asset_change (asset, event, hlc, state, host, native, name, folder, tags, power, cpus, memory, firmware, disks, nics,
-                          seen_us, by)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
-"""
+_HOST = insert(
+    "host_definition",
+    "host, event, hlc, kind, state, url, account, tls_ca, secrets, options, version, problems, defined_us, by",
+)
+_ASSET = insert(
+    "asset_change",
+    "asset, event, hlc, state, host, native, name, folder, tags, power, cpus, memory, firmware, disks, nics, seen_us, by",
+)
 
 
 def apply(cursor: Cursor, messages: Sequence[Message]) -> None:

@@ -85,6 +85,12 @@ def clock(message: Message) -> int:
     return message.hlc & 0x7FFF_FFFF_FFFF_FFFF
 
 
+def insert(table: str, columns: str) -> str:
+    """`INSERT` of one row of these columns (names, with commas in between) that does nothing where it is there already."""
+    places = ", ".join(["%s"] * (columns.count(",") + 1))
+    return f"INSERT INTO {table} ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING"
+
+
 _EVER = 0x7FFF_FFFF_FFFF_FFFF
 
 

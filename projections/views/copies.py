@@ -20,6 +20,7 @@ from projections.views.base import (
     clock,
     dump_problems,
     event_id,
+    insert,
     load_problems,
     text,
 )
@@ -93,11 +94,8 @@ ON CONFLICT (scratch) DO UPDATE SET
     by = excluded.by, problems = excluded.problems, hlc = excluded.hlc
 WHERE excluded.hlc > s.hlc
 """
-_PLANNED = "INSERT INTO table_plan (plan, source, event) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
-_CHANGED = """
-INSERT INTO table_plan_change (plan, event, hlc, state, at_us, by, position, rows, kept, problems)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
-"""
+_PLANNED = insert("table_plan", "plan, source, event")
+_CHANGED = insert("table_plan_change", "plan, event, hlc, state, at_us, by, position, rows, kept, problems")
 
 
 def apply(cursor: Cursor, messages: Sequence[Message]) -> None:

@@ -24,6 +24,7 @@ from projections.views.base import (
     clock,
     dump_problems,
     event_id,
+    insert,
     load_problems,
     moment,
     text,
@@ -255,24 +256,17 @@ WITH said AS (
 UPDATE point SET dropped_us = new.dropped_us, dropped_hlc = new.hlc, dropped_by = new.by, reason = new.reason
 FROM new WHERE point.repository = new.repository AND point.point = new.point AND new.counts = 1
 """
-
-
-def _insert(table: str, columns: str) -> str:
-    places = ", ".join(["%s"] * (columns.count(",") + 1))
-    return f"INSERT INTO {table} ({columns}) VALUES ({places}) ON CONFLICT DO NOTHING"
-
-
-_DEFINED = _insert(
+_DEFINED = insert(
     "repository_definition",
     "repository, event, hlc, identity, state, store, location, node, encrypted, options, secrets, retention,"
     " protected_from, defined_us, by",
 )
-_COLLECTION = _insert(
+_COLLECTION = insert(
     "collection_change",
     "repository, collection, event, hlc, session, state, marked, plan, digest, packs, points, freed_bytes, figures,"
     " problems, at_us, by",
 )
-_CHECKED = _insert("repository_check", "repository, event, hlc, session, what, mode, figures, problems, at_us, by")
+_CHECKED = insert("repository_check", "repository, event, hlc, session, what, mode, figures, problems, at_us, by")
 
 
 def apply(cursor: Cursor, messages: Sequence[Message]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,7 +194,7 @@ def follow(
     *,
     ticks: bool = False,
     turn_s: float = 0.2,
-) -> Iterator[list[Message]]:
+) -> Generator[list[Message], None, None]:
     """Batches of records of full topic names as they come, until `stop` is set (looked at every `turn_s` seconds).
 
     `start`: (topic, partition) → first offset wanted; what is left out starts at the first record there is. Batches

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pymysql
@@ -17,7 +16,7 @@ def run(connection: pymysql.Connection[Any], sql: str | bytes, *args: Any) -> No
         cursor.execute(sql, args or None)
 
 
-def ask(connection: pymysql.Connection[Any], sql: str, *args: Any) -> Sequence[tuple[Any, ...]]:
+def ask(connection: pymysql.Connection[Any], sql: str, *args: Any) -> list[tuple[Any, ...]]:
     with connection.cursor(Cursor) as cursor:
         cursor.execute(sql, args or None)  # without values PyMySQL leaves a % in a name alone
-        return cursor.fetchall()
+        return list(cursor.fetchall())

@@ -400,7 +400,7 @@ def test_following_gives_what_is_there_and_what_comes_in_batches_that_are_not_em
         site.kafka, topics, {(m.topic, m.partition): m.offset + 1 for m in got}, threading.Event(), ticks=True
     )
     assert next(rest) == []
-    rest.close()  # type: ignore[attr-defined]
+    rest.close()
 
 
 def test_a_broker_that_is_away_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:

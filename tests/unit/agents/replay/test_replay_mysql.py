@@ -17,11 +17,11 @@ from agents.baseline import making
 from agents.baseline.manifest import read_manifest
 from agents.errors import AgentError
 from agents.mysql import gtid_sets
-from agents.mysql.private_mysql import MySQLPrivateServer
 from agents.mysql.replay_mysql import program, replay
 from agents.protocol import SourceSettings
 from agents.replay.feed import Served
 from agents.replay.feed_mysql import gtids_in, position_after
+from agents.scratch.engine import Server
 from agents.scratch.keeper import free_port
 from deploy.demo.server import DatabaseServer
 from streams.formats.binlog.step import summarise
@@ -175,12 +175,12 @@ def words(payload: bytes) -> tuple[bytes, bytes]:
     return verb, rest[: rest.find(b",1") + 2]
 
 
-def holds(server: MySQLPrivateServer) -> dict[str, Any]:
+def holds(server: Server) -> dict[str, Any]:
     with contextlib.closing(server.connect()) as conn:
         return everything(conn, "walk")
 
 
-def executed(server: MySQLPrivateServer) -> str:
+def executed(server: Server) -> str:
     with contextlib.closing(server.connect()) as conn, conn.cursor() as cursor:
         cursor.execute("select @@global.gtid_executed")
         return str(cursor.fetchone()[0]).replace("\n", "")

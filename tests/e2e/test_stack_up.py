@@ -86,7 +86,8 @@ def make_inventory(settings: Settings) -> None:
 def keep_inventory(settings: Settings, ms: str) -> None:
     entry = ConfigEntry("retention.ms", ms, incremental_operation=AlterConfigOpType.SET)
     changed = ConfigResource(ResourceType.TOPIC, "holdfast.inventory", incremental_configs=[entry])
-    clients.admin(settings.kafka).incremental_alter_configs([changed])[changed].result(30)
+    admin = clients.admin(settings.kafka)  # which must be there for as long as it works
+    admin.incremental_alter_configs([changed])[changed].result(30)
 
 
 def test_what_was_written_survives_down_and_the_end_of_everything_by_kill(site: Site) -> None:

@@ -110,6 +110,7 @@ class Rolling:
     def ask(self, kind: str, target: int, **options: Any) -> tuple[str, str]:
         """Ask for a plan to the state after step `target`; the plan's id and the job's."""
         name, head = uuid7(), self.head()
+        known = turns(self.history(), self.log, self.lineage)
         return name, send(
             self.settings,
             "rollback.plan",
@@ -121,8 +122,8 @@ class Rolling:
             target_time_us=0,
             lineage=self.lineage,
             head_ordinal=head,
-            path_before=[[r.first, r.last] for r in self.path(head)],
-            path_after=[[r.first, r.last] for r in self.path(target)],
+            path_before=[[r.first, r.last] for r in path_at(head, known)],
+            path_after=[[r.first, r.last] for r in path_at(target, known)],
             options=options,
         )
 

@@ -424,6 +424,11 @@ class Publisher:
         """Make every call raise, also one that waits in another thread right now. For stopping while Kafka is away."""
         self._delivery.abandoned = True
 
+    @property
+    def failed(self) -> bool:
+        """Whether everything raises from now on."""
+        return self._delivery.error is not None or self._delivery.abandoned
+
     def close(self, timeout: float = 10.0) -> None:
         """Flush, then let go of the connections. Raises as `flush`. Again: does nothing."""
         if self._delivery.closed:

@@ -172,6 +172,7 @@ class PrivateServer:
             unix_socket=f"/proc/self/fd/{self._place}/s.sock",
             user=ACCOUNT,
             password=self.password,
+            ssl_disabled=True,  # or PyMySQL reads all authorities that the system trusts, for a socket
             **{"autocommit": True, "charset": "utf8mb4", "connect_timeout": 10, **options},
         )
 

@@ -143,7 +143,7 @@ def _api_answers(stack: Stack) -> str | None:
     """Asks over the loopback, so the certificate is not verified: it need not name this machine's loopback."""
     api = stack.settings.api
     local = api if is_loopback(api.host) else replace(api, host="127.0.0.1" if api.host == "0.0.0.0" else api.host)
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # with no authorities, which take a while to read
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
     try:

@@ -24,8 +24,8 @@ from projections.worker import stand_on
 from streams.admin import ensure_topics
 from streams.errors import StreamError
 from streams.events import Event
-from streams.publish import Publisher
 from streams.settings import Settings
+from tests.stack.publishing import publisher_of
 from tests.stack.servers import config_file
 
 PATIENCE_S = 180.0
@@ -38,13 +38,10 @@ def make_topics(site: Settings) -> None:
 
 def publish(site: Settings, events: Sequence[Event]) -> None:
     """Returns when all are durable."""
-    publisher = Publisher(site, "test")
-    try:
-        for event in events:
-            publisher.publish(event)
-        publisher.flush(60)
-    finally:
-        publisher.close()
+    publisher = publisher_of(site)
+    for event in events:
+        publisher.publish(event)
+    publisher.flush(60)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from streams.errors import StreamError
 from streams.events import TokenIssued
 from streams.settings import ApiSettings, Settings
 from streams.topics import topic_name
-from tests.stack.running_api import RunningApi, apply_views, eventually, prepare
+from tests.stack.running_api import HTTP, RunningApi, apply_views, eventually, prepare
 from tests.stack.running_site import ROOT
 from tests.stack.servers import KafkaServer, PostgresServer, Scratch, config_file, make_site
 
@@ -49,7 +49,7 @@ def issued(settings: Settings) -> list[TokenIssued]:
 
 def whoami(settings: Settings) -> httpx.Response:
     secret = tokens.read_admin_file(settings.data_dir) or ""
-    return httpx.get(f"{settings.api.url}/v1/self", headers={"Authorization": f"Bearer {secret}"})
+    return HTTP.get(f"{settings.api.url}/v1/self", headers={"Authorization": f"Bearer {secret}"})
 
 
 def started(settings: Settings) -> subprocess.Popen[bytes]:
@@ -108,7 +108,7 @@ def test_a_site_whose_token_file_was_taken_away_gets_no_second_administrator(own
     (own_site.data_dir / tokens.ADMIN_FILE).unlink()
     api = RunningApi(own_site)
     try:
-        answer = httpx.get(f"{api.url}/v1/self", headers={"Authorization": f"Bearer {secret}"})
+        answer = HTTP.get(f"{api.url}/v1/self", headers={"Authorization": f"Bearer {secret}"})
         assert answer.status_code == 200
         assert tokens.read_admin_file(own_site.data_dir) is None
         assert len(issued(own_site)) == 1
@@ -137,7 +137,7 @@ def test_a_killed_api_comes_back_and_knows_what_was_revoked_though_nothing_was_p
 
         def refused() -> bool:
             try:
-                codes.add(httpx.get(f"{url}/v1/self", headers=eve).json().get("code", "let in"))
+                codes.add(HTTP.get(f"{url}/v1/self", headers=eve).json().get("code", "let in"))
             except httpx.HTTPError:
                 return False
             return "token-revoked" in codes
@@ -223,7 +223,7 @@ def test_an_api_that_starts_before_its_servers_becomes_ready_when_they_are_there
 
 def _health(settings: Settings) -> dict[str, object] | None:
     try:
-        found: dict[str, object] = httpx.get(f"{settings.api.url}/v1/health", timeout=10).json()
+        found: dict[str, object] = HTTP.get(f"{settings.api.url}/v1/health", timeout=10).json()
     except httpx.HTTPError:
         return None
     return found

@@ -19,14 +19,13 @@ from deploy.demo.accounts import create_account, grants_for
 from deploy.demo.server import DatabaseServer
 from streams.admin import ensure_topics
 from streams.consume import Message, follow, read_topic
-from streams.errors import DeliveryFailed
 from streams.events import CommandRequested, Event, JobChanged, SourceChanged
 from streams.ids import now_us, uuid7
 from streams.job_states import Life, after
-from streams.publish import Publisher
 from streams.secrets import SecretStore
-from streams.settings import KafkaSettings, Settings
+from streams.settings import Settings
 from streams.topics import topic_name
+from tests.stack.publishing import publisher_of
 from tests.stack.servers import config_file
 
 PATIENCE_S = 180.0
@@ -181,27 +180,8 @@ def send(
         priority=priority,
         node=node,
     )
-    try:
-        _publisher(settings).sent_and_durable(event)
-    except DeliveryFailed:
-        _PUBLISHERS.pop(settings.kafka, None)
-        raise
+    publisher_of(settings).sent_and_durable(event)
     return command
-
-
-_PUBLISHERS: dict[KafkaSettings, Publisher] = {}
-
-
-def _publisher(settings: Settings) -> Publisher:
-    """One for all that is sent to a site: a new one has half a second to wait for its identity."""
-    found = _PUBLISHERS.get(settings.kafka)
-    if found is None:
-        for earlier in _PUBLISHERS.values():
-            with contextlib.suppress(DeliveryFailed):
-                earlier.close()
-        _PUBLISHERS.clear()
-        found = _PUBLISHERS[settings.kafka] = Publisher(settings, "test")
-    return found
 
 
 def messages(settings: Settings, topic: str, of: str | None = None) -> Iterator[Message]:

@@ -33,10 +33,10 @@ from streams.capture_log import CaptureLog
 from streams.consume import read_topic
 from streams.events import HealthReported, SourceChanged, SourceDefined
 from streams.ids import now_us
-from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from streams.topics import topic_name
+from tests.stack.publishing import publisher_of
 from tests.stack.servers import config_file
 
 QUERY, XID, XA_PREPARE, ANNOTATE, GTID = 2, 16, 38, 160, 162
@@ -292,8 +292,7 @@ def protect(site: Settings, server: DatabaseServer, source: str = "shop", **more
         **more,
     }
     defined = SourceDefined(source=source, defined_us=now_us(), by="test", **fields)
-    with Publisher(site, "test") as publisher:
-        publisher.sent_and_durable(defined)
+    publisher_of(site).sent_and_durable(defined)
     settings = source_settings(defined, store)
     protected = Protected(site, server, source, "", passwords, settings, "")
     new_lineage(protected, "protected")
@@ -304,9 +303,9 @@ def new_lineage(protected: Protected, reason: str) -> None:
     """Begin a lineage at the source's present position, as a new baseline would."""
     facts = registry.source(protected.settings).facts()
     site, source = protected.site, protected.source
-    with Publisher(site, "test") as publisher, CaptureLog(site.kafka, source) as log:
+    with CaptureLog(site.kafka, source) as log:
         protected.lineage = start_lineage(
-            publisher,
+            publisher_of(site),
             log,
             source=source,
             position=facts.position,

@@ -23,7 +23,7 @@ from deploy.embedded.process import Command, RunningProcess
 from streams.admin import ensure_topics
 from streams.settings import Settings
 from streams.topics import CATALOGUE
-from tests.stack.running_api import eventually
+from tests.stack.running_api import HTTP, eventually
 from tests.stack.servers import KafkaServer, PostgresServer, Scratch, config_file, make_site
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ class RunningSite:
         for name, process in self.processes.items():
             assert process.alive(), f"{name} ended: {self.log(name)}"
         try:
-            return httpx.get(f"{self.settings.api.url}/v1/health", timeout=5).status_code == 200
+            return HTTP.get(f"{self.settings.api.url}/v1/health", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
 

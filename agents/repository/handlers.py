@@ -38,7 +38,7 @@ from streams.events import PointMarked, RepositoryDefined
 from streams.ids import now_us, slug
 
 _SHOWN_PROBLEMS: Final = 20
-_OF_CREATION: Final = ("keys", "check", repositories.SECOND)
+_OF_CREATION: Final = ("keys", "keys2", "check", repositories.SECOND)
 
 
 def add(command: Command, ctx: Context) -> Mapping[str, Any]:

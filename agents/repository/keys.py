@@ -16,7 +16,8 @@ associated data is the same JSON without `check`, `nonce` and `sealed`, and with
 from a wrong passphrase: the first 8 bytes of a digest of the rest. "Rotation" is a new wrap and the removal of an old one:
 whoever had the key itself has it still, so a key that has leaked is answered by a new repository.
 
-And if we die here? A wrap is one exclusive `create`. A new one is made and read back before an old one is deleted.
+And if we die here? A wrap stands twice, `keys2/<id>.json` made first: one of them opens. A new one is made and read back
+before an old one is removed: `keys2/<id>.removed` says that it is, whatever copies of it are left or come back.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from blake3 import blake3
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from agents.failpoints import failpoint
 from agents.repository.errors import DAMAGED, KEY_DAMAGED, LOCKED, RepositoryError
 from agents.repository.format import FORMAT, KINDS, SCOPE_BYTES, Buffer
-from agents.repository.stores import MISSING, Store, StoreError
+from agents.repository.stores import EXISTS, MISSING, Store, StoreError
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
@@ -49,6 +51,8 @@ SecretOf = Callable[[str], bytes]
 SCRYPT: Final = {"n": 1 << 16, "r": 8, "p": 1}
 _SCRYPT_BYTES: Final = 256 << 20
 _LARGEST_WRAP: Final = 16 << 10
+FIRST, SECOND = "keys/", "keys2/"
+_REMOVED: Final = ".removed"
 _PACK_CIPHERS: Final = 256
 
 
@@ -137,7 +141,8 @@ class Keys:
 
 @dataclass(frozen=True, slots=True)
 class Wrap:
-    """One way to unlock a repository, as it stands in `keys/<id>.json`; says nothing of the key itself."""
+    """One way to unlock a repository, as it stands in `keys/<id>.json` and, the same bytes, in `keys2/`; says nothing of the key
+    itself."""
 
     id: str
     kind: WrapKind
@@ -151,7 +156,7 @@ class Wrap:
 
     @property
     def file(self) -> str:
-        return f"keys/{self.id}.json"
+        return f"{FIRST}{self.id}.json"
 
 
 def add_wrap(
@@ -175,7 +180,10 @@ def add_wrap(
     nonce = secrets.token_bytes(NONCE_BYTES)
     sealed = AESGCM(_wrapping_key(wrap, secret)).encrypt(nonce, key, _clear(wrap))
     wrap = Wrap(wrap.id, kind, repository, created, label, kdf, reference, nonce, sealed)
-    store.create(wrap.file, [wrap_to_bytes(wrap)])
+    data = wrap_to_bytes(wrap)
+    store.create(f"{SECOND}{wrap.id}.json", [data])
+    failpoint("wrap-second-made")
+    store.create(wrap.file, [data])
     if open_wrap(read_wrap(store, wrap.id), secret) != key:
         raise RepositoryError(KEY_DAMAGED, f"{wrap.file} does not give back the key it was made of")
     return wrap
@@ -194,19 +202,71 @@ def open_wrap(wrap: Wrap, secret: bytes) -> bytes:
 
 
 def wraps(store: Store, damaged: Callable[[str, RepositoryError], None] | None = None) -> Iterator[Wrap]:
-    """Every wrap that can be read. Those that cannot are handed to `damaged` (file, error); without it the first raises."""
-    for listed in store.list("keys/"):
+    """Every wrap of which a copy can be read. Those that cannot are handed to `damaged` (file, error); without it the first
+    raises."""
+    for name in _names(store):
         try:
-            yield wrap_from_bytes(_read_small(store, listed.name), listed.name)
+            yield _either(store, name)
         except RepositoryError as error:
             if damaged is None:
                 raise
-            damaged(listed.name, error)
+            damaged(f"{FIRST}{name}", error)
 
 
 def read_wrap(store: Store, wrap: str) -> Wrap:
     """One wrap by its id."""
-    return wrap_from_bytes(_read_small(store, f"keys/{wrap}.json"), f"keys/{wrap}.json")
+    return _either(store, f"{wrap}.json")
+
+
+def mend(store: Store, damaged: Callable[[str, RepositoryError], None]) -> int:
+    """Write copies of wraps anew that are gone or damaged, from their other copies; how many. What no copy of can be read is
+    handed to `damaged`. Wraps of earlier releases, which stand once, get their second copy; what a removal that died has left
+    goes. Raises `StoreError`."""
+    for wrap in _removed(store):
+        _delete(store, wrap)
+    mended = 0
+    for name in _names(store):
+        try:
+            data = wrap_to_bytes(_either(store, name))
+        except RepositoryError as error:
+            damaged(f"{FIRST}{name}", error)
+            continue
+        for folder in (FIRST, SECOND):
+            try:
+                _copy(store, folder, name)
+            except RepositoryError:
+                store.delete(folder + name)
+                store.create(folder + name, [data])
+                mended += 1
+    return mended
+
+
+def _names(store: Store) -> list[str]:
+    """Names of the files of wraps that were not removed."""
+    found = {listed.name.partition("/")[2] for folder in (FIRST, SECOND) for listed in store.list(folder)}
+    removed = {f"{wrap}.json" for wrap in _removed(store)}
+    return sorted(name for name in found - removed if not name.endswith(_REMOVED))
+
+
+def _removed(store: Store) -> list[str]:
+    return [n.name[len(SECOND) : -len(_REMOVED)] for n in store.list(SECOND) if n.name.endswith(_REMOVED)]
+
+
+def _either(store: Store, name: str) -> Wrap:
+    try:
+        return _copy(store, FIRST, name)
+    except RepositoryError as error:
+        try:
+            return _copy(store, SECOND, name)
+        except RepositoryError:
+            raise error from None
+
+
+def _copy(store: Store, folder: str, name: str) -> Wrap:
+    wrap = wrap_from_bytes(_read_small(store, folder + name), folder + name)
+    if f"{wrap.id}.json" != name:
+        raise RepositoryError(KEY_DAMAGED, f"{folder}{name} is wrap {wrap.id}", "use another wrap of the key")
+    return wrap
 
 
 def unlock(
@@ -240,9 +300,20 @@ def remove_wrap(store: Store, wrap: str, key: bytes, opens: Mapping[str, bytes])
     `wrap` must give `key`. `repository-locked` when none does: a repository is never left without a way in."""
     for other, secret in opens.items():
         if other != wrap and open_wrap(read_wrap(store, other), secret) == key:
-            store.delete(f"keys/{wrap}.json")
+            try:
+                store.create(f"{SECOND}{wrap}{_REMOVED}", [])
+            except StoreError as error:
+                if error.code != EXISTS:
+                    raise
+            failpoint("wrap-removed")
+            _delete(store, wrap)
             return
     raise RepositoryError(LOCKED, f"no other wrap than {wrap} was shown to open the repository", "add one first")
+
+
+def _delete(store: Store, wrap: str) -> None:
+    for folder in (FIRST, SECOND):
+        store.delete(f"{folder}{wrap}.json")
 
 
 def wrap_to_bytes(wrap: Wrap) -> bytes:

@@ -8,7 +8,7 @@
 `key_check` is BLAKE3 `derive_key("holdfast 1 key check", key)`, 8 bytes of it, so that a key that was unwrapped can be told from
 another repository's; `check` is 8 bytes of BLAKE3 over the same JSON without it. What else there is, by folder:
 
-    keys/     wraps of the key (agents.repository.keys)        points/, points2/   point records, two copies of each
+    keys/, keys2/  wraps of the key (agents.repository.keys)   points/, points2/   point records, two copies of each
     packs/    chunks (agents.repository.packs)                 marks/              stars, holds (agents.repository.marks)
     index/    index runs (agents.repository.runs): a cache     witness/            agents.repository.sessions
 
@@ -203,8 +203,9 @@ def _refuse_used(store: Store) -> None:
                 f"there is no {FIRST}, but there are {folder}: what says that this is a repository has been lost",
                 f"bring back {FIRST} or {SECOND} from a copy; nothing was changed",
             )
-    for listed in list(store.list("keys/")):
-        store.delete(listed.name)
+    for folder in (key_wraps.FIRST, key_wraps.SECOND):
+        for listed in list(store.list(folder)):
+            store.delete(listed.name)
     store.delete(SECOND)
 
 

@@ -25,6 +25,7 @@ from typing import Final, Literal
 
 from agents.failpoints import failpoint
 from agents.repository import directories, marks, packs, points, runs, tree
+from agents.repository import keys as wraps
 from agents.repository import repository as repositories
 from agents.repository.collection import note_damage
 from agents.repository.content import DATA, NAME_SIZE
@@ -101,6 +102,7 @@ def verify(
     for what in ("damaged", "repaired", "lost", "missing", "records_mended"):
         report.count(what, 0)
     repositories.define(contents.store)  # mends its second copy
+    _keys(contents, report)
     _runs(contents, report)
     found = dict(_records(contents, wanted, report, progress))
     needed, there = Names(), Names()
@@ -166,6 +168,13 @@ def _mark_point(contents: RepositoryContents, session: Session, mark: marks.Mark
     session.sessions.say(event, witness=True)
 
 
+def _keys(contents: RepositoryContents, report: Report) -> None:
+    """What opens the repository: with the last copy of the last wrap all of it would be lost."""
+    with report.writing("a copy of a key"):
+        if mended := wraps.mend(contents.store, lambda _, error: report.say(error)):
+            report.count("keys_mended", mended)
+
+
 def _runs(contents: RepositoryContents, report: Report) -> None:
     """Index runs are a cache of what packs say: one that is damaged is removed."""
     for listed in list(contents.store.list(runs.PREFIX)):
@@ -175,8 +184,9 @@ def _runs(contents: RepositoryContents, report: Report) -> None:
             runs.read(contents.store, contents.repository.identity, listed.name)
         except RepositoryError as error:
             report.say(error)
-            contents.store.delete(listed.name)
-            report.count("runs_removed")
+            with report.writing("the removal of an index run"):
+                contents.store.delete(listed.name)
+                report.count("runs_removed")
 
 
 def _records(

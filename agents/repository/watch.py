@@ -36,7 +36,7 @@ _EDGE: Final = 4096  # bytes of each end that are looked at: heads, footers' tra
 _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs", "rootfs", "memory"})
 _SAID: Final = 20  # names in one problem; how many there are in all is said too
 _OURS: Final = re.compile(
-    r"repository2?\.json|(packs|index|points2?|marks|keys|witness|tombstones|archive|policies|collections|damaged|reserve)/[a-z0-9._/-]+"
+    r"repository2?\.json|(packs|index|points2?|marks|keys2?|witness|tombstones|archive|policies|collections|damaged|reserve)/[a-z0-9._/-]+"
 )
 
 

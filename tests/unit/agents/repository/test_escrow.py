@@ -125,7 +125,7 @@ def test_a_drill_opens_the_repository_with_the_code_alone(tmp_path: Path) -> Non
     assert figures["bytes"] > 100_000
     assert checks
     assert not (tmp_path / "drill").exists()
-    assert {f.name for f in store.list()} == before | {wrap.file}
+    assert {f.name for f in store.list()} == before | {wrap.file, f"keys2/{wrap.id}.json"}
 
 
 def test_a_drill_finds_what_is_damaged(tmp_path: Path) -> None:

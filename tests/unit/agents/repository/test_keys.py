@@ -30,6 +30,12 @@ def outcome(store: MemoryStore, wrap: str) -> bytes | str:
         return error.code
 
 
+def alone(store: MemoryStore, wrap: keys.Wrap) -> keys.Wrap:
+    """A wrap without its second copy: what is in the first is what counts."""
+    store.delete(f"keys2/{wrap.id}.json")
+    return wrap
+
+
 def refusal(
     store: MemoryStore,
     passphrase: str | None = None,
@@ -83,7 +89,7 @@ def test_a_changed_passphrase_is_a_new_wrap_and_the_old_one_goes() -> None:
 
 def test_one_damaged_wrap_does_not_keep_the_others_from_opening() -> None:
     store, key = MemoryStore(), new_key()
-    broken = add_wrap(store, REPOSITORY, key, "recovery", b"c" * 32)
+    broken = alone(store, add_wrap(store, REPOSITORY, key, "recovery", b"c" * 32))
     add_wrap(store, REPOSITORY, key, "passphrase", b"pass", scrypt=QUICK)
     store.put(broken.file, store.read(broken.file).replace(b"recovery", b"passphrase"))
     assert unlock(store, passphrase="pass") == key
@@ -97,7 +103,7 @@ def test_one_damaged_wrap_does_not_keep_the_others_from_opening() -> None:
 
 def test_every_change_to_a_wrap_is_found() -> None:
     store, key = MemoryStore(), new_key()
-    wrap = add_wrap(store, REPOSITORY, key, "recovery", b"c" * 32, label="safe in Bern")
+    wrap = alone(store, add_wrap(store, REPOSITORY, key, "recovery", b"c" * 32, label="safe in Bern"))
     whole = store.read(wrap.file)
     for at in range(0, len(whole), 3):
         changed = bytearray(whole)
@@ -154,7 +160,7 @@ def test_whatever_lies_in_keys_is_a_wrap_or_is_refused(data: bytes) -> None:
 )
 def test_a_wrap_with_a_foreign_field_is_refused(field: str, value: object) -> None:
     store = MemoryStore()
-    wrap = add_wrap(store, REPOSITORY, b"k" * 32, "recovery", b"c" * 32)
+    wrap = alone(store, add_wrap(store, REPOSITORY, b"k" * 32, "recovery", b"c" * 32))
     fields = json.loads(store.read(wrap.file))
     before, fields[field] = fields[field], value
     store.put(wrap.file, json.dumps(fields).encode())
@@ -183,3 +189,59 @@ def test_names_tell_nothing_and_packs_have_keys_of_their_own() -> None:
     first, second = secrets.token_bytes(16), secrets.token_bytes(16)
     sealed = one.pack_cipher(first).encrypt(bytes(12), b"data", b"")
     assert one.pack_cipher(second).encrypt(bytes(12), b"data", b"") != sealed
+
+
+def test_a_wrap_stands_twice_and_verify_mends_it() -> None:
+    store, key = MemoryStore(), new_key()
+    one = add_wrap(store, REPOSITORY, key, "recovery", b"c" * 32)
+    other = add_wrap(store, REPOSITORY, key, "recovery", b"d" * 32)
+    first, second = (f"{folder}{one.id}.json" for folder in ("keys/", "keys2/"))
+    whole = store.read(first)
+    assert store.read(second) == whole
+
+    def told() -> tuple[int, list[str]]:
+        lost: list[str] = []
+        return keys.mend(store, lambda name, _: lost.append(name)), lost
+
+    for name in (first, second):
+        for damage in (whole[:-3], b"", whole.replace(b"recovery", b"recoverz"), store.read(other.file), None):
+            store.delete(name)
+            if damage is not None:
+                store.create(name, [damage])
+            assert unlock(store, recovery=b"c" * 32) == key
+            assert told() == (1, [])
+            assert (store.read(first), store.read(second)) == (whole, whole)
+    assert told() == (0, [])
+    for name in (first, second):
+        store.put(name, whole[:-3])
+    assert refusal(store, recovery=b"c" * 32) == LOCKED
+    assert told() == (0, [first])
+    assert unlock(store, recovery=b"d" * 32) == key
+
+
+def test_a_wrap_that_was_removed_opens_nothing_whatever_comes_back_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, key = MemoryStore(), new_key()
+    gone = add_wrap(store, REPOSITORY, key, "recovery", b"c" * 32)
+    stays = add_wrap(store, REPOSITORY, key, "recovery", b"d" * 32)
+    files = {name: store.read(name) for name in (gone.file, f"keys2/{gone.id}.json")}
+
+    class Died(BaseException):
+        pass
+
+    def die(place: str) -> None:
+        if place == "wrap-removed":
+            raise Died
+
+    with monkeypatch.context() as patched:
+        patched.setattr(keys, "failpoint", die)
+        with pytest.raises(Died):
+            remove_wrap(store, gone.id, key, {stays.id: b"d" * 32})
+    assert refusal(store, recovery=b"c" * 32) == LOCKED
+    assert [wrap.id for wrap in wraps(store)] == [stays.id]
+    assert keys.mend(store, lambda *_: None) == 0
+    assert not any(name in files for name in (file.name for file in store.list("keys")))
+    for name, data in files.items():  # from an old copy of the folder
+        store.create(name, [data])
+    assert refusal(store, recovery=b"c" * 32) == LOCKED
+    remove_wrap(store, gone.id, key, {stays.id: b"d" * 32})
+    assert unlock(store, recovery=b"d" * 32) == key

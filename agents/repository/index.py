@@ -11,17 +11,19 @@ died, or writes still) may be read from and is never built on: `find` tells the 
 
 The cache is as durable as each transaction of LMDB is; losing the last ones, or all, costs reading runs and footers. It says
 nothing that the repository does not: `agents.repository.repository` compares its packs with a listing whenever it opens it.
-Several processes may have it open, several threads may call at once; the slots for readers that one had which was killed are
+What is found damaged in use is told (`index-damaged`), and thrown away when it is opened next. Several processes may have it
+open, several threads may call at once; the slots for readers that one had which was killed are
 taken back when there are no others.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -37,6 +39,7 @@ SEALED: Final = 1  # with a footer: what it holds is known and durable
 TORN: Final = 2  # without: what could be found in it may be read
 
 UNUSABLE: Final = "index-unusable"
+BROKEN: Final = "index-damaged"
 
 _FORMAT: Final = b"1"
 _MAP_SIZE: Final = 1 << 38  # of address space: the file grows as it is filled
@@ -47,9 +50,12 @@ _BROKEN: Final = (
     lmdb.VersionMismatchError,
     lmdb.PageNotFoundError,
     lmdb.IncompatibleError,
+    lmdb.BadTxnError,
 )
 _number = struct.Struct(">I")
 _GONE: Final = b"gone/"
+_UNWRITTEN: Final = 64 << 10  # bytes
+_SPOILT: Final = "damaged"  # a file beside it
 
 
 class Pack(NamedTuple):
@@ -68,7 +74,7 @@ def open_index(folder: Path, repository: UUID) -> Index:
     try:
         try:
             return _open(folder, repository)
-        except (*_BROKEN, _Unfit):
+        except (*_BROKEN, _Unfit, RepositoryError):
             shutil.rmtree(folder, ignore_errors=True)
             return _open(folder, repository)
     except (lmdb.Error, OSError) as error:
@@ -80,13 +86,16 @@ def open_index(folder: Path, repository: UUID) -> Index:
 
 
 class _Unfit(Exception):
-    """What is there is of another repository, or of another release."""
+    """What is there is of another repository, of another release, or damaged."""
 
 
 def _open(folder: Path, repository: UUID) -> Index:
+    if (folder / _SPOILT).exists():
+        raise _Unfit
     folder.mkdir(parents=True, exist_ok=True)
     env = lmdb.open(str(folder), map_size=_MAP_SIZE, max_dbs=4, max_readers=126, metasync=False, readahead=False)
     try:
+        _refuse_cut(folder / "data.mdb", (env.info()["last_pgno"] + 1) * env.stat()["psize"])
         env.reader_check()  # who was killed while it read keeps pages from being used again
         index = Index(env, repository)
         with env.begin(write=True) as txn:
@@ -102,6 +111,16 @@ def _open(folder: Path, repository: UUID) -> Index:
         env.close()
         raise
     return index
+
+
+def _refuse_cut(file: Path, size: int) -> None:
+    """Of a file that was cut off what is mapped behind its end would end this process when it is read. Pages that a transaction
+    took and gave back are not written, so a few may lack: they are made, as zeros, which no page is."""
+    lacks = size - file.stat().st_size
+    if lacks > _UNWRITTEN:
+        raise _Unfit
+    if lacks > 0:
+        os.truncate(file, size)
 
 
 class Index:
@@ -215,7 +234,7 @@ class Index:
         added = 0
         numbers: list[int | None] = []
         for number, batch in enumerate(batches):
-            with self._env.begin(write=True) as txn:
+            with self._writing() as txn:
                 if not number:
                     numbers = self._numbered(txn, fresh)
                 places = renumbered(batch, numbers)
@@ -264,7 +283,7 @@ class Index:
 
     def forget(self, packs: Iterable[bytes]) -> None:
         """Know nothing of these packs any more."""
-        with self._env.begin(write=True) as txn:
+        with self._writing() as txn:
             self._forget(txn, set(packs))
 
     def _forget(self, txn: lmdb.Transaction[bytes], packs: set[bytes]) -> None:
@@ -275,11 +294,11 @@ class Index:
 
     def note_run(self, name: str) -> None:
         """What this run says is in here."""
-        with self._env.begin(write=True) as txn:
+        with self._writing() as txn:
             txn.put(f"run/{name}".encode(), b"", db=self.meta)
 
     def forget_runs(self, names: Iterable[str]) -> None:
-        with self._env.begin(write=True) as txn:
+        with self._writing() as txn:
             for name in names:
                 txn.delete(f"run/{name}".encode(), db=self.meta)
 
@@ -297,7 +316,7 @@ class Index:
             gone = self._gone(txn)
         numbers = {_number.unpack(key)[0] for key in gone}
         while numbers:
-            with self._env.begin(write=True) as txn, txn.cursor(self._chunks) as cursor:
+            with self._writing() as txn, txn.cursor(self._chunks) as cursor:
                 more = cursor.set_range(start) if start else cursor.first()
                 seen = 0
                 while more and seen < _BATCH:
@@ -338,10 +357,29 @@ class Index:
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction[bytes]]:
         """A snapshot, and the table of packs at least as new."""
-        with self._begin() as txn:
+        with self._telling(), self._begin() as txn:
             if txn.id() != self._seen:
                 self._read_packs(txn)
             yield txn
+
+    @contextmanager
+    def _writing(self) -> Iterator[lmdb.Transaction[bytes]]:
+        with self._telling(), self._env.begin(write=True) as txn:
+            yield txn
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """That what is there makes no sense; it is thrown away when it is opened next."""
+        try:
+            yield
+        except (*_BROKEN, struct.error, UnicodeDecodeError) as error:
+            with suppress(OSError):
+                Path(self._env.path(), _SPOILT).touch()
+            raise RepositoryError(
+                BROKEN,
+                f"the index of repository {self.repository} is damaged on this machine's disk: {error}",
+                "start the agent again: it makes the index anew; the repository itself is not concerned",
+            ) from error
 
     def _begin(self) -> lmdb.Transaction[bytes]:
         try:

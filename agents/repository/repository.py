@@ -309,6 +309,7 @@ class Repository:
         )
         self.problems: list[Problem] = []
         self._lock = threading.Lock()
+        self._taken_anew = False
         self._refreshing = threading.Lock()
         self._unsealed: dict[str, int] = {}  # packs without a footer, by name: their size when they were last looked at
         self._walked: dict[str, int] = {}  # those that were walked, likewise
@@ -355,12 +356,13 @@ class Repository:
         return found
 
     def _located(self, names: Sequence[bytes]) -> dict[bytes, Place]:
-        """Where each is; looks again, and into packs without a footer, for what is not known."""
+        """Where each is; looks again, and into packs without a footer, for what is not known, and into all of them at last: an
+        index may have lost names, or have them wrong."""
         found = self.index.locate(names)
-        for deep in (False, True):
+        for look in (self.refresh, self._refresh_deep, self._take_anew):
             if len(found) == len(names) or all(name in found for name in names):
                 return found
-            self.refresh(deep=deep)
+            look()
             found = self.index.locate(names)
         absent = next((name for name in names if name not in found), None)
         if absent is not None:
@@ -398,9 +400,9 @@ class Repository:
     def _other_copy(self, name: bytes, kind: int, place: Place, error: RepositoryError) -> bytes:
         """A chunk that cannot be read at `place`. Raises `error` when no other copy can be either."""
         tried = {(place.pack, place.offset)}
-        for deep in (None, False, True):
-            if deep is not None:
-                self.refresh(deep=deep)
+        for look in (None, self.refresh, self._refresh_deep, self._take_anew):
+            if look is not None:
+                look()
             for other in self.index.places(name):
                 file = self.index.pack_name(other.pack)
                 if (other.pack, other.offset) in tried or other.kind != kind or file is None:
@@ -429,6 +431,21 @@ class Repository:
                 fresh = {pack for pack in there if pack not in known or known[pack].state != SEALED}
             for pack in sorted(fresh):
                 self._take_pack(pack, *there[pack], deep=deep)
+
+    def _refresh_deep(self) -> None:
+        self.refresh(deep=True)
+
+    def _take_anew(self) -> None:
+        """Believe nothing that the index says, once: what is missing, or not where it says, may be so in the index alone."""
+        with self._lock:
+            if self._taken_anew:
+                return
+            self._taken_anew = True
+            self._unsealed.clear()
+            self._walked.clear()
+        self.index.forget_runs(self.index.runs())
+        self.index.forget(self.index.packs())
+        self.refresh(deep=True)
 
     def in_place(self) -> None:
         """Look whether the repository is where it was: an unmounted file system leaves an empty folder that would take a backup.

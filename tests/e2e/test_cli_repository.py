@@ -310,9 +310,11 @@ def test_damage_is_found_put_right_where_there_is_a_second_copy_and_told_where_n
     point = backed_up(site, "image", str(image), "--asset", "precious")["point"]
     data, *described = sorted(set(vault.glob("packs/*/*")) - before, key=lambda pack: -pack.stat().st_size)
     os.truncate(described[0], described[0].stat().st_size // 2)
+    os.truncate(next(vault.glob("keys/*.json")), 10)
     mended = site.json("repository", "verify", "vault", "--level", "metadata")["result"]
     assert mended["points"] == []
     assert mended["figures"]["repaired"] > 0
+    assert mended["figures"]["keys_mended"] == 1
     with data.open("r+b") as file:
         os.pwrite(file.fileno(), b"flipped", data.stat().st_size // 2)
     told = site.json("repository", "verify", "vault", "--level", "full", expect=4)["result"]

@@ -222,3 +222,34 @@ except lmdb.ReadersFullError:
         assert len(found) == 1, "a thread that had no slot yet"
         assert set(index.find([name, bytes([number]) * 32])) == {name, bytes([number]) * 32}
     assert len(index.packs()) == 3
+
+
+def _filled(folder: Path) -> Path:
+    """An index of a few hundred pages; its file."""
+    index = open_index(folder, REPOSITORY)
+    index.add([_sealed(0)], b"".join(_entry(i, 0) for i in range(20_000)))
+    index.close()
+    return folder / "data.mdb"
+
+
+def test_an_index_that_was_cut_off_ends_no_process_and_is_made_anew(tmp_path: Path) -> None:
+    file = _filled(tmp_path / "index")
+    os.truncate(file, file.stat().st_size // 2)
+    index = open_index(tmp_path / "index", REPOSITORY)
+    assert not index.packs()
+    index.close()
+
+
+def test_an_index_that_is_found_damaged_in_use_says_so_and_is_made_anew(tmp_path: Path) -> None:
+    file = _filled(tmp_path / "index")
+    data = bytearray(file.read_bytes())
+    for page in range(8 * 4096, len(data) - 8 * 4096, 4096):  # some hold names and places
+        data[page + 10 : page + 16] = b"\xff" * 6  # what kind of page it is, and what is free in it
+    file.write_bytes(data)
+    index = open_index(tmp_path / "index", REPOSITORY)
+    with pytest.raises(RepositoryError, match="index-damaged"):
+        index.locate([_name(i) for i in range(20_000)])
+    index.close()
+    again = open_index(tmp_path / "index", REPOSITORY)
+    assert not again.packs()
+    again.close()

@@ -123,6 +123,20 @@ def test_an_empty_folder_in_the_place_of_the_repository_takes_no_backup(
     assert not list(store.list("points"))
 
 
+def test_what_the_index_has_wrong_or_not_at_all_is_found_in_the_packs(repository: Repository) -> None:
+    data = disk_image(300, 4)
+    sealed, _ = backup(repository, data)
+    index = repository.index
+    with index._writing() as txn, txn.cursor(index._chunks) as cursor:
+        for number, (name, place) in enumerate(list(cursor)):
+            txn.delete(name, place, db=index._chunks)
+            if number % 3:
+                moved = bytearray(place)
+                moved[4] ^= 8  # in its offset
+                txn.put(name, bytes(moved), db=index._chunks)
+    assert read_back(repository, sealed.point.point) == data
+
+
 def test_equal_blocks_are_stored_once_whatever_thread_meets_them(repository: Repository) -> None:
     data = (b"x" * BLOCK + b"y" * BLOCK) * 3000
     sealed, ingest = backup(repository, data)

@@ -3,11 +3,13 @@
     session.opened (restore, pins the point) → what `agents.repository.restoring`, `agents.restore.directory` say → session.closed
     → job finished
 
-Both go on where a run before ended. Paths are those of this machine, written as the user this process runs as.
+Both go on where a run before ended, and both are read back and compared. Paths are those of this machine, written as the user
+this process runs as.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +26,8 @@ from agents.repository.node import Held, closing
 from agents.repository.points import Disk, Point
 from agents.repository.reader import UNREADABLE, disk_of
 from agents.repository.restoring import Stopped, restore_file
-from agents.restore import directory
+from agents.restore import directory, images, progress, writing
+from agents.restore.progress import Limit
 from streams.publish import rfc3339
 
 _SHOWN_LOST: Final = 200
@@ -84,6 +87,7 @@ _Done = tuple[int, list[dict[str, Any]], dict[str, int]]  # bytes written, what 
 
 def _disk(held: Held, point: Point, target: Path, command: Command, ctx: Context) -> _Done:
     disk = _one_disk(point, str(command.parameters.get("disk", "")))
+    skip_lost = bool(command.parameters.get("skip_lost"))
     meter = Meter(ctx, f"writing {target}", disk.size)
     try:
         done = restore_file(
@@ -92,14 +96,22 @@ def _disk(held: Held, point: Point, target: Path, command: Command, ctx: Context
             target,
             point=point.point,
             overwrite=bool(command.parameters.get("overwrite")),
-            skip_lost=bool(command.parameters.get("skip_lost")),
+            skip_lost=skip_lost,
             progress=meter.add,
             stop=ctx.ending,
         )
     except Stopped:
         ctx.check()
         raise Interrupted from None
-    return done.written, [_lost("", offset, length) for offset, length in done.lost], {"kept": done.kept}
+    images.forget_cached(target)
+    with contextlib.closing(images.RawRead(target)) as there:
+        there.size = min(there.size, disk.size)  # what is behind it on a larger device was nobody's to write
+        same = same_by(*map(held.repository.naming, point.namings))
+        work = writing.Work(held.repository, disk, same, Limit(0, bool), skip_lost)
+        so_far = writing.Written(disk.size, done.written, lost=done.lost)
+        read_back = writing.compare(work, there, so_far, progress.Meter(ctx, f"comparing {target}", disk.size))
+    more = {"kept": done.kept, "compared": read_back.compared}
+    return done.written, [_lost("", offset, length) for offset, length in done.lost], more
 
 
 def _one_disk(point: Point, wanted: str) -> Disk:

@@ -412,7 +412,7 @@ def restore(
 ) -> None:
     """Put what a point holds where nothing is yet: a directory for files, a file for an image. Every byte is verified.
 
-    Interrupted, the same command goes on where it was. Files are all read back and compared before they have their name.
+    All is read back and compared, files before they have their name. Interrupted, the same command goes on where it was.
     """
     if not target.startswith("/"):
         raise click.BadParameter(f"{target!r} must be an absolute path, on the agent's machine", param_hint="--to")
@@ -431,14 +431,15 @@ def restore(
         but = f", but for {size(result['lost_bytes'])} that cannot be read" if result["lost"] else ""
         click.echo(f"{result['target']} is what {result['asset']} was {local(result['created'])}{but}: ")
         click.echo(f"{size(result['bytes'])} written, every chunk verified.")
-        if "compared" in result:
-            entries = f"{result['files']:,} files, {result['folders']:,} directories, {result['others']:,} others"
-            click.echo(f"Read back, the same: {size(result['compared'])} in {entries}.")
-            if result["kept"]:
-                click.echo(f"An earlier run had brought {size(result['kept'])} of it.")
-            if result["metadata_differs"]:
-                told = "have another owner, mode, time, link or attributes: the job's warnings say which"
-                click.echo(f"✘ {result['metadata_differs']:,} of them {told}.", err=True)
+        entries = ""
+        if "files" in result:
+            entries = f" in {result['files']:,} files, {result['folders']:,} directories, {result['others']:,} others"
+        click.echo(f"Read back, the same: {size(result['compared'])}{entries}.")
+        if result["kept"]:
+            click.echo(f"An earlier run had brought {size(result['kept'])} of it.")
+        if result.get("metadata_differs"):
+            told = "have another owner, mode, time, link or attributes: the job's warnings say which"
+            click.echo(f"✘ {result['metadata_differs']:,} of them {told}.", err=True)
         for part in result["lost"]:
             where = f"{part['path']}: " if part["path"] else ""
             click.echo(clean(f"✘ {where}{part['length']:,} bytes from {part['offset']:,} on are zeros"), err=True)

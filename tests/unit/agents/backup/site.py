@@ -98,6 +98,7 @@ class Site:
             command=command,
             check=lambda: self.check(),
             progress=progress,
+            ending=lambda: False,
             warn=lambda *problems: self.warned.extend(problems),
             durable=durable,
         )

@@ -13,7 +13,7 @@ import pytest
 
 from agents.commands import Command, Interrupted
 from agents.errors import AgentError
-from agents.repository import backups, packs, unpacking
+from agents.repository import backups, packs, restoring, unpacking
 from agents.repository.format import DATA
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.points import Point
@@ -25,10 +25,10 @@ from tests.unit.agents.restore.site import Restores
 
 
 class Directories(Restores):
-    """And `take`, `bring`, `compare` carry out `backup.make`, `point.restore`, `point.compare` of a directory."""
+    """And `take`, `bring`, `compare` carry out `backup.make`, `point.restore`, `point.compare` of a directory, or an image."""
 
-    def take(self, path: Path) -> Point:
-        p = {"kind": "files", "repository": "main", "path": str(path), "asset": "web"}
+    def take(self, path: Path, kind: str = "files") -> Point:
+        p = {"kind": kind, "repository": "main", "path": str(path), "asset": "web"}
         command = Command(uuid7(), "backup.make", "asset/web", p, "tests", 1)
         return self.held["main"].repository.point(backups.make(command, self.ctx(command))["point"])
 
@@ -253,3 +253,25 @@ def test_a_directory_is_compared_with_a_point_whenever_somebody_asks(
     with pytest.raises(AgentError) as missing:
         site.compare(point, tree, path="none")
     assert missing.value.code == "path-missing"
+
+
+def test_an_image_is_read_back_too_and_a_disk_that_loses_writes_is_found_out(
+    site: Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, size = tmp_path / "image", (3 << 20) + 512
+    image.write_bytes(os.urandom(1 << 20))
+    os.truncate(image, size)
+    point = site.take(image, "image")
+    told = site.bring(point, tmp_path / "back")
+    assert (told["compared"], (tmp_path / "back").read_bytes()) == (size, image.read_bytes())
+    real = restoring.FileTarget.flush
+
+    def flush(self: restoring.FileTarget) -> None:
+        real(self)
+        with self.path.open("r+b") as file:
+            os.pwrite(file.fileno(), b"?", 2 << 20)
+
+    monkeypatch.setattr(restoring.FileTarget, "flush", flush)
+    with pytest.raises(AgentError) as found:
+        site.bring(point, tmp_path / "torn")
+    assert (found.value.code, f"at {2 << 20:,}" in found.value.message) == ("restore-differs", True)

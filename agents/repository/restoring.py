@@ -480,11 +480,13 @@ def restore_file(
     threads: int = THREADS,
     progress: Callable[[int], None] = lambda size: None,
     stop: Callable[[], bool] = lambda: False,
+    prove: Callable[[Restored], None] = lambda restored: None,
 ) -> Restored:
     """Restore a whole disk to a file or a block device; goes on where an interrupted restore of the same disk to it
     ended.
 
-    `overwrite`: what is there already may be lost (an empty file has nothing to lose; a device always has). Raises
+    `overwrite`: what is there already may be lost (an empty file has nothing to lose; a device always has). `prove` is called
+    when all is written and the progress file still there: who dies in it, or whom it raises for, goes on behind it. Raises
     `RepositoryError` (`restore-target`) when the target is there, too small, or being restored to by another process;
     and as `restore_disk`.
     """
@@ -512,6 +514,7 @@ def restore_file(
                 progress=progress,
                 stop=stop,
             )
+            prove(restored)
         except BaseException:
             notes.close()
             raise

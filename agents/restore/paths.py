@@ -25,7 +25,7 @@ from agents.repository.handlers import held_of
 from agents.repository.node import Held, closing
 from agents.repository.points import Disk, Point
 from agents.repository.reader import UNREADABLE, disk_of
-from agents.repository.restoring import Stopped, restore_file
+from agents.repository.restoring import Restored, Stopped, progress_path, restore_file
 from agents.restore import directory, images, progress, writing
 from agents.restore.progress import Limit
 from streams.publish import rfc3339
@@ -89,6 +89,19 @@ def _disk(held: Held, point: Point, target: Path, command: Command, ctx: Context
     disk = _one_disk(point, str(command.parameters.get("disk", "")))
     skip_lost = bool(command.parameters.get("skip_lost"))
     meter = Meter(ctx, f"writing {target}", disk.size)
+    compared = 0
+
+    def prove(done: Restored) -> None:
+        nonlocal compared
+        images.forget_cached(target)
+        with contextlib.closing(images.RawRead(target)) as there:
+            there.size = min(there.size, disk.size)  # what is behind it on a larger device was nobody's to write
+            same = same_by(*map(held.repository.naming, point.namings))
+            work = writing.Work(held.repository, disk, same, Limit(0, bool), skip_lost)
+            so_far = writing.Written(disk.size, done.written, lost=done.lost)
+            reading = progress.Meter(ctx, f"comparing {target}", disk.size)
+            compared = writing.compare(work, there, so_far, reading).compared
+
     try:
         done = restore_file(
             held.repository,
@@ -99,18 +112,16 @@ def _disk(held: Held, point: Point, target: Path, command: Command, ctx: Context
             skip_lost=skip_lost,
             progress=meter.add,
             stop=ctx.ending,
+            prove=prove,
         )
     except Stopped:
         ctx.check()
         raise Interrupted from None
-    images.forget_cached(target)
-    with contextlib.closing(images.RawRead(target)) as there:
-        there.size = min(there.size, disk.size)  # what is behind it on a larger device was nobody's to write
-        same = same_by(*map(held.repository.naming, point.namings))
-        work = writing.Work(held.repository, disk, same, Limit(0, bool), skip_lost)
-        so_far = writing.Written(disk.size, done.written, lost=done.lost)
-        read_back = writing.compare(work, there, so_far, progress.Meter(ctx, f"comparing {target}", disk.size))
-    more = {"kept": done.kept, "compared": read_back.compared}
+    except AgentError as error:
+        if error.code == writing.DIFFERS:  # nothing that is noted as whole counts
+            progress_path(target).unlink(missing_ok=True)
+        raise
+    more = {"kept": done.kept, "compared": compared}
     return done.written, [_lost("", offset, length) for offset, length in done.lost], more
 
 

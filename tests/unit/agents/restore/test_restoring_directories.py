@@ -258,12 +258,27 @@ def test_a_directory_is_compared_with_a_point_whenever_somebody_asks(
 def test_an_image_is_read_back_too_and_a_disk_that_loses_writes_is_found_out(
     site: Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agents.repository.comparing._PIECE_BYTES", 65_536)
     image, size = tmp_path / "image", (3 << 20) + 512
     image.write_bytes(os.urandom(1 << 20))
     os.truncate(image, size)
     point = site.take(image, "image")
     told = site.bring(point, tmp_path / "back")
     assert (told["compared"], (tmp_path / "back").read_bytes()) == (size, image.read_bytes())
+    # Who ends while it is read back goes on there, and writes nothing again.
+    job = uuid7()
+
+    def check() -> None:
+        if any(said.startswith("comparing ") for said in site.progress):
+            raise Interrupted
+
+    site.progress.clear()
+    site.check = check
+    with pytest.raises(Interrupted):
+        site.bring(point, tmp_path / "again", job=job)
+    site.check = lambda: None
+    told = site.bring(point, tmp_path / "again", job=job, resumed=True)
+    assert (told["bytes"], told["kept"], told["compared"]) == (0, size, size)
     real = restoring.FileTarget.flush
 
     def flush(self: restoring.FileTarget) -> None:
@@ -275,3 +290,6 @@ def test_an_image_is_read_back_too_and_a_disk_that_loses_writes_is_found_out(
     with pytest.raises(AgentError) as found:
         site.bring(point, tmp_path / "torn")
     assert (found.value.code, f"at {2 << 20:,}" in found.value.message) == ("restore-differs", True)
+    monkeypatch.setattr(restoring.FileTarget, "flush", real)
+    site.bring(point, tmp_path / "torn", overwrite=True)
+    assert (tmp_path / "torn").read_bytes() == image.read_bytes()

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from typing import Any, cast
@@ -29,6 +29,9 @@ BASE = "urn:holdfast:openapi"
 _INTEGER = re.compile(r"-?\d{1,19}")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d([.]\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
 
+_NO_TEXT = "has bytes in it that are no UTF-8, or NUL"
+_NO_TEXT_HINT = "of a file with such a name, name the folder that it is in"
+
 FORMATS = FormatChecker(formats=())
 
 
@@ -39,8 +42,8 @@ def _is_time(value: object) -> bool:
     if not _RFC3339.fullmatch(value):
         return False
     try:
-        datetime.fromisoformat(value.upper())
-    except ValueError:
+        datetime.fromisoformat(value.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter: before the year 1, or after 9999, of UTC
         return False
     return True
 
@@ -175,6 +178,9 @@ def check_parameters(operation: str, given: Mapping[tuple[str, str], str]) -> di
                 problems.append(Problem("parameter-missing", f"{p.name} is missing"))
             out[p.name] = p.default
             continue
+        if not _is_text(text):
+            problems.append(Problem("parameter-invalid", f"{p.name}: {_NO_TEXT}", _NO_TEXT_HINT))
+            continue
         value = _typed(text, p.kind)
         wrong = next(iter(p.check.iter_errors(value)), None)
         if wrong is not None:
@@ -207,10 +213,27 @@ def check_body(operation: str, raw: bytes, content_type: str) -> dict[str, Any]:
         value = json.loads(raw, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ApiError(422, "body-invalid", "the body is not valid JSON") from error
+    if not _is_text(value):
+        raise ApiError(422, "text-invalid", f"a text in the body {_NO_TEXT}", _NO_TEXT_HINT)
     wrong = sorted(found.body.iter_errors(value), key=lambda e: [str(p) for p in e.absolute_path])
     if wrong:
         raise invalid([Problem("field-invalid", f"{_where(e)}: {_sentence(e)}") for e in wrong[:20]])
     return {**found.body_defaults, **value}
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts in it can stand in the log and in PostgreSQL: neither NUL nor half of a surrogate pair, which JSON can
+    say, and which a command line makes of an argument that is not UTF-8."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str) and ("\0" in one or any("\ud800" <= c <= "\udfff" for c in one)):
+            return False
+        if isinstance(one, dict):
+            todo += [*one, *one.values()]
+        elif isinstance(one, list):
+            todo += one
+    return True
 
 
 def _no_constant(name: str) -> Any:

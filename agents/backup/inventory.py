@@ -74,9 +74,8 @@ def add(command: Command, ctx: Context) -> Mapping[str, Any]:
     if known is None or _told(known) != _told(defined):
         _say(ctx, defined)
     failpoint("host-defined")
-    said = changes(
-        ctx.services.hosts.assets(), {defined.host: (defined.kind, machines)}, _kinds(ctx), command.requester
-    )
+    there = {defined.host: (defined.kind, machines)}
+    said = changes(ctx.services.hosts.assets(), there, _kinds(ctx), command.requester, _others(ctx))
     _say(ctx, *said.events)
     return {"version": found.server_version, "machines": len(machines)}
 
@@ -127,7 +126,7 @@ def discover(command: Command, ctx: Context) -> Mapping[str, Any]:
                 raise
             away.append(name)
             ctx.warn(error.problem())
-    said = changes(ctx.services.hosts.assets(), found, _kinds(ctx), command.requester)
+    said = changes(ctx.services.hosts.assets(), found, _kinds(ctx), command.requester, _others(ctx))
     _say(ctx, *said.events)
     machines = sum(len(seen) for _, seen in found.values())
     return {"machines": machines, "new": said.new, "changed": said.changed, "gone": said.gone, "away": away}
@@ -144,6 +143,16 @@ def note(ctx: Context, asset: AssetChanged, seen: MachineSeen) -> AssetChanged:
 
 def _kinds(ctx: Context) -> Mapping[str, str]:
     return {name: host.kind for name, host in ctx.services.hosts.all().items()}
+
+
+def _others(ctx: Context) -> set[str]:
+    """Assets that are no machines, and have points: directories and images."""
+    return {
+        state.sealed.asset
+        for ledger in ctx.services.node.ledgers()
+        for state in ledger.standing().values()
+        if "native" not in state.sealed.facts
+    }
 
 
 def _say(ctx: Context, *events: HostDefined | AssetChanged) -> None:
@@ -179,14 +188,16 @@ def changes(
     found: Mapping[str, tuple[str, Iterable[MachineSeen]]],
     kinds: Mapping[str, str],
     by: str,
+    others: Collection[str] = (),
 ) -> Changes:
     """What is different between `known` assets and what was `found` (host → its kind, and all its machines). `kinds`: all hosts'.
+    `others`: names that are those of no machines.
 
     A machine is known by its host and its native identity there. One that is gone from a host, or was not found there just now,
     and has turned up on another of the same kind under the same identity, has moved and keeps its name.
     """
     names = {(a.host, a.native): a.asset for a in known.values()}
-    taken = set(known)
+    taken = {*known, *others}
     seen = {(host, m.native): (kind, m) for host, (kind, machines) in found.items() for m in machines}
     for place, (kind, machine) in seen.items():
         if place not in names:

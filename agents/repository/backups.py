@@ -83,6 +83,7 @@ def make(command: Command, ctx: Context) -> Mapping[str, Any]:
     done = _done(ledger, command.id)
     if done is None:
         previous = newest(ledger.standing(), asset, "files" if p["kind"] == "files" else "disks")
+        _one_thing(ctx, asset, path, previous, named=bool(p.get("named", True)))
         take = take_files if p["kind"] == "files" else take_image
         with backup_session(held, command, asset, previous) as session:
             ingest = ingest_of(held, session, asset, previous, ctx)
@@ -99,6 +100,24 @@ def make(command: Command, ctx: Context) -> Mapping[str, Any]:
         "stored": figures.get("stored_bytes", 0),
         "continues": done.sealed.continues,
     }
+
+
+def _one_thing(ctx: Context, asset: str, path: Path, previous: PointState | None, *, named: bool) -> None:
+    """An asset is one thing: retention lets a newer point of it stand for an older one, and its status is of all its points. So
+    what has a machine's name is refused, and so is a path whose own name (nobody having given one) is another path's already."""
+    machine = ctx.services.hosts.assets().get(asset)
+    if machine is not None and machine.state != "gone":
+        raise AgentError(
+            "asset-other",
+            f"{asset} is a machine of {machine.host}",
+            f"give the points of {path} another name: --asset NAME",
+        )
+    if not named and previous is not None and previous.sealed.asset_name != str(path):
+        raise AgentError(
+            "asset-other",
+            f"the points of {asset} are of {previous.sealed.asset_name}",
+            f"give those of {path} a name of their own, or this one if it is the same: --asset NAME",
+        )
 
 
 def _done(ledger: Ledger, job: str) -> PointState | None:

@@ -480,7 +480,7 @@ def retention(ask: Ask, repository: str, rules: str, no_wait: bool) -> None:
     job = ask.api.post(f"/v1/repositories/{segment(repository)}/retention", body)["job"]
     done = asked(ask, job, f"retention of {repository}", no_wait=no_wait)
     if done is not None:
-        ask.out({"job": done}, lambda: click.echo(f"{repository} keeps {rules}"))
+        ask.out({"job": done}, lambda: click.echo(f"{repository} keeps {rules or 'all'}"))
 
 
 @click.command("set")

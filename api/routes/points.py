@@ -74,6 +74,7 @@ def backup(call: Call) -> Reply:
         "repository": found.repository,
         "path": body["path"],
         "asset": asset,
+        "named": bool(body.get("asset")),
     }
     # The path is of the machine that has the repository now, whoever has it when the job's turn comes.
     job = ask(call, "backup.make", f"asset/{asset}", parameters, node=found.node)
@@ -100,7 +101,12 @@ def unstar(call: Call) -> Reply:
 
 def hold(call: Call) -> Reply:
     until = call.body.get("until")
-    return _mark(call, "point.hold", {"until_us": shapes.microseconds(until) if until else None})
+    until_us = shapes.microseconds(until) if until else None
+    if until_us is not None and until_us <= now_us():
+        raise ApiError(
+            422, "hold-over", "this hold would be over already", "give a moment to come, or leave `until` out"
+        )
+    return _mark(call, "point.hold", {"until_us": until_us})
 
 
 def release(call: Call) -> Reply:

@@ -247,6 +247,8 @@ def test_work_is_asked_of_the_agent(api: RunningApi, vault: list[PointSealed]) -
         "case-3",
         None,
     )
+    over = {"name": "case-4", "until": "2001-01-01T00:00:00Z"}
+    assert client.refused("POST", f"/v1/points/{point}/hold", 422, json=over) == "hold-over"
     restored, given = asked(api, admin.post(f"/v1/points/{point}/restore", {"target": "/tmp/x"})["job"])
     assert (restored.kind, given["repository"], given["target"]) == ("point.restore", "vault", "/tmp/x")
     assert given["skip_lost"] is False

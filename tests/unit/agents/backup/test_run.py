@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,7 +17,7 @@ from agents.commands import Command, Interrupted
 from agents.errors import AgentError, SourceUnavailable
 from agents.machines import Wanted
 from agents.repository import packs
-from agents.repository.backups import is_damaged
+from agents.repository.backups import is_damaged, make
 from agents.repository.format import DATA
 from agents.repository.handlers import say_mark
 from agents.repository.pack_format import FRAME_BYTES
@@ -346,3 +347,28 @@ def test_a_host_that_is_removed_is_left_without_marks_of_ours(site: Site, shop: 
 def test_progress_tells_rate_and_what_takes_longest(site: Site, shop: Guest) -> None:
     site.backup("shop")
     assert any("MB/s" in said and "most of the time goes into" in said for said in site.progress)
+
+
+def test_an_asset_is_one_thing(site: Site, shop: Guest, tmp_path: Path) -> None:
+    """Or a point of a directory would stand for one of a machine: in retention, and in how well that is protected."""
+    one, other = tmp_path / "web", tmp_path / "Web"
+    site.services.settings = SimpleNamespace(data_dir=tmp_path / "data", config_file=None)
+    for folder in (one, other):
+        folder.mkdir()
+
+    def files(path: Path, asset: str, *, named: bool) -> None:
+        parameters = {"kind": "files", "repository": "main", "path": str(path), "asset": asset, "named": named}
+        command = Command(uuid7(), "backup.make", f"asset/{asset}", parameters, "tests", 1)
+        make(command, site.ctx(command))
+
+    with pytest.raises(AgentError) as refused:
+        files(one, "shop", named=True)
+    assert refused.value.code == "asset-other"
+    files(one, "web", named=False)
+    with pytest.raises(AgentError) as refused:
+        files(other, "web", named=False)
+    assert refused.value.code == "asset-other"
+    files(other, "web", named=True)
+    Guest(site, "web", {"vda": SIZE})
+    site.discover()
+    assert set(site.services.hosts.assets()) == {"shop", "web-2"}

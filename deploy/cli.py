@@ -134,18 +134,33 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("holdfast: interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except click.UsageError as e:
+        if "--json" not in sys.argv:
+            e.show()
+        else:
+            _say("usage", e.format_message(), f"{e.ctx.command_path} --help" if e.ctx else "holdfast --help")
+        sys.exit(e.exit_code)
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)
     except (DeployError, StreamError) as e:
-        click.echo(f"holdfast: {e.message} ({e.code})", err=True)
-        if e.hint:
-            click.echo(f"  {e.hint}", err=True)
+        _say(e.code, e.message, e.hint)
         sys.exit(EXIT_NOT_RUNNING if e.code == "site-missing" else EXIT_FAILED)
     except OSError as e:  # a full disk under the output, a file that may not be read
         where = f"{e.filename}: " if e.filename else ""
-        click.echo(f"holdfast: {where}{e.strerror or e} (system-error)", err=True)
+        _say("system-error", f"{where}{e.strerror or e}", "")
         sys.exit(EXIT_FAILED)
+
+
+def _say(code: str, message: str, hint: str) -> None:
+    """An error on standard error: for a program, as docs/cli.md says, where it asked for JSON, else for a person."""
+    if "--json" in sys.argv:
+        error = {"code": code, "message": message, "hint": hint, "problems": []}
+        click.echo(json.dumps({"error": error}, ensure_ascii=False), err=True)
+        return
+    click.echo(f"holdfast: {message} ({code})", err=True)
+    if hint:
+        click.echo(f"  {hint}", err=True)
 
 
 if __name__ == "__main__":

@@ -236,7 +236,9 @@ def _coming(runs: list[dict[str, Any]]) -> None:
     from api.cli.tables import table
 
     if not runs:
-        click.echo("It does not run by itself.")
+        click.echo(
+            "No run of it is to come: it is switched off, or windows and blackouts let nothing begin that is due."
+        )
         return
     rows = [
         (local(r["start"]), local(r["instant"]) if r["instant"] != r["start"] else "", local(r["closes"]) if r["closes"] else "")

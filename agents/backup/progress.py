@@ -107,7 +107,7 @@ def duration(seconds: float) -> str:
 
 
 class Reading:
-    """A disk at a snapshot as a source of bytes that keeps to the pace (`agents.repository.ingest.Source`)."""
+    """A disk at a snapshot as a source of bytes that keeps to the pace (`agents.repository.disk_ingest.Source`)."""
 
     def __init__(self, disk: DiskSnapshot, pace: Pace, *, extra: bool = False) -> None:
         self._disk = disk

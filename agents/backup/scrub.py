@@ -12,9 +12,9 @@ from typing import Final
 
 from agents.repository import tree
 from agents.repository.content import DATA, NAME_SIZE, ChunkSource
+from agents.repository.disk_ingest import Source
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK
-from agents.repository.ingest import Source
 from agents.repository.keys import Naming
 from agents.repository.points import Disk
 

@@ -26,10 +26,11 @@ from agents.commands import Command, Context
 from agents.errors import AgentError
 from agents.repository import directories, files, mounts, points, tree
 from agents.repository.collection import absent_for
+from agents.repository.disk_ingest import FileSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, ZERO
 from agents.repository.handlers import held_of, size_of
-from agents.repository.ingest import FileSource, Ingest, Sealed
+from agents.repository.ingest import Ingest, Sealed
 from agents.repository.ledger import Ledger, PointState
 from agents.repository.node import Held, closing
 from agents.repository.points import Disk, Point, Tree

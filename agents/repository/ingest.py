@@ -16,22 +16,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol
 from uuid import UUID
 
 from agents.failpoints import failpoint
-from agents.repository import delta, nodes, points, runs, tree
+from agents.repository import points, runs, tree
 from agents.repository.chunks import is_zero, pack_body
-from agents.repository.content import DATA, NAME_SIZE, ChunkSource
+from agents.repository.content import DATA
+from agents.repository.disk_ingest import DiskIngest, Seen, Source
 from agents.repository.errors import RepositoryError
-from agents.repository.extents import CHUNK, LOST, ZERO, RunBuilder
+from agents.repository.extents import CHUNK, ZERO
 from agents.repository.format import DATA_PACK, META_PACK
 from agents.repository.index import SEALED, Pack
 from agents.repository.packs import SealedPack
@@ -40,35 +40,9 @@ from agents.repository.stores import Buffer, StoreError
 from streams.events import DiskSealed, PointSealed, ReferencesRecorded
 from streams.ids import now_us, uuid7
 
-BATCH_BYTES: Final = (
-    2 << 20
-)  # read, and worked on, at once: small enough to stay in a processor's cache from step to step
 _PUT_BYTES: Final = 32 << 20  # of single chunks under way
 _PUT_MANY: Final = 32  # of them that one thread stores one after the other
-_REFERENCES: Final = 16 << 10  # names, or extents, in an event: together below 900 KB
 _RUN_ENTRIES: Final = 1 << 18  # of an index run: 15 MB of them, and a few times that while it is written
-_COLLECTED: Final = 4096  # extents or names handed to a delta run at once
-_SPOOLED: Final = 4 << 20  # of a delta run in memory, until its tree is made
-_TOGETHER: Final = 512  # extents, or leaves, that are compared with the previous point at once
-_NODES: Final = 2048  # of its tree in memory: 4 MiB
-_KINDS: Final = {CHUNK: "data", ZERO: "zero", LOST: "lost"}
-
-
-class Source(Protocol):
-    """A disk as it was at one moment. Several threads read at once."""
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with what stands from `offset` on. Raises whatever the disk raises, also where it ends too early."""
-        ...
-
-
-@runtime_checkable
-class Foreseeing(Protocol):
-    """A source that can use to be told what will be read."""
-
-    def soon(self, offset: int, size: int) -> None:
-        """`size` bytes from `offset` on will be read in a moment. Must not wait, nor raise."""
-        ...
 
 
 class Writing(Protocol):
@@ -127,31 +101,6 @@ class Sealed:
 
     point: points.Point
     record: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class FileSource:
-    """A file or block device opened for reading as a `Source`. The file stays the caller's."""
-
-    fd: int
-
-    def soon(self, offset: int, size: int) -> None:
-        with contextlib.suppress(OSError):  # a pipe, a file system that takes no advice
-            os.posix_fadvise(self.fd, offset, size, os.POSIX_FADV_WILLNEED)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        while len(buffer):
-            got = os.preadv(self.fd, [buffer], offset)
-            if not got:
-                raise RepositoryError("source-short", f"the source ends at {offset}, before what it should hold")
-            buffer, offset = buffer[got:], offset + got
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What a batch came to: extents in order, (first, count, tag, names)."""
-
-    extents: list[tuple[int, int, int, bytes]]
 
 
 class Ingest:
@@ -215,7 +164,7 @@ class Ingest:
 
     def put_many(self, kind: int, many: Sequence[bytes]) -> list[bytes]:
         """The same of many small ones, which cost less together."""
-        self._raise_if_broken()
+        self.raise_if_broken()
         names = [self._naming.name_of(kind, data) for data in many]
         by_name = dict(zip(names, many, strict=True))
         mine = self._claim(list(by_name))
@@ -237,7 +186,7 @@ class Ingest:
             for name, data in some:
                 self._store(kind, name, data)
         except BaseException as error:
-            self._break(error)
+            self.fail(error)
             raise
         finally:
             self._room.give(size)
@@ -308,8 +257,11 @@ class Ingest:
         blank = points.Disk(disk, name or disk, size, base, tree.EMPTY, geometry=dict(geometry or {}))
         return DiskIngest(self, blank, continues)
 
-    def _work(self, source: Source, block_size: int, size: int, first: int, count: int) -> _Seen:
-        """Read blocks, store what is new of them. On a thread of the pool."""
+    def read(self, source: Source, block_size: int, size: int, first: int, count: int) -> Future[Seen]:
+        """Have a thread read these blocks of a disk of `size` bytes, and store what is new of them."""
+        return self._pool.submit(self._read, source, block_size, size, first, count)
+
+    def _read(self, source: Source, block_size: int, size: int, first: int, count: int) -> Seen:
         if self._error is not None:
             raise self._error
         length = min(count * block_size, size - first * block_size)
@@ -325,14 +277,14 @@ class Ingest:
                 self.spent.reading += read - begun
                 self.spent.processing += time.perf_counter() - read
 
-    def _seen(self, view: memoryview, block_size: int, first: int, count: int) -> _Seen:
+    def _seen(self, view: memoryview, block_size: int, first: int, count: int) -> Seen:
         """What blocks that were read come to, stored where they are new."""
         length = len(view)
         if is_zero(view):
             with self._lock:
                 self.figures.read_bytes += length
                 self.figures.zero_bytes += length
-            return _Seen([(first, count, ZERO, b"")])
+            return Seen([(first, count, ZERO, b"")])
         pieces = [view[at : at + block_size] for at in range(0, length, block_size)]
         seen, names = self._named(first, pieces)
         if names:
@@ -343,7 +295,7 @@ class Ingest:
         with self._lock:
             self.figures.read_bytes += length
             self.figures.zero_bytes += min(zeros, length)
-        return _Seen(seen)
+        return Seen(seen)
 
     def _named(
         self, first: int, pieces: list[memoryview]
@@ -423,7 +375,7 @@ class Ingest:
     def _drain_puts(self) -> None:
         while self._puts:
             self._puts.popleft().result()
-        self._raise_if_broken()
+        self.raise_if_broken()
 
     def _write_run(self) -> None:
         with self._lock:
@@ -440,7 +392,7 @@ class Ingest:
 
     def close(self) -> None:
         """Let go; what was not sealed is garbage. May be called twice."""
-        self._break(ValueError("this session's ingest is closed"))
+        self.fail(ValueError("this session's ingest is closed"))
         self._pool.shutdown(wait=True, cancel_futures=True)
         for writer in (self._data, *self._meta):
             writer.close()
@@ -451,12 +403,14 @@ class Ingest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _break(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Nothing of this session counts from here on, because of `error`."""
         with self._lock:
             self._error = self._error or error
         self._room.open_up()
 
-    def _raise_if_broken(self) -> None:
+    def raise_if_broken(self) -> None:
+        """The first error of any thread."""
         if self._error is not None:
             raise self._error
 
@@ -485,315 +439,6 @@ class _Room:
         with self._changed:
             self._open = True
             self._changed.notify_all()
-
-
-class DiskIngest:
-    """One disk on its way in. Blocks come in ascending order, each once; `finish` when all have come. One thread calls it."""
-
-    def __init__(self, ingest: Ingest, blank: points.Disk, continues: points.Disk | None) -> None:
-        self._ingest = ingest
-        self._blank = blank
-        self._continues = continues
-        self.block_size = blank.block_size
-        self.blocks = -(-blank.size // blank.block_size)
-        self._under_way: deque[Future[_Seen] | _Seen] = deque()
-        self._uncompared: list[tuple[int, int, int, bytes]] = []
-        self._nodes = _Nodes(ingest.repository)
-        self._spool = _Spool(ingest)
-        self._delta = delta.DeltaWriter(self._spool)
-        self._collected = RunBuilder()
-        self._blocks = 0  # collected and not handed on yet, about
-        self._references = _References(ingest, blank.disk)
-        self._counts = {"data": 0, "zero": 0, "omitted": 0, "lost": 0}
-        self._end = 0
-        # The block in which the disk ends, or ended: its chunk has another length now, whatever was written.
-        self._edge: int | None = None
-        if continues is not None and continues.size != blank.size:
-            block, inside = divmod(min(continues.size, blank.size), blank.block_size)
-            self._edge = block if inside else None
-
-    def feed(self, source: Source, extents: Iterable[tuple[int, int, int]], *, compare: bool = False) -> None:
-        """Blocks as (first, count, tag): CHUNK is read from `source`, ZERO and the tags of omitted blocks are taken as said.
-
-        `compare`: these are not known to have changed; of what is as it was before nothing is recorded.
-        """
-        step = max(1, BATCH_BYTES // self.block_size)
-        old = _Previous(self._nodes, self._continues) if compare and self._continues else None
-        for first, count, tag in extents:
-            if first < self._end or not 0 < count <= self.blocks - first:
-                raise ValueError(f"blocks {first} to {first + count} of {self.blocks} do not come after {self._end}")
-            self._end = first + count
-            if self._edge is not None and self._end > self._edge:
-                if first > self._edge:
-                    self._settle(old)
-                    self._fit_edge()
-                self._edge = None
-            if tag != CHUNK:
-                self._make_room(old)
-                self._under_way.append(_Seen([(first, count, tag, b"")]))
-                continue
-            for at in range(first, first + count, step):
-                self._make_room(old)
-                self._submit(source, at, min(step, first + count - at))
-        self._settle(old)
-
-    def write(self, block: int, data: bytes | memoryview) -> None:
-        """Blocks from memory: `data` begins with block `block`, and ends with one or with the disk."""
-        count = -(-len(data) // self.block_size)
-        end = min((block + count) * self.block_size, self._blank.size)
-        if end - block * self.block_size != len(data):
-            raise ValueError(f"{len(data)} bytes are no whole blocks")
-        self.feed(_Bytes(block * self.block_size, memoryview(data)), [(block, count, CHUNK)])
-
-    def _submit(self, source: Source, first: int, count: int) -> None:
-        ingest = self._ingest
-        ingest._raise_if_broken()
-        if isinstance(source, Foreseeing):
-            # Batches wait for a thread; the disk need not.
-            source.soon(first * self.block_size, count * self.block_size)
-        self._under_way.append(
-            ingest._pool.submit(ingest._work, source, self.block_size, self._blank.size, first, count)
-        )
-
-    def _make_room(self, old: _Previous | None) -> None:
-        while len(self._under_way) > 2 * self._ingest.threads:
-            self._take(self._result(), old)
-
-    def _settle(self, old: _Previous | None) -> None:
-        while self._under_way:
-            self._take(self._result(), old)
-        if old is not None:
-            self._compare(old)
-
-    def _result(self) -> list[tuple[int, int, int, bytes]]:
-        one = self._under_way.popleft()
-        if isinstance(one, _Seen):
-            return one.extents
-        try:
-            return one.result().extents
-        except BaseException as error:
-            self._ingest._break(error)
-            raise
-
-    def _take(self, extents: list[tuple[int, int, int, bytes]], old: _Previous | None) -> None:
-        if old is None:
-            self._collect(extents)
-            return
-        # Many at once: what is scattered over a disk is scattered over its tree.
-        self._uncompared += extents
-        if len(self._uncompared) >= _TOGETHER:
-            self._compare(old)
-
-    def _compare(self, old: _Previous) -> None:
-        extents, self._uncompared = self._uncompared, []
-        self._collect(old.different(extents))
-
-    def _collect(self, extents: list[tuple[int, int, int, bytes]]) -> None:
-        for first, count, tag, names in extents:
-            self._collected.add(first, count, tag, names)
-            self._references.add(first, count, tag, names)
-            self._counts[_KINDS.get(tag, "omitted")] += count
-            self._blocks += count if tag == CHUNK else 1
-        if self._blocks >= _COLLECTED:
-            self._delta.add(self._collected.take())
-            self._blocks = 0
-
-    def _fit_edge(self) -> None:
-        """Of a disk that changed its size, in whose last block nothing was written: what stands there, cut off or with zeros."""
-        assert self._edge is not None
-        assert self._continues is not None
-        repository, edge = self._ingest.repository, self._edge
-        length = min(self.block_size, self._blank.size - edge * self.block_size)
-        for run in tree.iterate(repository, self._continues.root, edge, edge + 1):
-            for first, _, tag, at in run.extents():
-                if tag == CHUNK:
-                    data = repository.get(bytes(run.names[at : at + NAME_SIZE]), DATA)[:length].ljust(length, b"\0")
-                    fits = (ZERO, b"") if is_zero(data) else (CHUNK, self._ingest.put(DATA, data))
-                    self._take([(first, 1, *fits)], None)
-
-    def finish(self) -> points.Disk:
-        """The disk as it goes into a point: delta run and tree are put; `seal` makes them durable."""
-        self._settle(None)
-        if self._edge is not None:
-            self._fit_edge()
-        if self._collected:
-            self._delta.add(self._collected.take())
-        self._references.flush()
-        if self._continues is not None and (left := -(-self._continues.size // self.block_size)) > self.blocks:
-            # A disk that has become smaller leaves nothing behind its end.
-            self._collected.add(self.blocks, left - self.blocks, ZERO)
-            self._delta.add(self._collected.take())
-        segments = self._delta.finish()
-        before = self._continues.root if self._continues else tree.EMPTY
-        changes = delta.read(self._spool, segments)
-        root = tree.update(self._ingest, self._nodes, before, changes)
-        self._spool.close()
-        changed = sum(self._counts.values())
-        counts = {**self._counts, "changed": changed} if self._continues is None else {"changed": changed}
-        return replace(self._blank, root=root, delta=segments, counts=counts)
-
-
-class _Spool:
-    """Segments of a delta run between being put and being read for the tree: in memory, or an unnamed file when they are many."""
-
-    def __init__(self, ingest: Ingest) -> None:
-        self._ingest = ingest
-        self._file = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 - closed by `close`, at the latest when it is let go of
-        self._kept: dict[bytes, tuple[int, int]] = {}
-
-    def put(self, kind: int, data: bytes) -> bytes:
-        name = self._ingest.put(kind, data)
-        self._kept[name] = (self._file.seek(0, os.SEEK_END), len(data))
-        self._file.write(data)
-        return name
-
-    def get(self, name: bytes, kind: int) -> bytes:
-        at, size = self._kept[name]
-        self._file.seek(at)
-        return self._file.read(size)
-
-    def get_many(self, names: Sequence[bytes], kind: int) -> Iterator[tuple[bytes, bytes]]:
-        for name in names:
-            yield name, self.get(name, kind)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _References:
-    """Cuts a disk's references into events."""
-
-    def __init__(self, ingest: Ingest, disk: str) -> None:
-        self._ingest = ingest
-        self._disk = disk
-        self._builder = RunBuilder()
-        self._names = 0
-        self._number = 0
-
-    def add(self, first: int, count: int, tag: int, names: bytes) -> None:
-        if self._ingest.say is None:
-            return
-        self._builder.add(first, count, tag, names)
-        self._names += count if tag == CHUNK else 0
-        if self._names >= _REFERENCES or len(self._builder) >= _REFERENCES:
-            self.flush()
-
-    def flush(self) -> None:
-        say = self._ingest.say
-        if say is None or not len(self._builder):
-            return
-        run = self._builder.take()
-        self._names = 0
-        say(
-            ReferencesRecorded(
-                repository=self._ingest.slug,
-                asset=self._ingest.asset,
-                session=self._ingest.session.id,
-                point=self._ingest.point,
-                disk=self._disk,
-                number=self._number,
-                count=run.blocks,
-                references=delta.encode(run),
-                recorded_us=now_us(),
-            )
-        )
-        self._number += 1
-
-
-class _Nodes:
-    """A source that keeps the chunks that were asked for last: windows that are far apart share the nodes above them."""
-
-    def __init__(self, source: ChunkSource) -> None:
-        self._source = source
-        self._kept: OrderedDict[bytes, bytes] = OrderedDict()
-
-    def get(self, name: bytes, kind: int) -> bytes:
-        ((_, data),) = self.get_many([name], kind)
-        return data
-
-    def get_many(self, names: Sequence[bytes], kind: int) -> Iterator[tuple[bytes, bytes]]:
-        unknown = []
-        for name in names:
-            data = self._kept.get(name)
-            if data is None:
-                unknown.append(name)
-            else:
-                self._kept.move_to_end(name)
-                yield name, data
-        for name, data in self._source.get_many(unknown, kind) if unknown else ():
-            self._kept[name] = data
-            if len(self._kept) > _NODES:
-                self._kept.popitem(last=False)
-            yield name, data
-
-
-class _Previous:
-    """What a disk was at the point before, for backups that read what may not have changed."""
-
-    def __init__(self, source: ChunkSource, disk: points.Disk) -> None:
-        self._source = source
-        self._root = disk.root
-
-    def different(self, extents: Iterable[tuple[int, int, int, bytes]]) -> list[tuple[int, int, int, bytes]]:
-        """Of `extents` what was not so before. Extents other than of chunks are left alone, leaf by leaf, if all that they say
-        was so."""
-        out: list[tuple[int, int, int, bytes]] = []
-        pieces: list[tuple[int, int, int, bytes]] = []
-        wanted: set[int] = set()
-        for first, count, tag, names in extents:
-            at = 0
-            while at < count:
-                leaf, slot = divmod(first + at, nodes.FAN_OUT)
-                took = min(count - at, nodes.FAN_OUT - slot)
-                pieces.append((first + at, took, tag, names[at * NAME_SIZE : (at + took) * NAME_SIZE]))
-                wanted.add(leaf)
-                at += took
-                if len(wanted) == _TOGETHER:
-                    out += self._differing(pieces, wanted)
-                    pieces, wanted = [], set()
-        out += self._differing(pieces, wanted)
-        return out
-
-    def _differing(
-        self, pieces: Sequence[tuple[int, int, int, bytes]], wanted: Iterable[int]
-    ) -> Iterator[tuple[int, int, int, bytes]]:
-        leaves = tree.leaves(self._source, self._root, wanted)
-        for first, count, tag, names in pieces:
-            leaf, slot = divmod(first, nodes.FAN_OUT)
-            before = leaves[leaf]
-            if isinstance(before, int):
-                if tag != before:
-                    yield first, count, tag, names
-                continue
-            start = nodes.HEADER_SIZE + slot * NAME_SIZE
-            if nodes.is_full(before) and tag == CHUNK and before[start : start + len(names)] == names:
-                continue
-            same = [nodes.entry_of(before, at) == (tag, name) for at, name in _named(slot, count, names)]
-            if tag != CHUNK:
-                if not all(same):
-                    yield first, count, tag, names
-                continue
-            for number, equal in enumerate(same):
-                if not equal:
-                    yield first + number, 1, tag, names[number * NAME_SIZE : (number + 1) * NAME_SIZE]
-
-
-def _named(slot: int, count: int, names: bytes) -> Iterator[tuple[int, bytes]]:
-    """Places in a leaf, each with its name; an empty one where there are no names."""
-    for number in range(count):
-        yield slot + number, names[number * NAME_SIZE : (number + 1) * NAME_SIZE]
-
-
-@dataclass(frozen=True, slots=True)
-class _Bytes:
-    """A stretch of a disk in memory as a `Source`."""
-
-    start: int
-    data: memoryview
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        at = offset - self.start
-        buffer[:] = self.data[at : at + len(buffer)]
 
 
 def sealed_event(

@@ -21,8 +21,9 @@ from uuid import UUID
 from agents.repository import keys, points
 from agents.repository import repository as repositories
 from agents.repository.chunks import is_zero
+from agents.repository.disk_ingest import FileSource
 from agents.repository.extents import CHUNK, ZERO
-from agents.repository.ingest import FileSource, Ingest, Sealed
+from agents.repository.ingest import Ingest, Sealed
 from agents.repository.repository import Repository
 from agents.repository.restoring import restore_file
 from agents.repository.stores import Store

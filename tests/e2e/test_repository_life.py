@@ -25,9 +25,10 @@ from agents.repository import repository as repositories
 from agents.repository.backups import draft, newest
 from agents.repository.collection import absent_for
 from agents.repository.contents import RepositoryContents
+from agents.repository.disk_ingest import FileSource
 from agents.repository.extents import CHUNK
 from agents.repository.handlers import say_mark
-from agents.repository.ingest import FileSource, Ingest
+from agents.repository.ingest import Ingest
 from agents.repository.journal import KafkaJournal
 from agents.repository.keeping import rules_of
 from agents.repository.node import Held

@@ -16,10 +16,11 @@ from agents.repository import backups, collection, directories, packs, unpacking
 from agents.repository import repository as repositories
 from agents.repository.comparing import FileDisk, differences, same_by
 from agents.repository.contents import RepositoryContents
+from agents.repository.disk_ingest import FileSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK
 from agents.repository.format import DATA, NAME_BYTES, NODE
-from agents.repository.ingest import FileSource, Ingest
+from agents.repository.ingest import Ingest
 from agents.repository.journal import MemoryJournal, MemoryLog
 from agents.repository.node import Held
 from agents.repository.nodes import take_apart

@@ -15,10 +15,11 @@ import pytest
 from agents.errors import AgentError
 from agents.repository import delta, keys, points, runs, tree
 from agents.repository import repository as repositories
+from agents.repository.disk_ingest import FileSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, FREE, ZERO, omitted
 from agents.repository.format import DATA, DIRECTORY
-from agents.repository.ingest import FileSource, Ingest, Sealed
+from agents.repository.ingest import Ingest, Sealed
 from agents.repository.reader import DiskReader
 from agents.repository.repository import Repository
 from agents.repository.stores import Store, StoreError
@@ -191,7 +192,8 @@ def test_of_what_may_have_changed_that_is_said_which_did(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     """Far apart and side by side, data, zeros and blocks left out, in leaves that are there and in holes."""
-    monkeypatch.setattr("agents.repository.ingest._TOGETHER", together)
+    monkeypatch.setattr("agents.repository.previous.TOGETHER", together)
+    monkeypatch.setattr("agents.repository.disk_ingest.TOGETHER", together)
     rng = random.Random(together)
     blocks = 64 * 70
     before = bytearray(blocks * BLOCK)

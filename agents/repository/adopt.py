@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from agents.errors import AgentError
 from agents.failpoints import failpoint
-from agents.repository import collection, delta, marks, points, tree
+from agents.repository import collection_files, delta, marks, points, tree
 from agents.repository.content import NAME_SIZE
 from agents.repository.errors import RepositoryError
 from agents.repository.ingest import Figures, sealed_event
@@ -65,7 +65,7 @@ def survey(repository: Repository, ledger: Ledger, *, behind: bool) -> tuple[lis
 
     Raises `StoreError`: a store that cannot be read must not be taken for one that holds less.
     """
-    fenced = collection.fences(repository.store)
+    fenced = collection_files.fences(repository.store)
     dropped = dropped_points(repository)
     found: list[Candidate] = []
     left_out: dict[str, str] = {}
@@ -241,7 +241,7 @@ def _believe(session: Session) -> None:
 def leftovers(repository: Repository) -> list[str]:
     """Packs that a collection under another log began to delete: nothing is built on them, and they may go."""
     try:
-        doomed = collection.unfinished_deletions(repository.store)
+        doomed = collection_files.unfinished_deletions(repository.store)
     except StoreError:
         return []
     return [pack.name for pack in repository.index.packs().values() if pack.pack in doomed]

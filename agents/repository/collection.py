@@ -24,50 +24,46 @@ what is in a repository by `Contents` alone.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import logging
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from blake3 import blake3
 
-from agents.errors import AgentError
 from agents.failpoints import failpoint
+from agents.repository.collection_files import (
+    OVER,
+    PLAN_LOST,
+    WAITS,
+    CollectionError,
+    PackFile,
+    Plan,
+    damaged_name,
+    damaged_packs,
+    doomed_by,
+    encode,
+    fences,
+    ids_of,
+    new_plan_name,
+    note_damage,
+    read_plan,
+    tombstone_name,
+    tombstones,
+)
 from agents.repository.errors import RepositoryError
 from agents.repository.ledger import CollectionState, Ledger
 from agents.repository.marking import Names
 from agents.repository.sessions import Records, Session, Sessions, bear_witness
-from agents.repository.stores import EXISTS, MISSING, Store, StoreError
+from agents.repository.stores import EXISTS, Store, StoreError
 from streams.events import CollectionChanged
 from streams.ids import uuid7
 
-WAITS: Final = "collection-waits"
-OVER: Final = "collection-over"
-PLAN_LOST: Final = "collection-plan-lost"
-
-_FORMAT: Final = 1
-_ID: Final = 16  # bytes of a pack's
 _TOMBSTONES: Final = 3  # kept; the newest says everything that the older ones said of fences
 _log = logging.getLogger(__name__)
-
-
-class CollectionError(AgentError):
-    """`collection-waits`: not yet, with what for. `collection-over`: it was abandoned, by whomever. `collection-plan-lost`: the
-    list of what to delete cannot be read."""
-
-
-class PackFile(NamedTuple):
-    """A pack in the store. `epoch`: of the session that wrote it, from its name."""
-
-    id: bytes
-    name: str
-    epoch: int
-    size: int
 
 
 class Contents(Protocol):
@@ -129,24 +125,6 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a collection removes. `packs`: (id, store name, bytes); `points`: dropped ones whose records go; `voids`: points
-    whose record no session was entitled to. `fenced`: session → the points of it that count, of every session ever fenced."""
-
-    repository: str
-    collection: str
-    marked: int
-    packs: tuple[tuple[bytes, str, int], ...] = ()
-    points: tuple[str, ...] = ()
-    voids: tuple[str, ...] = ()
-    fenced: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        return sum(size for _, _, size in self.packs)
-
-
-@dataclass(frozen=True, slots=True)
 class Proposal:
     """A plan that was proposed at ordinal `proposed`, and what executing it needs to know beside it."""
 
@@ -169,138 +147,6 @@ class Absent:
         return self.everything or pack in self.packs
 
 
-# -- files
-
-
-def new_plan_name(collection: str, stage: str) -> str:
-    """`stage`: proposed or executing. Never the same twice: what an event that may come yet names is not written over."""
-    return f"collections/{collection}.{stage}.{uuid7()}.json"
-
-
-def tombstone_name(collection: str) -> str:
-    return f"tombstones/{collection}.json"
-
-
-def encode(plan: Plan) -> bytes:
-    """Canonical JSON."""
-    document = {
-        "format": _FORMAT,
-        "repository": plan.repository,
-        "collection": plan.collection,
-        "marked": plan.marked,
-        "packs": [[pack.hex(), name, size] for pack, name, size in plan.packs],
-        "points": plan.points,
-        "voids": plan.voids,
-        "fenced": plan.fenced,
-    }
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-def decode(data: bytes) -> Plan:
-    """Raises `CollectionError` (`collection-plan-lost`) on anything but what `encode` makes."""
-    try:
-        raw: Any = json.loads(data)
-        if raw["format"] != _FORMAT:
-            raise ValueError(f"format {raw['format']}")
-        return Plan(
-            _text(raw["repository"]),
-            _text(raw["collection"]),
-            _count(raw["marked"]),
-            tuple((bytes.fromhex(pack), _text(name), _count(size)) for pack, name, size in raw["packs"]),
-            tuple(map(_text, raw["points"])),
-            tuple(map(_text, raw["voids"])),
-            tuple((_text(session), tuple(map(_text, points))) for session, points in raw["fenced"]),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CollectionError(PLAN_LOST, f"a collection's list is damaged: {error}") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise TypeError(f"{value!r} is no count")
-    return value
-
-
-def _ids(plan: Plan) -> bytes:
-    return b"".join(pack for pack, _, _ in plan.packs)
-
-
-def _doomed(event: CollectionChanged | None) -> frozenset[bytes] | None:
-    """The packs that an event says go; None where it is of an earlier release, which said it in the list alone."""
-    if event is None or len(event.doomed) != event.packs * _ID:
-        return None
-    return frozenset(event.doomed[at : at + _ID] for at in range(0, len(event.doomed), _ID))
-
-
-def fences(store: Store) -> dict[str, frozenset[str]]:
-    """Of sessions that were fenced, as tombstones have it: which of their points count. Any other point record of such a session
-    may have lost chunks: whoever adopts the repository without its log leaves it out."""
-    out: dict[str, frozenset[str]] = {}
-    for plan in _tombstones(store):
-        for session, points in plan.fenced:
-            out[session] = out.get(session, frozenset()) | frozenset(points)
-    return out
-
-
-def _tombstones(store: Store) -> list[Plan]:
-    """In the order in which collections were proposed (ids are UUIDv7)."""
-    out = []
-    for listed in sorted(store.list("tombstones/"), key=lambda file: file.name):
-        try:
-            out.append(decode(store.read(listed.name)))
-        except CollectionError as error:
-            _log.warning("%s: %s", listed.name, error)
-        except StoreError as error:
-            if error.code != MISSING:
-                raise
-    return out
-
-
-def _read_plan(store: Store, event: CollectionChanged | None) -> Plan:
-    if event is None:
-        raise CollectionError(PLAN_LOST, "the log names no list")
-    try:
-        data = store.read(event.plan)
-    except StoreError as error:
-        raise CollectionError(PLAN_LOST, f"{event.plan} cannot be read: {error.message}") from error
-    if blake3(data).digest() != event.digest:
-        raise CollectionError(PLAN_LOST, f"{event.plan} is not what the log says it is")
-    return decode(data)
-
-
-def unfinished_deletions(store: Store) -> frozenset[bytes]:
-    """Packs that collections began to delete, as tombstones have it: whoever adopts the repository builds on none of them, and
-    removes what is left."""
-    return frozenset(pack for plan in _tombstones(store) for pack, _, _ in plan.packs)
-
-
-def damaged_name(pack: bytes) -> str:
-    """The file that says that a pack has damaged chunks (`agents.repository.verify`)."""
-    return f"damaged/{pack.hex()}.json"
-
-
-def note_damage(store: Store, pack: PackFile) -> None:
-    """Nobody builds on this pack any more, and nothing is moved out of it."""
-    try:
-        store.create(damaged_name(pack.id), [json.dumps({"format": 1, "pack": pack.name}).encode()])
-    except StoreError as error:
-        if error.code != EXISTS:
-            raise
-
-
-def damaged_packs(store: Store) -> Iterable[bytes]:
-    """Packs that were noted to have damaged chunks."""
-    for listed in store.list("damaged/"):
-        with contextlib.suppress(ValueError):
-            yield bytes.fromhex(listed.name.removeprefix("damaged/").removesuffix(".json"))
-
-
 def absent_for(session: Session) -> Absent:
     """What an open session that writes must treat as absent: what is being collected, and packs with damaged chunks. Asked
     for once, after it was opened and before it looks anything up; it holds until the session ends. Raises `JournalError`,
@@ -308,12 +154,12 @@ def absent_for(session: Session) -> Absent:
     store = session.sessions.store
     packs = set(damaged_packs(store))
     for collection in session.sessions.ledger().binding(session.epoch):
-        doomed = _doomed(collection.events.get("proposed"))
+        doomed = doomed_by(collection.events.get("proposed"))
         if doomed is not None:
             packs.update(doomed)
             continue
         try:
-            plan = _read_plan(store, collection.events.get("proposed"))
+            plan = read_plan(store, collection.events.get("proposed"))
         except CollectionError:
             # Gone with the end of the collection, perhaps; its tombstone has what was deleted of it.
             try:
@@ -669,7 +515,7 @@ def _say(
         figures=figures,
         at_us=sessions.clock(),
         by=session.by,
-        doomed=_ids(plan) if write else b"",
+        doomed=ids_of(plan) if write else b"",
     )
     return sessions.say(event).ordinal
 
@@ -736,7 +582,7 @@ def _made_again(ledger: Ledger, contents: Contents, state: CollectionState) -> P
     """The list of a collection whose files were lost, in place of them: the packs of its event that are still there, and the
     records that no point needs now. Raises `CollectionError` (`collection-plan-lost`) when the event does not say."""
     event = state.events.get("executing")
-    doomed = _doomed(event)
+    doomed = doomed_by(event)
     if event is None or doomed is None:
         raise CollectionError(
             PLAN_LOST,
@@ -761,12 +607,12 @@ def _final_plan(store: Store, state: CollectionState) -> Plan:
     """The list whose digest the log has, from its own file or from the tombstone."""
     event = state.events.get("executing")
     try:
-        return _read_plan(store, event)
+        return read_plan(store, event)
     except CollectionError as lost:
         if event is None:
             raise
         try:
-            return _read_plan(store, replace(event, plan=tombstone_name(state.id)))
+            return read_plan(store, replace(event, plan=tombstone_name(state.id)))
         except CollectionError:
             raise CollectionError(PLAN_LOST, f"{lost.message}, and its tombstone neither") from lost
 
@@ -783,5 +629,5 @@ def _clear_away(store: Store, collection: str) -> None:
     """Lists that are of no use any more, and tombstones whose say newer ones have."""
     for listed in list(store.list(f"collections/{collection}.")):
         store.delete(listed.name)
-    for plan in _tombstones(store)[:-_TOMBSTONES]:
+    for plan in tombstones(store)[:-_TOMBSTONES]:
         store.delete(tombstone_name(plan.collection))

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from agents.failpoints import failpoint
 from agents.repository import delta, directories, marks, pack_format, packs, points, runs, tree
-from agents.repository.collection import PackFile, damaged_packs
+from agents.repository.collection_files import PackFile, damaged_packs
 from agents.repository.content import DATA, DELTA, DIRECTORY, NAME_SIZE, NODE
 from agents.repository.errors import RepositoryError
 from agents.repository.format import DATA_PACK, META_PACK, SCOPE_BYTES, Place

@@ -27,7 +27,7 @@ from agents.failpoints import failpoint
 from agents.repository import directories, marks, packs, points, runs, tree
 from agents.repository import keys as wraps
 from agents.repository import repository as repositories
-from agents.repository.collection import note_damage
+from agents.repository.collection_files import note_damage
 from agents.repository.content import DATA, NAME_SIZE
 from agents.repository.contents import Marker, RepositoryContents
 from agents.repository.errors import RepositoryError

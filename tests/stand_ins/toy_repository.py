@@ -15,7 +15,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from agents.repository.collection import Absent, PackFile, absent_for
+from agents.repository.collection import Absent, absent_for
+from agents.repository.collection_files import PackFile
 from agents.repository.marking import Names
 from agents.repository.sessions import PointHead, Session, Sessions
 from agents.repository.stores import MISSING, Store, StoreError

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from agents.repository import collection, sessions
-from agents.repository.collection import CollectionError, Rules
+from agents.repository import collection, collection_files, sessions
+from agents.repository.collection import Rules
+from agents.repository.collection_files import CollectionError
 from agents.repository.journal import Entry, JournalError, MemoryJournal, MemoryLog
 from agents.repository.ledger import Ledger
 from agents.repository.sessions import Session, SessionError, Sessions, Ticker
@@ -205,7 +206,7 @@ def test_what_a_fenced_session_seals_does_not_count_and_its_record_goes(ground: 
     assert figures["records_deleted"] == 1
     assert ground.contents.records.names(zombie.point) is None
     assert not ground.holds(1)
-    assert collection.fences(ground.store) == {zombie.session.id: frozenset()}
+    assert collection_files.fences(ground.store) == {zombie.session.id: frozenset()}
 
 
 def test_a_point_that_a_session_sealed_before_it_was_fenced_counts(ground: Ground) -> None:
@@ -219,7 +220,7 @@ def test_a_point_that_a_session_sealed_before_it_was_fenced_counts(ground: Groun
     assert ground.collect(node) is not None
 
     assert ground.restores(point)
-    assert collection.fences(ground.store) == {writer.session.id: frozenset({point})}
+    assert collection_files.fences(ground.store) == {writer.session.id: frozenset({point})}
 
 
 @pytest.mark.parametrize("mark", ["star", "hold"])

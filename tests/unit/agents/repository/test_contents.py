@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.repository import collection, directories, files, points, tree, verify
+from agents.repository import collection, collection_files, directories, files, points, tree, verify
 from agents.repository import repository as repositories
 from agents.repository.collection import Rules
 from agents.repository.contents import RepositoryContents
@@ -266,7 +266,7 @@ def test_what_is_stored_again_takes_nothing_away_unless_it_can_be_read_there(
     whole = site.store.read(victim.name)
     if harm == "noted":
         (pack,) = [p for p in site.contents.packs() if p.name == victim.name]
-        collection.note_damage(site.store, pack)
+        collection_files.note_damage(site.store, pack)
     middle = len(whole) // 2
     site.store.put(
         victim.name,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.repository.collection import CollectionError, Plan, decode, encode
+from agents.repository.collection_files import CollectionError, Plan, decode, encode
 from agents.repository.marking import Names
 
 NAME = st.binary(min_size=32, max_size=32)

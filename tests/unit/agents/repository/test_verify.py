@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agents.repository import collecting, collection, marks, packs, points, tree, verify
+from agents.repository import collecting, collection, collection_files, marks, packs, points, tree, verify
 from agents.repository import repository as repositories
 from agents.repository.contents import RepositoryContents
 from agents.repository.errors import RepositoryError
@@ -186,7 +186,7 @@ def test_damage_in_a_pack_does_not_keep_the_rest_from_being_collected(site: Site
     assert done is not None
     assert done["packs_deleted"] > 0
     assert file in [listed.name for listed in site.store.list("packs/")]
-    assert [listed.name for listed in site.store.list("damaged/")] == [collection.damaged_name(entry.place.pack)]
+    assert [listed.name for listed in site.store.list("damaged/")] == [collection_files.damaged_name(entry.place.pack)]
     assert site.stored() < before
     assert site.collect(collection.Rules(live_share=0.99)) is None  # what stays is not copied anew each time
     assert look(site).figures["lost"] == 1
@@ -207,7 +207,7 @@ def test_a_collection_moves_a_chunk_whose_other_copy_is_damaged(site: Site) -> N
     assert site.contents.copy(session, again, b"\1", frozenset({again.id})) > 0
     site.contents.close()
     session.close()
-    collection.note_damage(site.store, pack)
+    collection_files.note_damage(site.store, pack)
     for point in list(site.kept)[:-1]:
         site.drop(point)
 

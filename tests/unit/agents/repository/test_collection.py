@@ -500,7 +500,7 @@ def test_the_delay_is_ticks_and_a_wall_clock_can_only_make_it_longer(ground: Gro
 @pytest.mark.parametrize("release", ["earlier", "this"])
 def test_a_list_that_is_damaged_is_not_believed(ground: Ground, monkeypatch: pytest.MonkeyPatch, release: str) -> None:
     if release == "earlier":  # the log had no ids of packs
-        monkeypatch.setattr(collection, "_ids", lambda _plan: b"")
+        monkeypatch.setattr(collection, "ids_of", lambda _plan: b"")
     node = ground.node()
     ground.drop(node, ground.backup(node, [1]))
     kept = ground.backup(node, [2])
@@ -549,7 +549,7 @@ def test_who_is_deleting_stops_when_somebody_ended_the_collection_whose_list_was
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of an earlier release: between his look and his deleting there is a moment."""
-    monkeypatch.setattr(collection, "_ids", lambda _plan: b"")
+    monkeypatch.setattr(collection, "ids_of", lambda _plan: b"")
     node, other = ground.node(), ground.node("b")
     ground.drop(node, ground.backup(node, [1]))
     collector = node.open("collect", by="test")

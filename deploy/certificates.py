@@ -33,7 +33,8 @@ class Certificate:
 def make(
     directory: Path, hosts: Iterable[str], name: str = "server", lifetime: datetime.timedelta = LIFETIME
 ) -> Certificate:
-    """A certificate for `hosts` (names and addresses) in `directory`, by the authority there, made where missing."""
+    """A certificate for `hosts` (names and addresses) in `directory`, by the authority there, made where missing. Good from
+    yesterday on; `lifetime` counts from now."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     authority, authority_key = _authority(directory)
     key = ec.generate_private_key(ec.SECP256R1())

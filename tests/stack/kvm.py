@@ -10,7 +10,6 @@ of themselves and must be reaped at once: so libvirt runs below `tests.stack.rea
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 import shutil
 import signal
@@ -20,19 +19,20 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import uuid4
 
 from agents.errors import AgentError
 from agents.machines import Host, HostSettings
 from agents.platforms.kvm import host as kvm_host
-from agents.platforms.kvm.library import folders, libvirt
+from agents.platforms.kvm.library import libvirt, libvirt_qemu
 from deploy.embedded.process import Command, Identity, RunningProcess, wait_until
 from deploy.embedded.user import service_user
 from tests.stack.acceleration import acceleration, prefix
 from tests.stack.guest import Guest, make_disk
 
 START_S: Final = 90.0
+REAPER: Final = Path(__file__).with_name("reaper.py")
 _PROGRAMS: Final = ("libvirtd", "qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd")
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -47,19 +47,6 @@ def why_not() -> str:
     except AgentError as error:
         return error.message
     return ""
-
-
-def libvirt_qemu() -> Any:
-    """libvirt's binding to QEMU's monitor, by which tests write to the disks of machines that have no guest."""
-    libvirt()
-    if "libvirt_qemu" not in sys.modules:
-        folder = next(f for f in folders() if (f / "libvirt_qemu.py").is_file())
-        sys.path.append(str(folder))
-        try:
-            importlib.import_module("libvirt_qemu")
-        finally:
-            sys.path.remove(str(folder))
-    return sys.modules["libvirt_qemu"]
 
 
 class LibvirtServer:
@@ -87,7 +74,7 @@ class LibvirtServer:
                 *enter,
                 shutil.which("python3", path=_PATH) or sys.executable,
                 "-I",
-                str(Path(__file__).with_name("reaper.py")),
+                str(REAPER),
                 "libvirtd",
                 "-f",
                 str(config / "libvirtd.conf"),
@@ -204,6 +191,13 @@ def domain_xml(
     )
 
 
+class Consoled(Protocol):
+    """A host whose guests write to `console.log` in a folder."""
+
+    @property
+    def directory(self) -> Path: ...
+
+
 def add_guest(server: LibvirtServer, guest: Guest, name: str, size: int = 64 << 20, *, start: bool = True) -> str:
     """A machine that boots `guest` and writes to its `vda` all the while; its native identity. The disk of a guest of 64 MiB is
     hardly ever full. What is made of its description has the same console file: lines in it begin with who says them."""
@@ -214,12 +208,7 @@ def add_guest(server: LibvirtServer, guest: Guest, name: str, size: int = 64 << 
     run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(image))
     raw.unlink()
     server.user.own(image)
-    more = (
-        f"<serial type='file'><source path='{server.directory}/console.log' append='on'/></serial>"
-        "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
-    )
-    xml = domain_xml(name, {"vda": (image, "qcow2")}, native=native, more=more, memory=192)
-    xml = xml.replace("</type></os>", f"</type>{guest.boot}</os>")
+    xml = guest_xml(guest, name, image, server.directory / "console.log", native=native)
     conn = server.connect()
     try:
         domain = conn.defineXML(xml)
@@ -230,7 +219,17 @@ def add_guest(server: LibvirtServer, guest: Guest, name: str, size: int = 64 << 
     return native
 
 
-def said(server: LibvirtServer, native: str, pattern: str, *, after: int = 0, timeout: float = 240) -> re.Match[str]:
+def guest_xml(guest: Guest, name: str, image: Path, console: Path, *, native: str) -> str:
+    """A machine that boots `guest`, `image` (qcow2) being its `vda`."""
+    more = (
+        f"<serial type='file'><source path='{console}' append='on'/></serial>"
+        "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>"
+    )
+    xml = domain_xml(name, {"vda": (image, "qcow2")}, native=native, more=more, memory=192)
+    return xml.replace("</type></os>", f"</type>{guest.boot}</os>")
+
+
+def said(server: Consoled, native: str, pattern: str, *, after: int = 0, timeout: float = 240) -> re.Match[str]:
     """What guest `native` says on its console that matches, once it has, from byte `after` of the console file on: a guest that
     is emulated on a busy machine may take minutes to boot."""
     wanted = re.compile(f"^{native} {pattern}", re.MULTILINE)

@@ -7,8 +7,11 @@ notes        what is noted on domains; names of what we make
 seeing       domains as machines
 marks        checkpoints
 snapshot     backups of libvirt's, in pull mode
+watching     guests go on when there is no room for what they overwrite
+shell        how ssh is called
 reach        how their bytes come here
 disks        disks of machines that are off, by qemu-nbd
+carrier      the same on another host, by a machine of ours there
 storage      files on the host
 making       machines made, started, stopped, deleted
 """

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
 from agents.errors import AgentError, SourceUnavailable
 from agents.machines import HostSettings
+from agents.platforms.kvm import shell
 from agents.platforms.kvm.library import libvirt
 
 _SCHEMES: Final = ("qemu", "qemu+unix", "qemu+ssh", "qemu+tls", "qemu+tcp")
@@ -18,6 +22,55 @@ _REFUSED: Final = ("command", "netcat", "no_verify", "no_tty", "proxy")
 _LOOPBACK: Final = ("", "localhost", "127.0.0.1", "::1")
 _KEEPALIVE_S: Final = 5
 _KEEPALIVE_TIMES: Final = 6
+_CONNECT_S: Final = 20.0
+_TLS_PORT: Final = 16514
+# Files of a folder `pkipath`, which libvirt wants to find there; then where it looks without one.
+_PKI: Final = ("cacert.pem", "clientcert.pem", "clientkey.pem")
+_PKI_SYSTEM: Final = (
+    "/etc/pki/CA/cacert.pem",
+    "/etc/pki/libvirt/clientcert.pem",
+    "/etc/pki/libvirt/private/clientkey.pem",
+)
+# What is said where a connection does not come about: of which scheme, a part of it, our code, the next step.
+_UNOPENED: Final = (
+    (
+        "qemu+ssh",
+        "Host key verification failed",
+        "host-untrusted",
+        "compare its key with what its administrator says (`ssh-keyscan HOST | ssh-keygen -lf -`), and put it into the known"
+        " hosts of the agent's user, or into a file that the URL names: known_hosts=",
+    ),
+    (
+        "qemu+ssh",
+        "Permission denied (",
+        "host-denied",
+        "put the agent's public key into authorized_keys of that user on the host; the URL names another private key: keyfile=",
+    ),
+    (
+        "qemu+ssh",
+        "Permission denied",
+        "host-denied",
+        "that user may not connect to libvirt on the host: put it into the group libvirt there",
+    ),
+    (
+        "qemu+tls",
+        "Our own certificate",
+        "host-denied",
+        "have one made for the agent by the authority of the host's",
+    ),
+    (
+        "qemu+tls",
+        "client certificate",
+        "host-denied",
+        "have one made for the agent by the authority of the host's, and look at the clock",
+    ),
+    (
+        "qemu+tls",
+        "TLS confirmation",
+        "host-denied",
+        "the host must trust the authority of the agent's certificate, and its tls_allowed_dn_list name it (libvirtd.conf)",
+    ),
+)
 
 
 class Connection:
@@ -26,7 +79,8 @@ class Connection:
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
         parts = urlsplit(settings.url)
-        refused = sorted(set(parse_qs(parts.query, keep_blank_values=True)) & set(_REFUSED))
+        asked = parse_qs(parts.query, keep_blank_values=True)
+        refused = sorted(set(asked) & set(_REFUSED))
         if parts.scheme not in _SCHEMES or refused:
             what = f"its parameter {refused[0]}" if refused else f"{parts.scheme or 'no scheme'}"
             raise AgentError(
@@ -43,6 +97,10 @@ class Connection:
         self.port = parts.port
         self.username = parts.username or ""
         self.path = parts.path
+        # Files of ours that the URI names.
+        self.keyfile = asked.get("keyfile", [""])[-1]
+        self.known_hosts = asked.get("known_hosts", [""])[-1]
+        self.pkipath = asked.get("pkipath", [""])[-1]
         self._lock = threading.Lock()
         self._open: Any = None
 
@@ -59,10 +117,86 @@ class Connection:
                 self._open = None
             if self._open is None:
                 asks = [library.VIR_CRED_AUTHNAME, library.VIR_CRED_PASSPHRASE]
-                made = library.openAuth(self.settings.url, [asks, self._answer, None], 0)
+                with self._way() as url:
+                    try:
+                        made = library.openAuth(url, [asks, self._answer, None], 0)
+                    except library.libvirtError as error:
+                        raise self._unopened(error) from error
                 made.setKeepAlive(_KEEPALIVE_S, _KEEPALIVE_TIMES)
                 self._open = made
             return self._open
+
+    @contextlib.contextmanager
+    def _way(self) -> Iterator[str]:
+        """The URI that libvirt is given, once what it needs of this machine is there and somebody answers."""
+        if self.scheme == "qemu+ssh":
+            for path in (self.keyfile, self.known_hosts):
+                self._is_there(path)
+            with shell.program(self.keyfile, self.known_hosts) as command:
+                yield with_parameters(self.settings.url, ("keyfile", "known_hosts"), command=command)
+            return
+        if self.scheme == "qemu+tls":
+            for name in _PKI if self.pkipath else ():
+                self._is_there(f"{self.pkipath}/{name}")
+            self.address()
+        yield self.settings.url
+
+    def _unopened(self, error: Any) -> AgentError:
+        if self.scheme == "qemu+tls" and (why := self._distrust()):
+            return AgentError(
+                "host-untrusted",
+                f"{self.settings.host}: the certificate of {self.hostname} is not to be trusted: {why}",
+                "trust the authority that signed it (cacert.pem of pkipath), use a name that stands in it, or have it renewed",
+            )
+        for scheme, part, code, hint in _UNOPENED:
+            if scheme == self.scheme and part in str(error):
+                return AgentError(code, f"{self.settings.host}: {error}", hint)
+        return self.translated(error)
+
+    def _distrust(self) -> str:
+        """What is wrong with a host's certificate, which libvirt does not say; empty: nothing, or nobody knows."""
+        try:
+            context = ssl.create_default_context(cafile=self.pki()[0] or None)
+            with (
+                socket.create_connection((self.hostname, self.port or _TLS_PORT), _CONNECT_S) as plain,
+                context.wrap_socket(plain, server_hostname=self.hostname),
+            ):
+                return ""
+        except ssl.SSLCertVerificationError as error:
+            return str(error.verify_message)
+        except OSError:
+            return ""
+
+    def _is_there(self, path: str) -> None:
+        if path and not os.access(path, os.R_OK):
+            what = "cannot be read" if os.path.exists(path) else "is not there"
+            raise AgentError(
+                "host-file-missing",
+                f"{self.settings.host}: {path}, which its URL names, {what}",
+                "it is a file of the machine that the agent runs on, which the agent's user must be able to read",
+            )
+
+    def pki(self) -> tuple[str, str, str]:
+        """Files of the authority, of our certificate and of its key, where libvirt takes them from; empty: not there."""
+        if self.pkipath:
+            found = [f"{self.pkipath}/{name}" for name in _PKI]
+        else:
+            found = list(_PKI_SYSTEM)
+        ca, certificate, key = (path if os.access(path, os.R_OK) else "" for path in found)
+        return ca, certificate, key
+
+    def address(self) -> str:
+        """Of a host that is reached by TLS, the address at which it answers. Raises `SourceUnavailable`."""
+        port = self.port or _TLS_PORT
+        try:
+            with socket.create_connection((self.hostname, port), _CONNECT_S) as made:
+                return str(made.getpeername()[0])
+        except OSError as error:
+            raise SourceUnavailable(
+                "host-unreachable",
+                f"{self.settings.host}: nobody answers at {self.hostname}, port {port}: {error.strerror or error}",
+                "does libvirt listen for TLS there (libvirtd-tls.socket or virtproxyd-tls.socket), and is the port open?",
+            ) from error
 
     def _answer(self, asked: list[list[Any]], _: object) -> int:
         for entry in asked:
@@ -100,6 +234,13 @@ class Connection:
                 "machine-busy", f"{self.settings.host}: {said}", "wait until what goes on there has ended"
             )
         return AgentError("host-refused", f"{self.settings.host}: {said}")
+
+
+def with_parameters(url: str, without: tuple[str, ...], **more: str) -> str:
+    """A URI with other parameters."""
+    parts = urlsplit(url)
+    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in without]
+    return urlunsplit(parts._replace(query=urlencode([*kept, *more.items()])))
 
 
 def code_of(error: BaseException) -> int:

@@ -6,6 +6,7 @@ metadata, each in a namespace of its own (libvirt keeps one element a namespace)
     <hold job= run= started= frozen= suspended=/>   a snapshot goes on, and what has to be undone should we die (live)
     <restore job= made= blank= title=/>             it is made or overwritten (persistent); the title people gave it
     <made><file path=/>…</made>                     files that were made for it, and go with it (persistent)
+    <carrier of= disk= job=/>                       it is no machine: it holds a disk of another one (`carrier`; live)
     <tags>a, b</tags>                               what an administrator wants policies to know it by
 """
 
@@ -21,7 +22,8 @@ from xml.etree.ElementTree import Element, SubElement
 from agents.errors import AgentError
 from agents.machines import Firmware, MachineWanted, NicSeen
 
-NOTES: Final = ("hold", "restore", "made")
+NOTES: Final = ("hold", "restore", "made", "carrier")
+_QEMU: Final = "http://libvirt.org/schemas/domain/qemu/1.0"
 _SPACE: Final = "https://holdfast.invalid/kvm"
 _UNITS: Final = {
     "b": 1, "bytes": 1, "": 1 << 10, "k": 1 << 10, "KiB": 1 << 10, "KB": 1000, "M": 1 << 20, "MiB": 1 << 20,
@@ -73,6 +75,7 @@ class Described:
     others: tuple[str, ...]
     nics: tuple[NicSeen, ...]
     guest_agent: bool
+    carrier: bool = False
 
 
 def parsed(xml: str) -> Element:
@@ -104,6 +107,7 @@ def described(xml: str) -> Described:
         others=tuple(disk.disk for is_disk, disk in found if not is_disk),
         nics=tuple(_nic(element) for element in root.iterfind("devices/interface")),
         guest_agent=root.find("devices/channel/target[@name='org.qemu.guest_agent.0']") is not None,
+        carrier=root.find(f"metadata/{qualified('carrier')}") is not None,
     )
 
 
@@ -237,6 +241,53 @@ def remade(
             metadata.remove(element)
     metadata.extend([note, made])
     set_title(root, restoring_title(root.findtext("title") or ""))
+    return text_of(root)
+
+
+def carrier_of(xml: str, disk: str, *, name: str, spare: str, job: str, read_only: bool) -> str:
+    """The XML of a machine that is never to run and holds `disk` of the described one as its `vda`, opened as that machine would;
+    `spare`: an image of a MiB for its `vdb`. Raises `AgentError` (`disk-unknown`)."""
+    was = parsed(xml)
+    found = next((e for e in was.iterfind("devices/disk") if e.find(f"target[@dev='{disk}']") is not None), None)
+    if found is None:
+        raise AgentError("disk-unknown", f"{was.findtext('name')} has no disk {disk}", "discover again")
+    root = Element("domain", {"type": was.get("type", "kvm")})
+    _text(root, "name", name)
+    SubElement(root, "memory", {"unit": "MiB"}).text = "64"
+    SubElement(root, "vcpu").text = "1"
+    os_ = SubElement(root, "os")
+    kind = was.find("os/type")
+    os_.append(copy.deepcopy(kind) if kind is not None else Element("type"))
+    metadata = SubElement(root, "metadata")
+    note = {"of": was.findtext("uuid") or "", "disk": disk, "job": job}
+    metadata.append(Element(qualified("carrier"), note))
+    devices = SubElement(root, "devices")
+    emulator = was.find("devices/emulator")
+    if emulator is not None:
+        devices.append(copy.deepcopy(emulator))
+    held = Element("disk", {"type": found.get("type", "file"), "device": "disk"})
+    for tag in ("auth", "source", "backingStore"):
+        held.extend(copy.deepcopy(element) for element in found.findall(tag))
+    driver = found.find("driver")
+    kept = (
+        {k: v for k, v in driver.attrib.items() if k in ("name", "type", "cache", "io")} if driver is not None else {}
+    )
+    held.append(Element("driver", {"name": "qemu", "type": "raw", **kept, "discard": "unmap"}))
+    held.append(Element("target", {"dev": "vda", "bus": "virtio"}))
+    if read_only:
+        held.append(Element("readonly"))
+    devices.append(held)
+    second = SubElement(devices, "disk", {"type": "file", "device": "disk"})
+    second.extend((Element("driver", {"name": "qemu", "type": "raw"}), Element("source", {"file": spare})))
+    second.append(Element("target", {"dev": "vdb", "bus": "virtio"}))
+    SubElement(devices, "controller", {"type": "usb", "model": "none"})
+    SubElement(devices, "memballoon", {"model": "none"})
+    root.extend(copy.deepcopy(element) for element in was.findall("seclabel"))
+    # The device of a machine that never runs would not let anybody else write to its disk, not even this QEMU's server.
+    command = SubElement(root, f"{{{_QEMU}}}commandline")
+    for argument in ("-global", "virtio-blk-device.share-rw=on"):
+        SubElement(command, f"{{{_QEMU}}}arg", {"value": argument})
+    ElementTree.register_namespace("qemu", _QEMU)
     return text_of(root)
 
 

@@ -1,5 +1,6 @@
 """Disks of machines that are off: read and written through a `qemu-nbd` of our own, which knows every image format and keeps
-others, a machine that is started among them, from writing to the image meanwhile (QEMU's image locks)."""
+others, a machine that is started among them, from writing to the image meanwhile (QEMU's image locks). Those of machines on
+another host by a machine of ours there (`carrier`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import contextlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,18 +16,19 @@ from typing import Any, Final
 from agents.errors import AgentError, SourceUnavailable
 from agents.nbd import Nbd, Pool
 from agents.platforms.kvm import marks, notes, seeing
+from agents.platforms.kvm.carrier import EXPORT, Place, carried
 from agents.platforms.kvm.connection import Connection
 from agents.platforms.kvm.description import DiskDescribed
 from agents.platforms.kvm.reach import start_child, stop_child, unix, wait_for_socket
 
-_EXPORT: Final = "disk"
 _CLIENTS: Final = 16
 _CONNECTIONS: Final = 4
 _TIMEOUT_S: Final = 120
 
 
-def open_disk(connection: Connection, native: str, disk: str, *, job: str) -> KvmDiskTarget:
+def open_disk(place: Place, native: str, disk: str, *, job: str) -> KvmDiskTarget:
     """See `agents.machines.Host.open_disk`."""
+    connection = place.connection
     domain, described = _that_is_off(connection, native, disk)
     with connection.errors():
         if not domain.isPersistent():
@@ -34,13 +36,25 @@ def open_disk(connection: Connection, native: str, disk: str, *, job: str) -> Kv
         note = notes.begin_restore(domain, job)
         gone = marks.forget_all(domain)
         images = [d for d in seeing.as_running(domain).disks if d.tracked and gone]
+    blank = note.get("blank") == "yes"
+    if not connection.local:
+        for image in images:
+            if image.disk != disk:
+                with (
+                    contextlib.suppress(AgentError),
+                    carried(place, domain, image.disk, job=job, read_only=False, unmark=True),
+                ):
+                    pass
+        return _carried(place, domain, disk, job=job, blank=blank, read_only=False)
     for image in images:
         _remove_bitmaps(image, gone)
-    return _opened(described, blank=note.get("blank") == "yes", read_only=False)
+    return _opened(described, blank=blank, read_only=False)
 
 
-def read_disk(connection: Connection, native: str, disk: str) -> KvmDiskTarget:
-    _, described = _that_is_off(connection, native, disk)
+def read_disk(place: Place, native: str, disk: str) -> KvmDiskTarget:
+    domain, described = _that_is_off(place.connection, native, disk)
+    if not place.connection.local:
+        return _carried(place, domain, disk, job="", blank=False, read_only=True)
     return _opened(described, blank=False, read_only=True)
 
 
@@ -53,35 +67,47 @@ def _that_is_off(connection: Connection, native: str, disk: str) -> tuple[Any, D
             raise AgentError("disk-unknown", f"{described.name} has no disk {disk}", "discover again")
         if domain.isActive():
             raise AgentError("machine-running", f"{described.name} is not off", "shut it down first")
-    if found.kind not in ("file", "block") or not connection.local:
-        what = "is on another machine" if not connection.local else f"is of kind {found.kind}"
+    if found.kind not in ("file", "block"):
         raise AgentError(
             "disk-unsupported",
-            f"disk {disk} of {described.name} {what}: its image cannot be opened from here",
-            "restore by an agent on the host itself, or to files",
+            f"disk {disk} of {described.name} is of kind {found.kind}: it cannot be opened from here",
+            "restore to a new machine, or to files",
         )
     return domain, found
+
+
+def _carried(place: Place, domain: Any, disk: str, *, job: str, blank: bool, read_only: bool) -> KvmDiskTarget:
+    with contextlib.ExitStack() as stack:
+        access = stack.enter_context(carried(place, domain, disk, job=job, read_only=read_only, unmark=not read_only))
+        connect = access.connector(EXPORT)
+        pool = Pool(lambda: connect(()), _CONNECTIONS)
+        return KvmDiskTarget(pool.size, blank, read_only, disk, pool, stack.pop_all().close)
 
 
 def _opened(disk: DiskDescribed, *, blank: bool, read_only: bool) -> KvmDiskTarget:
     folder = Path(tempfile.mkdtemp(prefix="holdfast-nbd-"))
     socket = folder / "socket"
     command = [
-        *("qemu-nbd", f"--socket={socket}", f"--format={disk.format}", f"--export-name={_EXPORT}", "--persistent"),
+        *("qemu-nbd", f"--socket={socket}", f"--format={disk.format}", f"--export-name={EXPORT}", "--persistent"),
         *(f"--shared={_CLIENTS}", "--discard=unmap", *(["--read-only"] if read_only else [])),
         disk.place,
     ]
     process = start_child(command)
     try:
         wait_for_socket(process, socket, "qemu-nbd")
-        pool = Pool(lambda: Nbd(unix(str(socket))(), _EXPORT), _CONNECTIONS)
+        pool = Pool(lambda: Nbd(unix(str(socket))(), EXPORT), _CONNECTIONS)
     except BaseException as error:
         stop_child(process)
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, SourceUnavailable) and "lock" in error.message:
             raise AgentError("disk-busy", f"{disk.place} is in use: {error.message}", "wait until it is not") from error
         raise
-    return KvmDiskTarget(pool.size, blank, read_only, disk.disk, pool, process, folder)
+
+    def close() -> None:
+        stop_child(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    return KvmDiskTarget(pool.size, blank, read_only, disk.disk, pool, close)
 
 
 def _remove_bitmaps(image: DiskDescribed, names: Sequence[str]) -> None:
@@ -101,8 +127,7 @@ class KvmDiskTarget:
     _read_only: bool
     _disk: str
     _pool: Pool = field(repr=False)
-    _process: subprocess.Popen[bytes] = field(repr=False)
-    _folder: Path = field(repr=False)
+    _let_go: Callable[[], None] = field(repr=False)  # may be called twice
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         with self._io() as connection:
@@ -138,5 +163,4 @@ class KvmDiskTarget:
 
     def close(self) -> None:
         self._pool.close()
-        stop_child(self._process)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._let_go()

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from agents.errors import AgentError
 from agents.machines import HostSettings, Leftover, MachineSeen, MachineWanted, Quiesce, Wanted
-from agents.platforms.kvm import disks, making, marks, notes, seeing, snapshot
+from agents.platforms.kvm import carrier, disks, making, marks, notes, seeing, snapshot
+from agents.platforms.kvm.carrier import Place
 from agents.platforms.kvm.connection import Connection
 from agents.platforms.kvm.library import libvirt
 from agents.platforms.kvm.reach import reach
@@ -37,7 +38,8 @@ class KvmHost:
                 f"option scratch is {self._scratch!r}",
                 f"an absolute path of at most {_LONGEST} bytes, since there will be sockets in it",
             )
-        self._taker = snapshot.Taker(self._connection, reach(self._connection, self._scratch), self._scratch)
+        self._place = Place(self._connection, reach(self._connection, self._scratch), self._scratch)
+        self._taker = snapshot.Taker(self._connection, self._place.reach, self._scratch)
 
     @property
     def settings(self) -> HostSettings:
@@ -47,7 +49,7 @@ class KvmHost:
         with self._connection.errors():
             conn = self._connection.get()
             library, hypervisor = conn.getLibVersion(), conn.getVersion()
-        problems, warnings = [], []
+        problems = []
         if library < _LIBVIRT or hypervisor < _QEMU:
             problems.append(
                 Problem(
@@ -60,16 +62,8 @@ class KvmHost:
             problems.append(
                 Problem("scratch-unreachable", f"{self._scratch} is no folder that we may enter", "set option scratch")
             )
-        if not self._connection.local:
-            warnings.append(
-                Problem(
-                    "restore-elsewhere",
-                    "disks of machines on another host are not written from here",
-                    "restore to files",
-                )
-            )
         said = f"libvirt {_version(library)}, QEMU {_version(hypervisor)}"
-        return Preflight(tuple(problems), tuple(warnings), ("tracked", "groups", "quiesce"), said)
+        return Preflight(tuple(problems), (), ("tracked", "groups", "quiesce"), said)
 
     def discover(self) -> Iterator[MachineSeen]:
         with self._connection.errors():
@@ -77,6 +71,8 @@ class KvmHost:
         for domain in domains:
             try:
                 with self._connection.errors():
+                    if carrier.is_one(domain):
+                        continue
                     seen = seeing.machine_seen(self._connection, domain)
             except AgentError as error:
                 if error.code == "machine-unknown":
@@ -99,6 +95,8 @@ class KvmHost:
         with self._connection.errors():
             for domain in self._connection.get().listAllDomains(0):
                 with self._vanished():
+                    if carrier.is_one(domain):
+                        continue
                     native = domain.UUIDString()
                     natives.append(native)
                     name = snapshot.going_on(domain)
@@ -156,10 +154,10 @@ class KvmHost:
         return making.create(self._connection, wanted, job=job)
 
     def open_disk(self, native: str, disk: str, *, job: str) -> disks.KvmDiskTarget:
-        return disks.open_disk(self._connection, native, disk, job=job)
+        return disks.open_disk(self._place, native, disk, job=job)
 
     def read_disk(self, native: str, disk: str) -> disks.KvmDiskTarget:
-        return disks.read_disk(self._connection, native, disk)
+        return disks.read_disk(self._place, native, disk)
 
     def settle(self, native: str) -> None:
         making.settle(self._connection, native)

@@ -1,8 +1,8 @@
 """libvirt's Python binding, from wherever this machine has it.
 
 There is no wheel of it: it is built against the libvirt that is there, so distributions pack it for their own Python. An
-environment of Holdfast's own does not see that. So where `import libvirt` finds nothing, its two modules alone are loaded from
-the system's folder, if they are built for this version of Python (docs/adr/0024); nothing else from there can be imported.
+environment of Holdfast's own does not see that. So where `import libvirt` finds nothing, its modules alone are loaded from the
+system's folder, if they are built for this version of Python (docs/adr/0024); nothing else from there can be imported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from agents.errors import AgentError
 
-_LOCK: Final = threading.Lock()
+_LOCK: Final = threading.RLock()
 _ready: dict[str, Any] = {}
 _HINT: Final = (
     "install the distribution's package (Debian: python3-libvirt; Red Hat: python3-libvirt) and run Holdfast with that"
@@ -40,24 +40,34 @@ def libvirt() -> Any:
         return module
 
 
+def libvirt_qemu() -> Any:
+    """The module of what is QEMU's alone. Raises as `libvirt`."""
+    with _LOCK:
+        libvirt()  # which it imports
+        module = _ready.get("libvirt_qemu")
+        if module is None:
+            module = _ready["libvirt_qemu"] = _load("libvirt_qemu", "libvirtmod_qemu")
+        return module
+
+
 def _events(module: Any) -> None:
     while True:
         module.virEventRunDefaultImpl()
 
 
-def _load() -> Any:
+def _load(name: str = "libvirt", extension: str = "libvirtmod") -> Any:
     try:
-        return importlib.import_module("libvirt")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name not in ("libvirt", "libvirtmod"):
+        if error.name not in (name, extension):
             raise
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     for folder in folders():
-        native, python = folder / f"libvirtmod{suffix}", folder / "libvirt.py"
+        native, python = folder / f"{extension}{suffix}", folder / f"{name}.py"
         if native.is_file() and python.is_file():
             try:
-                _module("libvirtmod", native)
-                return _module("libvirt", python)
+                _module(extension, native)
+                return _module(name, python)
             except ImportError as error:  # a library it needs is not there
                 raise AgentError(
                     "extra-missing", f"libvirt's binding in {folder} does not load: {error}", _HINT

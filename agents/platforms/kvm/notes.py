@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import zlib
 from collections.abc import Mapping
 from typing import Any, Final
 from xml.etree import ElementTree
@@ -18,6 +19,11 @@ _NAME: Final = re.compile(r"holdfast-([A-Za-z0-9._-]+)-([0-9a-f]{8})")
 
 def new_name(job: str) -> str:
     return f"holdfast-{job}-{secrets.token_hex(4)}"
+
+
+def name_of(job: str, what: str) -> str:
+    """The same for the same."""
+    return f"holdfast-{job}-{zlib.crc32(what.encode()):08x}"
 
 
 def job_of(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -17,22 +18,25 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
 
 from agents import child
 from agents.errors import AgentError, SourceUnavailable
-from agents.nbd import Nbd
-from agents.platforms.kvm import notes, seeing
+from agents.nbd import GONE, Nbd
+from agents.platforms.kvm import notes, shell
 from agents.platforms.kvm.connection import Connection
 
 _START_S: Final = 30.0
 _CONNECT_S: Final = 60.0
+_NBD_PORTS: Final = "10809-10872"
+PORT_BUSY: Final = "Address already in use"  # in what QEMU says of a port that another has
 # A child asks to die with the thread that starts it (`agents.child`): so that is one which lives as long as we do.
 _STARTER: Final = ThreadPoolExecutor(1, thread_name_prefix="kvm-children")
 
@@ -49,11 +53,13 @@ class Access:
 
 
 class Reach(Protocol):
-    def server_xml(self, native: str, name: str) -> str:
-        """The `<server>` of a backup."""
+    def server_xml(self, native: str, name: str, attempt: int) -> str | None:
+        """The `<server>` of a backup. `attempt`: how often another one was busy already; None: there are no more."""
         ...
 
-    def open(self, native: str, name: str) -> Access: ...
+    def open(self, native: str, name: str, domain: Any) -> Access:
+        """`domain` has the backup."""
+        ...
 
     def clear(self, native: str, name: str) -> None:
         """Take away what a QEMU that was killed leaves of the server."""
@@ -93,10 +99,10 @@ class LocalReach:
     def __init__(self, scratch: str) -> None:
         self._scratch = scratch
 
-    def server_xml(self, native: str, name: str) -> str:
-        return _unix_xml(_socket(self._scratch, native, name))
+    def server_xml(self, native: str, name: str, attempt: int) -> str | None:
+        return None if attempt else _unix_xml(_socket(self._scratch, native, name))
 
-    def open(self, native: str, name: str) -> Access:
+    def open(self, native: str, name: str, domain: Any) -> Access:
         return _access(unix(_socket(self._scratch, native, name)), lambda: None)
 
     def clear(self, native: str, name: str) -> None:
@@ -111,14 +117,15 @@ class SshReach:
         self._connection = connection
         self._scratch = scratch
 
-    def server_xml(self, native: str, name: str) -> str:
-        return _unix_xml(_socket(self._scratch, native, name))
+    def server_xml(self, native: str, name: str, attempt: int) -> str | None:
+        return None if attempt else _unix_xml(_socket(self._scratch, native, name))
 
-    def open(self, native: str, name: str) -> Access:
+    def open(self, native: str, name: str, domain: Any) -> Access:
         folder = Path(tempfile.mkdtemp(prefix="holdfast-ssh-"))
         here = folder / "nbd"
         there = _socket(self._scratch, native, name)
-        child = start_child([*ssh_command(self._connection), "-N", "-L", f"{here}:{there}"])
+        command = ssh_command(self._connection)
+        child = start_child([*command[:-1], "-N", "-L", f"{here}:{there}", command[-1]])
 
         def close() -> None:
             stop_child(child)
@@ -129,14 +136,20 @@ class SshReach:
         except BaseException:
             close()
             raise
-        return _access(unix(str(here)), close)
+        who = self._connection.username or "the user that ssh logs in as"
+        hint = f"may {who} open {there} on the host, and does its sshd allow AllowStreamLocalForwarding?"
+        return _access(unix(str(here)), close, hint=hint)
 
     def clear(self, native: str, name: str) -> None:
-        """A socket on another machine stays."""
+        """QEMU leaves its sockets. This one stays where that user may not delete it."""
+        remove = f"rm -f -- {shlex.quote(_socket(self._scratch, native, name))}"
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            command = [*ssh_command(self._connection), remove]
+            subprocess.run(command, capture_output=True, check=False, timeout=_CONNECT_S, stdin=subprocess.DEVNULL)
 
 
 def ssh_command(connection: Connection) -> list[str]:
-    command = ["ssh", "-o", "BatchMode=yes", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=15"]
+    command = ["ssh", *shell.arguments(connection.keyfile, connection.known_hosts), "-o", "ExitOnForwardFailure=yes"]
     if connection.port:
         command += ["-p", str(connection.port)]
     if connection.username:
@@ -147,49 +160,109 @@ def ssh_command(connection: Connection) -> list[str]:
 
 
 class TlsReach:
-    """The host's NBD server listens on its name, with the certificates of `backup_tls_x509_cert_dir` of its qemu.conf."""
+    """The host's NBD server listens at the address that libvirt answers at (or option `nbd_address`), at a port of option
+    `nbd_ports`, with the certificates of `backup_tls_x509_cert_dir` of its qemu.conf. Ours are libvirt's, unless `--tls-ca` and
+    options `tls_certificate` and `tls_key` name others."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._ports = ports_of(connection.settings.options.get("nbd_ports", _NBD_PORTS))
+        self._address = connection.settings.options.get("nbd_address", "")
 
-    def server_xml(self, native: str, name: str) -> str:
+    def server_xml(self, native: str, name: str, attempt: int) -> str | None:
+        # libvirt asks for a port and tells of none that is free: machines of one host begin at different ones.
+        if attempt >= len(self._ports):
+            return None
+        port = self._ports[(zlib.crc32(f"{native}/{name}".encode()) + attempt) % len(self._ports)]
+        address = self._address or self._connection.address()
         # `name` stands nowhere in this server: the scratch files carry it.
-        return f"<server transport='tcp' tls='yes' name={quoteattr(self._connection.hostname)}/>"
+        return f"<server transport='tcp' tls='yes' name={quoteattr(address)} port='{port}'/>"
 
-    def open(self, native: str, name: str) -> Access:
-        domain = seeing.domain_of(self._connection, native)
+    def open(self, native: str, name: str, domain: Any) -> Access:
         with self._connection.errors():
             server = ElementTree.fromstring(domain.backupGetXMLDesc(0)).find("server")
         if server is None or not server.get("port"):
             raise SourceUnavailable("disk-unreachable", "the host does not say where its NBD server listens")
+        host, port, context = self._connection.hostname, int(server.get("port", "0")), self._context()
+
+        def secure(plain: socket.socket) -> socket.socket:
+            try:
+                return context.wrap_socket(plain, server_hostname=host)
+            except ssl.SSLCertVerificationError as error:
+                raise AgentError(
+                    "host-untrusted",
+                    f"the certificate of the disks' server of {host} is not to be trusted: {error.verify_message}",
+                    "see backup_tls_x509_cert_dir in the host's qemu.conf, and which authority is trusted here (--tls-ca)",
+                ) from error
+
+        def dial() -> socket.socket:
+            return socket.create_connection((host, port), _CONNECT_S)
+
+        return _access(dial, lambda: None, secure, f"is port {port} of {host} open (option nbd_ports)?")
+
+    def _context(self) -> ssl.SSLContext:
         settings = self._connection.settings
-        context = ssl.create_default_context(
-            cadata=settings.tls_ca if "BEGIN" in settings.tls_ca else None,
-            cafile=settings.tls_ca if settings.tls_ca and "BEGIN" not in settings.tls_ca else None,
-        )
-        if certificate := settings.options.get("tls_certificate"):
-            context.load_cert_chain(certificate, settings.options.get("tls_key"))
-        name, port = self._connection.hostname, int(server.get("port", "0"))
-        return _access(
-            lambda: socket.create_connection((name, port), _CONNECT_S),
-            lambda: None,
-            lambda plain: context.wrap_socket(plain, server_hostname=name),
-        )
+        ca, certificate, key = self._connection.pki()
+        try:
+            if "BEGIN" in settings.tls_ca:
+                context = ssl.create_default_context(cadata=settings.tls_ca)
+            else:
+                context = ssl.create_default_context(cafile=settings.tls_ca or ca or None)
+            certificate = settings.options.get("tls_certificate", certificate)
+            key = settings.options.get("tls_key", key)
+            if certificate:
+                context.load_cert_chain(certificate, key or None)
+        except (OSError, ValueError) as error:
+            raise AgentError(
+                "host-file-missing",
+                f"a certificate for {settings.host} cannot be read: {error}",
+                "see pkipath in its URL, --tls-ca, and options tls_certificate and tls_key",
+            ) from error
+        return context
 
     def clear(self, native: str, name: str) -> None:
         """There is nothing."""
 
 
+def no_port(error: Exception) -> SourceUnavailable:
+    """All that a server may listen at are somebody else's."""
+    return SourceUnavailable(
+        "ports-busy",
+        f"QEMU finds no port to serve disks at: {error}",
+        "give the host more of them (option nbd_ports), or wait until other backups have ended",
+    )
+
+
+def ports_of(text: str) -> range:
+    """`10809-10872`, or one. Raises `AgentError` (`host-option-invalid`)."""
+    first, _, last = text.partition("-")
+    try:
+        found = range(int(first), int(last or first) + 1)
+    except ValueError:
+        found = range(0)
+    if not found or found[0] < 1 or found[-1] > 65_535:
+        raise AgentError("host-option-invalid", f"option nbd_ports is {text!r}", "ports as 10809-10872")
+    return found
+
+
 def _access(
-    dial: Dial, close: Callable[[], None], secure: Callable[[socket.socket], socket.socket] | None = None
+    dial: Dial,
+    close: Callable[[], None],
+    secure: Callable[[socket.socket], socket.socket] | None = None,
+    hint: str = "",
 ) -> Access:
+    """`hint`: what to look at where nobody answers, or whoever does hangs up at once."""
+
     def connector(disk: str) -> Connector:
         def connect(contexts: Sequence[str]) -> Nbd:
             try:
-                made = dial()
+                return Nbd(dial(), disk, contexts, secure=secure)
             except OSError as error:
-                raise SourceUnavailable("disk-unreachable", f"nobody answers for disk {disk}: {error}") from error
-            return Nbd(made, disk, contexts, secure=secure)
+                raise SourceUnavailable("disk-unreachable", f"nobody answers for disk {disk}: {error}", hint) from error
+            except AgentError as error:
+                if error.code == GONE:
+                    raise SourceUnavailable("disk-unreachable", f"disk {disk}: {error.message}", hint) from error
+                raise
 
         return connect
 

@@ -36,7 +36,8 @@ from agents.nbd import ALLOCATION, DIRTY, ZERO, Nbd, Pool
 from agents.platforms.kvm import marks, notes, seeing
 from agents.platforms.kvm.connection import Connection
 from agents.platforms.kvm.library import libvirt
-from agents.platforms.kvm.reach import Connector, Reach
+from agents.platforms.kvm.reach import PORT_BUSY, Connector, Reach, no_port
+from agents.platforms.kvm.watching import Watch, stopped_over_a_write
 from streams.events import Problem
 from streams.ids import now_us
 
@@ -211,14 +212,20 @@ class Taker:
     def _begin(self, each: Taking, name: str) -> None:
         library = libvirt()
         checkpoint = any(disk.tracked for disk in each.disks)
+        busy = 0  # ports that somebody else had
         while True:
-            backup_ = self._backup_xml(each, name)
+            backup_ = self._backup_xml(each, name, busy)
             checkpoint_ = _checkpoint_xml(each, name) if checkpoint else None
             try:
                 each.domain.backupBegin(backup_, checkpoint_, 0)
                 break
             except library.libvirtError as error:
                 code = error.get_error_code()
+                if PORT_BUSY in str(error):
+                    busy += 1
+                    if self._reach.server_xml(each.native, name, busy) is None:
+                        raise no_port(error) from error
+                    continue
                 broken = code in (library.VIR_ERR_CHECKPOINT_INCONSISTENT, library.VIR_ERR_NO_DOMAIN_CHECKPOINT)
                 if broken and each.since:
                     lost = code == library.VIR_ERR_NO_DOMAIN_CHECKPOINT
@@ -236,7 +243,7 @@ class Taker:
                     raise
         each.begun, each.marked, each.taken_us = True, checkpoint, now_us()
 
-    def _backup_xml(self, each: Taking, name: str) -> str:
+    def _backup_xml(self, each: Taking, name: str, busy: int) -> str:
         disks = []
         for disk in each.disks:
             scratch = quoteattr(f"{self._scratch}/{name}.{each.native[:8]}.{disk.disk}")
@@ -248,25 +255,33 @@ class Taker:
                 f"<driver type='qcow2'/><scratch file={scratch}/></disk>"
             )
         disks += [f"<disk name={quoteattr(other)} backup='no'/>" for other in each.others]
-        server = self._reach.server_xml(each.native, name)
+        server = self._reach.server_xml(each.native, name, busy)
         return f"<domainbackup mode='pull'>{server}<disks>{''.join(disks)}</disks></domainbackup>"
 
     def _snapshot(self, taking: Sequence[Taking], name: str) -> KvmSnapshot:
         machines = []
+        by_native = {each.native: each for each in taking}
+        watch = Watch(
+            self._connection,
+            [(each.native, each.seen.name) for each in taking if each.seen.power == "running"],
+            self._scratch,
+            lambda native: self._end(by_native[native], name, keep_mark=False),
+        )
         try:
             for each in taking:
-                machines.append(self._machine(each, name))
+                machines.append(self._machine(each, name, watch))
         except BaseException:
+            watch.stop()
             for machine in machines:
                 machine.close_disks()
             for each in taking:
                 with contextlib.suppress(AgentError):
                     self._end(each, name, keep_mark=False)
             raise
-        return KvmSnapshot(self, taking, name, tuple(machines))
+        return KvmSnapshot(self, taking, name, tuple(machines), watch)
 
-    def _machine(self, each: Taking, name: str) -> KvmMachineSnapshot:
-        access = self._reach.open(each.native, name)
+    def _machine(self, each: Taking, name: str, watch: Watch) -> KvmMachineSnapshot:
+        access = self._reach.open(each.native, name, each.domain)
         disks = []
         for seen in each.disks:
             connect = access.connector(seen.disk)
@@ -278,6 +293,7 @@ class Taker:
                     why_whole=each.why.get(seen.disk, ""),
                     _connect=connect,
                     _read=Pool(functools.partial(connect, ()), _READERS),
+                    _given_up=lambda: watch.error,
                 )
             )
         clean = each.frozen or (each.seen.power == "off" and each.shut_down)
@@ -409,6 +425,8 @@ def _release_running(domain: Any, name: str, forget: str) -> None:
             if time.monotonic() > deadline:
                 raise SourceUnavailable("snapshot-endless", "the host does not end a backup that was called off")
             time.sleep(0.01)
+    if hold and hold.get("started") != "yes" and stopped_over_a_write(domain):
+        domain.resume()  # there was no room for what it overwrote; see `watching`
     if forget:
         marks.delete(domain, forget)
     if hold.get("started") == "yes" and domain.state()[0] == library.VIR_DOMAIN_PAUSED:
@@ -425,15 +443,18 @@ class KvmSnapshot:
     _taking: Sequence[Taking]
     _name: str
     machines: tuple[KvmMachineSnapshot, ...]
+    _watch: Watch
     _kept: bool = False
 
     def keep(self, needed: Mapping[str, Sequence[str]]) -> None:
         # From here on the marks of this snapshot stand, whatever happens to the earlier ones.
+        self._watch.stop()
         self._kept = True
         for each in self._taking:
             self._taker.keep(each, self._name, needed.get(each.native, ()))
 
     def close(self) -> None:
+        self._watch.stop()
         for machine in self.machines:
             machine.close_disks()
         first: AgentError | None = None
@@ -473,6 +494,7 @@ class KvmDiskSnapshot:
     why_whole: str
     _connect: Connector = field(repr=False)
     _read: Pool = field(repr=False)
+    _given_up: Callable[[], AgentError | None] = field(default=lambda: None, repr=False)
 
     def extents(self, *, whole: bool = False) -> Iterator[tuple[int, int, ExtentKind]]:
         # Two connections, one a context: where little has changed, QEMU is asked of zeros only there.
@@ -500,6 +522,9 @@ class KvmDiskSnapshot:
         try:
             yield
         except (AgentError, OSError) as error:
+            given_up = self._given_up()
+            if given_up is not None:
+                raise given_up from error
             raise SourceUnavailable(
                 "snapshot-lost",
                 f"disk {self.seen.disk} cannot be read as it was: {error}",

@@ -1,6 +1,7 @@
 """Files on a host, by libvirt's storage pools: so they are made where the host is, by whom its machines run as.
 
 A folder that is no pool is made one for as long as we need it: transient, named `holdfast-…`; nothing of the folder changes.
+Of a host one thread at a time does that, or it would lose the pool that another one is about to take away.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Final
 from xml.sax.saxutils import escape
@@ -16,6 +19,7 @@ from agents.errors import AgentError
 from agents.platforms.kvm.connection import Connection
 from agents.platforms.kvm.library import libvirt
 
+_LOCKS: Final[defaultdict[str, threading.Lock]] = defaultdict(threading.Lock)
 _CHUNK: Final = 256 << 10
 _LARGEST: Final = 64 << 20  # of what is kept in memory
 
@@ -25,7 +29,7 @@ def pool_at(connection: Connection, folder: str) -> Iterator[Any]:
     """The pool of `folder`, for as long as it is needed."""
     library = libvirt()
     conn = connection.get()
-    with connection.errors():
+    with _LOCKS[connection.settings.url], connection.errors():
         try:
             found = conn.storagePoolLookupByTargetPath(folder)
             ours = False

@@ -139,7 +139,8 @@ def prepare(broker: Broker, progress: Progress = lambda _: None) -> Command:
     ]
     jvm += [f"-Dorg.slf4j.simpleLogger.{k}={v}" for k, v in _LOGGING.items()]
     if (cache := broker_cache(runtime, classpath)).exists():
-        jvm.append(f"-XX:AOTCache={cache}")
+        # Parts that do not fit are made anew, which a JVM warns of at length.
+        jvm += [f"-XX:AOTCache={cache}", "-Xlog:aot*=off"]
     jvm += ["--enable-native-access=ALL-UNNAMED", "-cp", classpath]
     environ = {"HOME": str(broker.directory), "CLASSPATH": ""}
     if not (broker.data / "meta.properties").exists():

@@ -26,10 +26,10 @@ from streams.events import (
 from streams.ids import now_us, uuid7
 from streams.job_states import Life, after
 from streams.node_log import NodeLog
-from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from tests.stack.agent import AgentProcess, await_it, await_job, events, job, messages, send
+from tests.stack.publishing import publisher_of
 
 pytestmark = pytest.mark.crash
 LEASE_S = "4"
@@ -112,8 +112,7 @@ def test_a_killed_agent_s_job_is_done_by_the_other_wherever_it_died(nodes: Nodes
             requester="tester",
             requested_us=now_us(),
         )
-        with Publisher(settings, "test") as publisher:
-            publisher.sent_and_durable(event, event)
+        publisher_of(settings).sent_and_durable(event, event)
         assert one.wait() == -9, one.tail()
         two.go_on()
         return event.command
@@ -247,8 +246,7 @@ def test_a_job_cancelled_in_its_midst_is_cleaned_up_also_by_the_run_after_a_deat
     cancelling = JobChanged(
         job=command, kind="backup.make", asset="asset/files", state="cancel_asked", at_us=now_us(), by="somebody"
     )
-    with Publisher(settings, "test") as publisher:
-        publisher.sent_and_durable(cancelling)
+    publisher_of(settings).sent_and_durable(cancelling)
     one.go_on()
     assert one.wait() == -9, "killed when it had cleaned up, and before it said so"
     one.start()

@@ -19,9 +19,9 @@ from streams.events import CommandRequested, JobChanged, PointSealed, PolicyDefi
 from streams.ids import now_us
 from streams.policies import canonical, parse, run_id
 from streams.policy_log import PolicyLog
-from streams.publish import Publisher
 from streams.settings import Settings
 from tests.stack.agent import AgentProcess, await_it, await_job, events, messages, send
+from tests.stack.publishing import publisher_of
 from tests.stack.servers import KafkaServer, PostgresServer, make_site
 from tests.stand_ins.hypervisor import Hypervisor
 
@@ -58,19 +58,17 @@ class Ground:
         }
         document = {name: value for name, value in document.items() if value is not None}
         text = canonical(parse(document))
-        with Publisher(self.settings, "test") as publisher:
-            publisher.sent_and_durable(
-                PolicyDefined(policy=policy, version=1, document=text, defined_us=now_us(), by="ada")
-            )
+        publisher_of(self.settings).sent_and_durable(
+            PolicyDefined(policy=policy, version=1, document=text, defined_us=now_us(), by="ada")
+        )
 
     def ask(self, policy: str) -> PolicyRun:
         """Have it run now; its end."""
         at = now_us()
         run = run_id(policy, 0, at)
-        with Publisher(self.settings, "test") as publisher:
-            publisher.sent_and_durable(
-                PolicyRun(policy=policy, version=1, run=run, state="asked", instant_us=at, at_us=at, by="ada")
-            )
+        publisher_of(self.settings).sent_and_durable(
+            PolicyRun(policy=policy, version=1, run=run, state="asked", instant_us=at, at_us=at, by="ada")
+        )
         return await_it(lambda: [e for e in self.runs(policy, "ended") if e.run == run], f"the end of {policy}")[0]
 
     def runs(self, policy: str, state: str) -> list[PolicyRun]:
@@ -141,18 +139,17 @@ def test_two_schedulers_that_say_everything_twice_make_one_run(ground: Ground) -
     """Whatever the agent's scheduler says is said by another one, too, under the same ids."""
     ground.define("twice", "twice-a")
     twin = Book("agent-elsewhere")
-    with Publisher(ground.settings, "test") as publisher:
-        for topic in ("inventory", "commands", "jobs"):
-            for message in messages(ground.settings, topic):
-                twin.take(message.event)
-            twin.settle()
-        what = [event for _, event in twin.decide(now_us(), 0.0) if getattr(event, "policy", "") == "twice"]
-        assert [event.state for event in what if isinstance(event, PolicyRun)] == ["fired"]
-        publisher.sent_and_durable(*what)
-        for message in messages(ground.settings, "inventory"):
+    for topic in ("inventory", "commands", "jobs"):
+        for message in messages(ground.settings, topic):
             twin.take(message.event)
-        asked = [e for _, e in twin.decide(now_us(), 0.0) if getattr(e, "requester", "") == "policy/twice"]
-        publisher.sent_and_durable(*asked, *asked)
+        twin.settle()
+    what = [event for _, event in twin.decide(now_us(), 0.0) if getattr(event, "policy", "") == "twice"]
+    assert [event.state for event in what if isinstance(event, PolicyRun)] == ["fired"]
+    publisher_of(ground.settings).sent_and_durable(*what)
+    for message in messages(ground.settings, "inventory"):
+        twin.take(message.event)
+    asked = [e for _, e in twin.decide(now_us(), 0.0) if getattr(e, "requester", "") == "policy/twice"]
+    publisher_of(ground.settings).sent_and_durable(*asked, *asked)
     ground.agent.start()
     assert ground.ended("twice").figures["done"] == 1
     ground.agent.stop()
@@ -180,10 +177,9 @@ def test_repositories_are_looked_after_by_policies(ground: Ground) -> None:
     for kind in ("repository.verify", "repository.collect", "point.expire"):
         name = kind.replace(".", "-")
         document = canonical(parse({"kind": kind, "repository": "vault", "schedule": ["rolling 999d"]}))
-        with Publisher(ground.settings, "test") as publisher:
-            publisher.sent_and_durable(
-                PolicyDefined(policy=name, version=1, document=document, defined_us=now_us(), by="ada")
-            )
+        publisher_of(ground.settings).sent_and_durable(
+            PolicyDefined(policy=name, version=1, document=document, defined_us=now_us(), by="ada")
+        )
         assert ground.ended(name).figures == {"done": 1, "assets": 1, "left_out": 0}, ground.agent.tail()
     ground.agent.stop()
 

@@ -20,7 +20,6 @@ from agents.scratch import folder as folders
 from deploy.demo.server import DatabaseServer
 from streams.capture_log import CaptureLog
 from streams.events import ScratchChanged, SourceDefined
-from streams.publish import Publisher
 from streams.secrets import SecretStore
 from streams.settings import Settings
 from tests.stack.agent import (
@@ -35,6 +34,7 @@ from tests.stack.agent import (
 )
 from tests.stack.capturing import await_captured
 from tests.stack.contents import everything
+from tests.stack.publishing import publisher_of
 from tests.stack.servers import program_of
 
 pytestmark = pytest.mark.crash
@@ -120,8 +120,7 @@ class Scene:
     def require_approval(self) -> None:
         """The source as it would be had it been added with `approval=required`."""
         defined = events(self.site, "inventory", SourceDefined)[-1]
-        with Publisher(self.site, "test") as publisher:
-            publisher.sent_and_durable(replace(defined, options={**defined.options, "approval": "required"}))
+        publisher_of(self.site).sent_and_durable(replace(defined, options={**defined.options, "approval": "required"}))
 
     def folders(self) -> list[str]:
         there = folders.parent(self.site.data_dir)

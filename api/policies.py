@@ -137,13 +137,14 @@ def protections(
     since = view.first_defined(conn, as_of_us=as_of_us)
     seen = {row.asset: row for row in machines.assets(conn, as_of_us=as_of_us)}
     kept = repositories.kept(conn, as_of_us=as_of_us)
+    whole = repositories.kept(conn, as_of_us=as_of_us, whole=True)
     covers: dict[str, list[Cover]] = {}
     for row in rows:
         found = policy_of(row)
         if found is None or not found.backs_up:
             continue
         for name in selected(found, seen.values()):
-            covers.setdefault(name, []).append(Cover(row.policy, found, since[row.policy]))
+            covers.setdefault(name, []).append(Cover(row.policy, found, since[row.policy], name in dict(found.disks)))
     out = []
     for name in sorted({*seen, *covers, *kept}):
         if asset is not None and name != asset:
@@ -152,7 +153,8 @@ def protections(
             continue
         machine = seen.get(name)
         held: dict[str, Kept] = kept.get(name, {})
-        how = protection(now_us, covers.get(name, ()), held, seen_us=machine.first_us if machine else 0)
+        first_us = machine.first_us if machine else 0
+        how = protection(now_us, covers.get(name, ()), held, whole=whole.get(name, {}), seen_us=first_us)
         host = machine.host if machine else ""
         out.append(Protected(name, "machine" if machine else "data", host, sum(k.points for k in held.values()), how))
     return out if policy is not None else out + _databases(conn, now_us, asset, as_of_us)

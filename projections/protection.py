@@ -50,11 +50,13 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """A policy that backs an asset up, as it stands; `since_us` is when it was first there."""
+    """A policy that backs an asset up, as it stands; `since_us` is when it was first there. `chosen`: only some of its disks, so
+    points of some disks are what it asks for."""
 
     name: str
     policy: Policy
     since_us: int
+    chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,24 @@ def captured(now_us: int, source: Captured) -> Protection:
     return Protection(state, late_us=late_us, sound_us=until_us, verified_us=source.copied_us, proof=proof)
 
 
-def protection(now_us: int, covers: Iterable[Cover], kept: Mapping[str, Kept], *, seen_us: int = 0) -> Protection:
-    """`kept` by repository; `seen_us`: since when there is an asset, so that nothing was due of it before."""
+def protection(
+    now_us: int,
+    covers: Iterable[Cover],
+    kept: Mapping[str, Kept],
+    *,
+    whole: Mapping[str, Kept] | None = None,
+    seen_us: int = 0,
+) -> Protection:
+    """`kept` by repository, and `whole` the same of points alone that hold every disk (None: all do). `seen_us`: since when there
+    is an asset, so that nothing was due of it before."""
+    whole = kept if whole is None else whole
     active = sorted(
         (c for c in covers if c.policy.enabled and c.policy.backs_up and not c.policy.by_hand), key=lambda c: c.name
     )
-    found = [_of(now_us, cover, kept.get(cover.policy.repository, Kept(0)), seen_us) for cover in active]
+    found = [
+        _of(now_us, cover, (kept if cover.chosen else whole).get(cover.policy.repository, Kept(0)), seen_us)
+        for cover in active
+    ]
     if not found:
         newest = max((k.sound_us for k in kept.values() if k.sound_us is not None), default=None)
         return Protection(UNPROTECTED, sound_us=newest)

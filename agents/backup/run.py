@@ -45,6 +45,7 @@ from agents.repository.points import Disk
 from agents.repository.reader import UNREADABLE
 from agents.repository.sessions import Session
 from streams.events import AssetChanged, Problem
+from streams.events.repository import NOT_CHOSEN
 
 _DISKS_AT_ONCE: Final = 16
 _LOOK_S: Final = 0.25
@@ -412,7 +413,7 @@ def _seal(command: Command, ctx: Context, machine: _Machine, asked: _Asked) -> S
     kept = {d.seen.disk for d in taken.disks}
     for seen in taken.seen.disks:
         if seen.disk not in kept:
-            facts[f"left_out/{seen.disk}"] = seen.left_out or "it was not chosen"
+            facts[f"left_out/{seen.disk}"] = seen.left_out or NOT_CHOSEN
     for n, problem in enumerate(machine.problems[:_PROBLEMS]):
         facts[f"problem/{n}"] = f"{problem.code}: {problem.message}"
     attached = machine_facts.attach(ingest, taken.seen.companions)

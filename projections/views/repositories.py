@@ -43,6 +43,7 @@ from streams.events import (
     SessionFenced,
     SessionOpened,
 )
+from streams.events.repository import NOT_CHOSEN
 
 if TYPE_CHECKING:
     from streams.consume import Message
@@ -555,6 +556,7 @@ WITH standing AS (
         ORDER BY m.hlc DESC, m.event DESC LIMIT 1
     ) said ON true
     WHERE p.counts = 1 AND p.sealed_hlc <= %(until)s AND (p.dropped_hlc IS NULL OR p.dropped_hlc > %(until)s)
+        AND (NOT %(whole)s OR strpos(p.facts, %(not_chosen)s) = 0)
 )
 SELECT asset, repository, count(*) AS points, max(created_us) AS newest_us,
        max(created_us) FILTER (WHERE coalesce(said, 'verified') = 'verified') AS sound_us,
@@ -565,10 +567,12 @@ FROM standing GROUP BY asset, repository
 """
 
 
-def kept(conn: Connection, *, as_of_us: int | None = None) -> dict[str, dict[str, Kept]]:
-    """What each repository holds of each asset: asset → repository → `Kept`."""
+def kept(conn: Connection, *, as_of_us: int | None = None, whole: bool = False) -> dict[str, dict[str, Kept]]:
+    """What each repository holds of each asset: asset → repository → `Kept`. `whole`: of its points those alone that no disk is
+    missing from because it was not asked for."""
     found: dict[str, dict[str, Kept]] = {}
-    for asset, repository, *figures in conn.execute(_KEPT, {"until": moment(as_of_us)}):
+    given = {"until": moment(as_of_us), "whole": whole, "not_chosen": f':"{NOT_CHOSEN}"'}
+    for asset, repository, *figures in conn.execute(_KEPT, given):
         found.setdefault(asset, {})[repository] = Kept(*figures)
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from streams.events.base import Event, Problem, event
 
@@ -136,6 +136,10 @@ class DiskSealed:
     changed: int = 0
     omitted: int = 0
     lost: int = 0
+
+
+NOT_CHOSEN: Final = "it was not chosen"
+"""What a point's fact `left_out/<disk>` says of a disk that whoever asked for the backup did not ask for."""
 
 
 @event

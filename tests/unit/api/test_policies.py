@@ -21,6 +21,7 @@ from streams.events import (
     SourceChanged,
     SourceDefined,
 )
+from streams.events.repository import NOT_CHOSEN
 from streams.ids import now_us, uuid7
 from streams.policies import command_id, run_id
 from streams.publish import rfc3339
@@ -167,12 +168,13 @@ def test_protection_follows_from_points_marks_and_schedules(api: RunningApi) -> 
         sealed("safe", one, asset=name, created_us=now - age)
         for name, age in (("stale", 30 * HOUR_US), ("fresh", HOUR_US // 10), ("bad", HOUR_US // 10))
     )
+    part = sealed("safe", one, asset="part", created_us=fresh.created_us, facts={"left_out/vdb": NOT_CHOSEN})
     documents = {
         "stale": {**FILES, "paths": {"stale": "/a"}, "schedule": ["hourly"]},
-        "mixed": {**FILES, "paths": {"fresh": "/b", "bad": "/c", "none": "/d"}, "schedule": ["hourly"]},
+        "mixed": {**FILES, "paths": {"fresh": "/b", "bad": "/c", "none": "/d", "part": "/e"}, "schedule": ["hourly"]},
     }
     client_admin = api.client()
-    api.scribe.write(session("safe", one), old, fresh, bad)
+    api.scribe.write(session("safe", one), old, fresh, bad, part)
     for name, document in documents.items():
         tried = client_admin.post("/v1/policies/try", {"document": document}, status=200)["document"]
         api.scribe.write(
@@ -184,11 +186,12 @@ def test_protection_follows_from_points_marks_and_schedules(api: RunningApi) -> 
 
     def states() -> dict[str, tuple[str, bool]]:
         found = client.get("/v1/protection")["items"]
-        names = ("stale", "fresh", "bad", "none", "web")
+        names = ("stale", "fresh", "bad", "none", "part", "web")
         return {a["asset"]: (a["state"], a["late_s"] > 0) for a in found if a["asset"] in names}
 
     assert states() == {
         "stale": ("late", True), "fresh": ("unverified", False), "bad": ("never", True), "none": ("never", True),
+        "part": ("never", True),
     }  # fmt: skip
     looked = uuid7()
     api.scribe.write(

@@ -34,6 +34,12 @@ def test_points_prove_what_was_read_of_them(kept: Kept, state: str, proof: str, 
     assert (found.state, found.proof, found.verified_us) == (state, proof, proven_us)
 
 
+def test_a_point_of_one_disk_protects_only_who_asked_for_that_disk() -> None:
+    kept = {"vault": Kept(1, FRESH, FRESH)}
+    assert protection(NOW_US, [COVER], kept, whole={}).state == "never"
+    assert protection(NOW_US, [replace(COVER, chosen=True)], kept, whole={}).state == "unverified"
+
+
 def test_what_runs_only_by_hand_or_is_switched_off_protects_nothing() -> None:
     kept = {"vault": Kept(1, FRESH, FRESH, FRESH)}
     for policy in (replace(HOURLY, schedule=()), replace(HOURLY, enabled=False)):

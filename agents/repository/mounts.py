@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,15 +20,33 @@ PRETENDED: Final = frozenset(
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
+@dataclass(frozen=True, slots=True)
+class _Mount:
+    point: str
+    kind: str
+    options: frozenset[str]
+
+
 def type_of(path: Path) -> str:
     """The type of the file system that holds `path`, which need not be there; `unknown` where the kernel does not say."""
-    best, kind = "", "unknown"
+    return _holding(path).kind
+
+
+def options_of(path: Path) -> frozenset[str]:
+    """How that file system is mounted (`ro`, `soft`, `vers=4.2`): of the mount and of the file system together; none where the
+    kernel does not say."""
+    return _holding(path).options
+
+
+def _holding(path: Path) -> _Mount:
+    best = _Mount("", "unknown", frozenset())
     real = str(path.resolve())
     with contextlib.suppress(OSError, ValueError, IndexError):
-        for point, found in _mounted():
-            if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
-                best, kind = point, found
-    return kind
+        for found in _mounted():
+            point = found.point
+            if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(best.point):
+                best = found
+    return best
 
 
 def unmounted(path: Path) -> str:
@@ -35,7 +54,7 @@ def unmounted(path: Path) -> str:
     it should be, or nobody knows."""
     try:
         lines = SHOULD.read_text(errors="surrogateescape").splitlines()
-        there = {point for point, _ in _mounted()}
+        there = {found.point for found in _mounted()}
     except (OSError, ValueError, IndexError):
         return ""
     real = path.resolve()
@@ -49,12 +68,14 @@ def unmounted(path: Path) -> str:
     return ""
 
 
-def _mounted() -> list[tuple[str, str]]:
-    """(where, type) of everything that is mounted."""
+def _mounted() -> list[_Mount]:
+    """Everything that is mounted (proc(5), "mountinfo")."""
     out = []
     for line in MOUNTED.read_text(errors="surrogateescape").splitlines():
-        fields, _, rest = line.partition(" - ")
-        out.append((_plain(fields.split()[4]), rest.split()[0]))
+        own, _, rest = line.partition(" - ")
+        fields, (kind, *more) = own.split(), rest.split()
+        options = ",".join([fields[5], *more[-1:]])
+        out.append(_Mount(_plain(fields[4]), kind, frozenset(options.split(","))))
     return out
 
 

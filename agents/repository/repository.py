@@ -501,7 +501,9 @@ class Repository:
         try:
             rows = packs.rows_of(self.store, name)
             if rows is not None:
-                entries = pack_format.entries_in(pack, rows[1], size - pack_format.TRAILER_BYTES - len(rows[1]))
+                # Its length of now: it may have grown, and have been sealed, since it was listed.
+                end = self.store.size(name) - pack_format.TRAILER_BYTES - len(rows[1])
+                entries = pack_format.entries_in(pack, rows[1], end)
                 self.index.add([Pack(pack, name, SEALED)], run_entries(entries))
                 return
             seen[name] = size

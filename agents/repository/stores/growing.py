@@ -19,7 +19,7 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from agents.repository.stores import Buffer
+from agents.repository.stores import Buffer, fresh
 
 PIECE: Final = 2 << 20
 _UNDER_WAY: Final = 2
@@ -27,9 +27,9 @@ _ALIGNED: Final = 4096  # what O_DIRECT asks for at most, of offsets, lengths an
 _DIRECT: Final = getattr(os, "O_DIRECT", 0)
 
 
-def open_new(path: os.PathLike[str] | str) -> int:
+def open_new(path: os.PathLike[str] | str, more_flags: int = 0) -> int:
     """A descriptor of a new file for a `Growing`. Raises `FileExistsError` and the like."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | more_flags
     return os.open(path, flags, 0o600)
 
 
@@ -113,7 +113,7 @@ class Growing:
             _made_plain(self._fd)
             _write_all(self._fd, self._piece, self._written, self._filled, self._at)
             self._written = self._filled
-        os.fsync(self._fd)
+        fresh.insisting(lambda: os.fsync(self._fd))
 
     def close(self) -> None:
         """Let go of the file as it is. May be called twice."""
@@ -134,7 +134,7 @@ def _write_all(fd: int, piece: mmap.mmap, start: int, end: int, at: int) -> None
     try:
         while len(view):
             try:
-                done = os.pwrite(fd, view, offset)
+                done = fresh.insisting(lambda: os.pwrite(fd, view, offset))  # noqa: B023 - called before they change
             except OSError as error:
                 if error.errno != errno.EINVAL or not _DIRECT:
                     raise

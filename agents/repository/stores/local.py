@@ -2,8 +2,9 @@
 
 `create` writes `.new-<random>` beside its place, flushes it, links it into place (which fails if something is there), and flushes
 the directory. Where a file system has no links, renameat2(RENAME_NOREPLACE) does the same; one that has neither is refused.
-NFS may say that a link exists although it was our own request, sent twice, that made it: the scratch file's count of links
-tells. Directories are mode 0700, files 0600.
+A file server may say that a link exists, or a file is gone, although it was our own request, sent twice, that made it so: the
+scratch file's count of links tells, or its number (`_is_linked`, `_is_renamed`). What a client remembers is not believed where
+another machine may have changed it (`agents.repository.stores.fresh`). Directories are mode 0700, files 0600.
 
 And if we die here? A file that starts with `.new-` is garbage (`sweep`), and no listing shows it. An appended file is there as
 far as it came.
@@ -17,9 +18,9 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from agents.failpoints import failpoint
 from agents.repository import mounts
@@ -37,6 +38,7 @@ from agents.repository.stores import (
     checked_name,
     checked_prefix,
     exists,
+    fresh,
     may_delete,
     missing,
     short,
@@ -58,9 +60,18 @@ _HINTS: Final = {
     READ_ONLY: "look why the file system was mounted read-only: often it has met an error",
     DENIED: "give the folder to the user this process runs as",
 }
+_SMB: Final = ("cifs", "smb3")
+_STALE: Final = "the file server knows this folder no more: unmount and mount it again, and look what it serves now"
+_ODD: Final = {
+    "soft": "mounted `soft`: while the file server does not answer, backups fail instead of waiting; mount it `hard`",
+    "softerr": "mounted `softerr`: while the file server does not answer, backups fail instead of waiting; mount it `hard`",
+    "nocto": "mounted `nocto`: what other machines write is seen late, and packs that grow seem too short",
+}
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _RENAME_NOREPLACE: Final = 1
 _AT_FDCWD: Final = -100
+_YOUNG_NS: Final = 86_400 * 1_000_000_000  # a file that was written to so lately may be growing still
+_T = TypeVar("_T")
 
 
 class LocalStore:
@@ -73,19 +84,22 @@ class LocalStore:
             raise StoreError("store-missing", f"there is no folder {root}", "mount its file system, or make the folder")
         self.root: Final = root
         self._made: set[Path] = {root}
+        kind = mounts.type_of(root)
+        self._remote = kind.startswith(_NETWORK)
+        # A client of SMB takes what was written for safe, and does not notice when the server dies before it is flushed.
+        self._more_flags = os.O_SYNC if kind in _SMB else 0
 
     def create(self, name: str, parts: Iterable[Buffer]) -> None:
         path = self._path(name)
         with _named(name, path):
             self._make_folder(path.parent)
-            scratch = path.parent / f"{SCRATCH}{secrets.token_hex(8)}"
-            fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            scratch, fd = _open_scratch(path.parent, self._more_flags)
             try:
                 try:
                     for part in parts:
                         _write_all(fd, [part])
                     failpoint("store-scratch-written")
-                    os.fsync(fd)
+                    fresh.insisting(lambda: os.fsync(fd))
                     failpoint("store-scratch-durable")
                 finally:
                     os.close(fd)
@@ -101,12 +115,12 @@ class LocalStore:
         path = self._path(name)
         with _named(name, path):
             self._make_folder(path.parent)
-            return _Growing(name, path, open_new(path))
+            return _Growing(name, path, _open_pack(path, self._more_flags))
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
         path = self._path(name)
         with _named(name, path):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = self._again(path, lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             try:
                 there = os.fstat(fd).st_size
                 wanted = max(0, there - offset) if size is None else size
@@ -126,27 +140,38 @@ class LocalStore:
     def size(self, name: str) -> int:
         path = self._path(name)
         with _named(name, path):
-            return path.stat().st_size
+            found = self._again(path, lambda: fresh.status(path))
+            if found.is_folder:
+                raise missing(name)
+            return found.size
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         top = checked_prefix(prefix).rpartition("/")[0]
-        yield from _walk(self.root / top, f"{top}/" if top else "", prefix)
+        folder = self.root / top
+        try:
+            there = self._refresh(folder)
+        except OSError as error:
+            raise _unlistable(folder, error) from error
+        if there:
+            yield from _walk(folder, f"{top}/" if top else "", prefix, remote=self._remote)
 
     def delete(self, name: str) -> None:
         path = self._path(name)
         with _named(name, path):
             try:
-                path.unlink()
-            except FileNotFoundError:
-                return
-            failpoint("store-file-unlinked")
+                self._again(path, path.unlink)
+                failpoint("store-file-unlinked")
+            except (FileNotFoundError, NotADirectoryError):
+                # Gone by a request of ours that was sent twice, or of one who died before the next line.
+                if not path.parent.is_dir():
+                    return
             _flush_folder(path.parent)
 
     def check(self) -> Traits:
         folder, probe = self.root / "check", f"check/{secrets.token_hex(8)}"
         mounted = mounts.type_of(self.root)
-        notes: list[str] = []
         network = mounted.startswith(_NETWORK)
+        notes = _oddities(mounted, mounts.options_of(self.root)) if network else []
         try:
             self.create(probe, [b"one ", b"file"])
             try:
@@ -203,13 +228,28 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         return self.root / checked_name(name)
 
+    def _again(self, path: Path, ask: Callable[[], _T]) -> _T:
+        """What `ask` says of a file; once more, when it says that there is none, after the server was asked too."""
+        try:
+            return fresh.insisting(ask)
+        except FileNotFoundError:
+            if not self._refresh(path.parent):
+                raise
+        except OSError as error:
+            if error.errno != errno.ESTALE or not self._refresh(path.parent):
+                raise
+        return fresh.insisting(ask)
+
+    def _refresh(self, folder: Path) -> bool:
+        return fresh.refresh(self.root, folder, by_listing=self._remote)
+
     def _make_folder(self, folder: Path) -> None:
         """Make it and its parents, each entry flushed into the folder above. Never the root: it would be the mount point's."""
         if folder in self._made:
             return
         self._make_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
+            fresh.insisting(lambda: folder.mkdir(mode=0o700))
         _flush_folder(folder.parent)  # also when it was there: whoever made it may not have come to this
         self._made.add(folder)
 
@@ -263,14 +303,15 @@ def _named(name: str, path: Path) -> Iterator[None]:
         raise missing(name) from None
     except OSError as error:
         code = _CODES.get(error.errno or 0, IO)
-        raise StoreError(code, f"{path}: {error.strerror or error}", _HINTS.get(code, "")) from error
+        hint = _STALE if error.errno == errno.ESTALE else _HINTS.get(code, "")
+        raise StoreError(code, f"{path}: {error.strerror or error}", hint) from error
 
 
 def _write_all(fd: int, parts: Iterable[Buffer]) -> int:
     views = [memoryview(p).cast("B") for p in parts]
     total = sum(map(len, views))
     while views:
-        done = os.writev(fd, views[:64])
+        done = fresh.insisting(lambda: os.writev(fd, views[:64]))  # an EAGAIN has not moved the file's position
         while views and done >= len(views[0]):
             done -= len(views.pop(0))
         if done:
@@ -279,7 +320,7 @@ def _write_all(fd: int, parts: Iterable[Buffer]) -> int:
 
 
 def _read_all(fd: int, offset: int, size: int) -> bytes:
-    data = os.pread(fd, size, offset)
+    data = fresh.insisting(lambda: os.pread(fd, size, offset))
     if len(data) == size or not data:
         return data
     pieces = [data]
@@ -290,25 +331,82 @@ def _read_all(fd: int, offset: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def _into_place(scratch: Path, path: Path) -> None:
+def _oddities(kind: str, options: frozenset[str]) -> list[str]:
+    """What is to be said of how a file server's folder is mounted."""
+    notes = [note for option, note in _ODD.items() if option in options]
+    if kind in _SMB and "serverino" not in options:
+        notes.append(
+            "mounted without `serverino`: a file of ours whose making was answered late may be taken for another's"
+        )
+    return notes
+
+
+def _open_scratch(folder: Path, more_flags: int) -> tuple[Path, int]:
+    """A new scratch file. That its name is taken is no word about the file that it is to become: the name is random, so it is
+    ours, by a request that was sent twice."""
+    for wait_s in fresh.WAITS_S:
+        scratch = folder / f"{SCRATCH}{secrets.token_hex(8)}"
+        try:
+            return scratch, open_new(scratch, more_flags)
+        except (FileExistsError, BlockingIOError):
+            time.sleep(wait_s)
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+    raise StoreError(IO, f"{folder}: the file server does not say whether it makes files")
+
+
+def _open_pack(path: Path, more_flags: int) -> int:
     try:
-        os.link(scratch, path)
-    except FileExistsError:
-        # Ours, if the server carried out a request whose answer was lost and which was sent again.
-        if os.stat(scratch).st_nlink != 2 or not os.path.samefile(scratch, path):
-            raise
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _rename_exclusively(scratch, path, error)
+        return open_new(path, more_flags)
+    except BlockingIOError as error:
+        # Whether it was made nobody knows, nor whose it would be if it is there now.
+        raise StoreError(IO, f"{path}: {error.strerror}", "try again, with a file of another name") from error
+
+
+def _into_place(scratch: Path, path: Path) -> None:
+    for wait_s in (*fresh.WAITS_S, None):
+        try:
+            os.link(scratch, path)
+            return
+        except OSError as error:
+            # Done all the same, if the server carried out a request whose answer was lost.
+            if _is_linked(scratch, path):
+                return
+            if isinstance(error, BlockingIOError) and wait_s is not None:
+                time.sleep(wait_s)
+                continue
+            if error.errno not in _NO_LINKS:
+                raise
+            _rename_exclusively(scratch, path, error)
+            return
+
+
+def _is_linked(scratch: Path, path: Path) -> bool:
+    """Whether both are names of one file: nobody else knows the first."""
+    try:
+        ours = fresh.status(scratch)
+        return ours.links == 2 and ours.is_same(fresh.status(path))
+    except OSError:
+        return False
+
+
+def _is_renamed(ours: fresh.Status, scratch: Path, path: Path) -> bool:
+    """Whether the file that was `scratch` is `path` now."""
+    try:
+        return ours.is_same(fresh.status(path)) and not os.path.lexists(scratch)
+    except OSError:
+        return False
 
 
 def _rename_exclusively(scratch: Path, path: Path, refused: OSError) -> None:
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
+        ours = fresh.status(scratch)
         if renameat2(_AT_FDCWD, os.fsencode(scratch), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE) == 0:
             return
         number = ctypes.get_errno()
+        if _is_renamed(ours, scratch, path):
+            return
         if number == errno.EEXIST:
             raise FileExistsError(number, os.strerror(number), str(path))
         if number not in (errno.EINVAL, errno.ENOSYS):
@@ -321,9 +419,9 @@ def _rename_exclusively(scratch: Path, path: Path, refused: OSError) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = fresh.insisting(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
-        os.fsync(fd)
+        fresh.insisting(lambda: os.fsync(fd))
     except OSError as error:
         if error.errno != errno.EINVAL:  # SMB: `check` has looked whether this is one that may
             raise
@@ -344,28 +442,45 @@ def _flushes_folders(folder: Path) -> bool:
     return True
 
 
-def _walk(folder: Path, before: str, prefix: str) -> Iterator[Listed]:
+def _walk(folder: Path, before: str, prefix: str, *, remote: bool) -> Iterator[Listed]:
     try:
-        with os.scandir(folder) as entries:
-            found = list(entries)  # a folder at a time: what is deleted meanwhile must not confuse the walk
+        # A folder at a time: what is deleted meanwhile must not confuse the walk.
+        found = fresh.insisting(lambda: _entries(folder, remote=remote))
     except FileNotFoundError:
         return
     except OSError as error:
-        raise StoreError(IO, f"{folder}: {error.strerror}") from error
+        raise _unlistable(folder, error) from error
+    young_ns = time.time_ns() - _YOUNG_NS
     for entry in found:
         name = before + entry.name
         if entry.name.startswith(".") or not (name.startswith(prefix) or prefix.startswith(f"{name}/")):
             continue
         try:
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(Path(entry.path), f"{name}/", prefix)
+                yield from _walk(Path(entry.path), f"{name}/", prefix, remote=remote)
             elif entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
-                yield Listed(name, status.st_size, status.st_mtime_ns // 1000)
+                size, mtime_ns = status.st_size, status.st_mtime_ns
+                if mtime_ns > young_ns:  # it may be growing on another machine: how long it was then is of no use
+                    now = fresh.status(entry.path)
+                    size, mtime_ns = now.size, now.mtime_ns
+                yield Listed(name, size, mtime_ns // 1000)
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise StoreError(IO, f"{entry.path}: {error.strerror}") from error
+            raise _unlistable(entry.path, error) from error
+
+
+def _entries(folder: Path, *, remote: bool) -> list[os.DirEntry[str]]:
+    fresh.status(folder)
+    if remote:
+        return fresh.entries(folder)
+    with os.scandir(folder) as found:
+        return list(found)
+
+
+def _unlistable(path: Path | str, error: OSError) -> StoreError:
+    return StoreError(IO, f"{path}: {error.strerror}", _STALE if error.errno == errno.ESTALE else "")
 
 
 def _unfit(root: Path, mounted: str, why: str) -> StoreError:

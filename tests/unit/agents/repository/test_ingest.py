@@ -19,6 +19,7 @@ from agents.repository.disk_ingest import FileSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK, FREE, ZERO, omitted
 from agents.repository.format import DATA, DIRECTORY
+from agents.repository.index import SEALED
 from agents.repository.ingest import Ingest, Sealed
 from agents.repository.reader import DiskReader
 from agents.repository.repository import Repository
@@ -531,6 +532,24 @@ def test_a_pack_that_comes_in_while_packs_are_listed_is_not_forgotten(
         repository.refresh()
     monkeypatch.undo()
     assert repository.index.packs().keys() == repository._listed_packs().keys() != set()
+
+
+def test_a_pack_that_was_sealed_after_it_was_listed_is_not_damaged(
+    repository: Repository, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup(repository, os.urandom(50 * BLOCK))
+    for listed in list(store.list(runs.PREFIX)):
+        store.delete(listed.name)
+    listing = Repository._listed_packs
+
+    def early(self: Repository) -> dict[bytes, tuple[str, int]]:
+        return {pack: (name, size // 2) for pack, (name, size) in listing(self).items()}
+
+    monkeypatch.setattr(Repository, "_listed_packs", early)
+    other = repositories.open(store, unlock, tmp_path / "elsewhere", "node_b")
+    assert not other.problems
+    assert {pack.state for pack in other.index.packs().values()} == {SEALED}
+    other.close()
 
 
 def test_runs_are_merged_when_they_are_many(repository: Repository, store: MemoryStore, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from agents.repository import mounts
-from agents.repository.stores import EXISTS, FULL, IO, MISSING, READ_ONLY, UNFIT, StoreError
+from agents.repository.stores import EXISTS, FULL, IO, MISSING, READ_ONLY, UNFIT, StoreError, fresh
 from agents.repository.stores import local as module
 from agents.repository.stores.local import SCRATCH, LocalStore
+from tests.stand_ins.remembering_client import RememberingClient
 
 
 @pytest.fixture
@@ -41,6 +42,166 @@ def test_a_link_that_nfs_says_exists_because_it_was_asked_twice_is_ours(
     assert refused.value.code == EXISTS
     assert store.read("keys/1.json") == b"ours"
     assert not leftovers(store)
+
+
+def test_a_link_of_ours_is_known_though_its_count_is_remembered_from_before(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, stat = os.link, os.stat
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    def remembered(path: Path, **more: bool) -> os.stat_result:
+        found = list(stat(path, **more))
+        if SCRATCH in str(path):
+            found[3] = 1  # links, as NFS 4 has it after a request that failed
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "link", twice)
+    monkeypatch.setattr(os, "stat", remembered)
+    store.create("keys/1.json", [b"ours"])
+    assert store.read("keys/1.json") == b"ours"
+
+
+def test_a_link_that_is_made_is_made_whatever_is_said_of_it(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def fails(source: Path, target: Path) -> None:
+        link(source, target)
+        raise OSError(errno.EHOSTDOWN, "Host is down")
+
+    monkeypatch.setattr(os, "link", fails)
+    store.create("keys/1.json", [b"ours"])
+    assert store.read("keys/1.json") == b"ours"
+    assert not leftovers(store)
+
+
+def test_a_name_of_a_scratch_file_that_is_taken_says_nothing_of_the_file(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, left = os.open, ["once"]
+
+    def twice(path: Path, flags: int, *more: int) -> int:
+        made = opened(path, flags, *more)
+        if SCRATCH in str(path) and left:
+            left.pop()
+            os.close(made)
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        return made
+
+    monkeypatch.setattr(os, "open", twice)
+    store.create("keys/1.json", [b"ours"])
+    assert store.read("keys/1.json") == b"ours"
+    assert not leftovers(store)
+
+    def always(path: Path, flags: int, *more: int) -> int:
+        left.append("again")
+        return twice(path, flags, *more)
+
+    monkeypatch.setattr(os, "open", always)
+    with pytest.raises(StoreError) as refused:
+        store.create("keys/2.json", [b"ours"])
+    assert refused.value.code == IO
+
+
+def test_a_rename_that_was_asked_for_twice_is_ours(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(source: Path, target: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    class Twice:
+        @staticmethod
+        def renameat2(_: int, source: bytes, __: int, target: bytes, ___: int) -> int:
+            if Path(os.fsdecode(target)).exists():
+                ctypes.set_errno(errno.EEXIST)
+            else:
+                os.rename(source, target)
+                ctypes.set_errno(errno.ENOENT)
+            return -1
+
+    monkeypatch.setattr(os, "link", none)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: Twice)
+    store.create("keys/1.json", [b"ours"])
+    assert store.read("keys/1.json") == b"ours"
+    with pytest.raises(StoreError) as refused:
+        store.create("keys/1.json", [b"others"])
+    assert refused.value.code == EXISTS
+
+
+def test_what_another_machine_did_is_seen_though_this_one_remembers_otherwise(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    grown = tmp_path / "packs" / "aa"
+    grown.parent.mkdir()
+    grown.write_bytes(b"1")
+    RememberingClient(monkeypatch, tmp_path)
+
+    def theirs(name: str, content: bytes) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+
+    def listed() -> dict[str, int]:
+        return {one.name: one.size for one in store.list()}
+
+    assert listed() == {"packs/aa": 1}
+    for ask in (store.read, store.size):
+        with pytest.raises(StoreError) as refused:
+            ask("points/a")
+        assert refused.value.code == MISSING
+    grown.write_bytes(b"12345")
+    assert store.size("packs/aa") == 5
+    assert listed() == {"packs/aa": 5}
+    theirs("points/a", b"a")
+    assert store.read("points/a") == b"a"
+    theirs("points/b", b"b")
+    assert store.size("points/b") == 1
+    theirs("points/c", b"c")
+    assert listed() == {"packs/aa": 5, "points/a": 1, "points/b": 1, "points/c": 1}
+    theirs("marks/d", b"d")
+    store.delete("marks/d")
+    assert not (tmp_path / "marks" / "d").exists()
+    theirs("points/e", b"e")
+    assert [one.name for one in store.list("points/e")] == ["points/e"]
+
+
+def test_a_folder_that_a_server_knows_no_more_is_told(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.create("points/a", [b"a"])
+
+    def stale(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "open", stale)
+    monkeypatch.setattr(fresh, "status", stale)
+    for call in (lambda: store.read("points/a"), lambda: store.create("points/b", [b""]), lambda: list(store.list())):
+        with pytest.raises(StoreError) as refused:
+            call()
+        assert refused.value.code == IO
+        assert "mount it again" in refused.value.hint
+
+
+def test_a_file_whose_deletion_died_before_it_was_durable_is_deleted_durably(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.create("points/a", [b"a"])
+    (store.root / "points" / "a").unlink()
+    flushed: list[Path] = []
+    monkeypatch.setattr(module, "_flush_folder", flushed.append)
+    store.delete("points/a")
+    assert flushed == [store.root / "points"]
+    store.delete("nowhere/a")
+    assert flushed == [store.root / "points"]
+
+
+def test_without_statx_the_system_is_asked_as_ever(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.create("points/a", [b"1234"])
+    found = fresh.status(store.root / "points" / "a")
+    monkeypatch.setattr(fresh, "_statx", None)
+    assert fresh.status(store.root / "points" / "a") == found
+    assert found.size == 4
+    assert found.links == 1
+    with pytest.raises(FileNotFoundError):
+        fresh.status(store.root / "none")
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])

@@ -22,7 +22,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     (tmp_path / "mountinfo").write_text(
         f"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
-        f"90 22 0:50 / {tmp_path}/disk\\040two rw - nfs4 nas:/x rw\n"
+        f"90 22 0:50 / {tmp_path}/disk\\040two rw,nosuid - nfs4 nas:/x rw,vers=4.2,soft\n"
     )
     monkeypatch.setattr(mounts, "SHOULD", tmp_path / "fstab")
     monkeypatch.setattr(mounts, "MOUNTED", tmp_path / "mountinfo")
@@ -47,6 +47,8 @@ def test_a_folder_on_which_something_should_be_mounted_is_told(machine: Path) ->
 def test_the_type_of_a_place_is_that_of_the_nearest_mount(machine: Path) -> None:
     assert mounts.type_of(machine / "disk two" / "file") == "nfs4"
     assert mounts.type_of(machine / "disk") == "ext4"
+    assert mounts.options_of(machine / "disk two" / "file") == {"rw", "nosuid", "vers=4.2", "soft"}
+    assert mounts.options_of(machine / "disk") == {"rw", "relatime"}
 
 
 def test_a_machine_that_says_nothing_forbids_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -54,6 +56,7 @@ def test_a_machine_that_says_nothing_forbids_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(mounts, "MOUNTED", tmp_path / "none")
     assert mounts.unmounted(tmp_path) == ""
     assert mounts.type_of(tmp_path) == "unknown"
+    assert mounts.options_of(tmp_path) == frozenset()
 
 
 def test_proc_is_known_for_what_it_is() -> None:

@@ -103,7 +103,7 @@ class Guest:
 
 def guest() -> Guest:
     """Made if it is not in the cache yet."""
-    missing = [p for p in ("busybox", "qemu-ga", "mkfs.ext4", "debugfs", "dpkg-deb", "ldd") if not _program(p)]
+    missing = [p for p in ("busybox", "qemu-ga", "mkfs.ext4", "debugfs", "dpkg-deb", "ldd") if not program(p)]
     if missing:
         raise NoGuest(f"not installed: {', '.join(missing)}")
     folder = cache_dir() / f"guest-{_REVISION}"
@@ -118,11 +118,11 @@ def guest() -> Guest:
     return Guest(folder / "vmlinuz", folder / "initramfs.gz")
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     return shutil.which(name, path=_PATH) or ""
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def run_quietly(*command: str, cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(
             command,
@@ -141,30 +141,30 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 
 
 def _make(scratch: Path, made: Path) -> None:
-    depends = re.search(r"Depends: (linux-image-\S+)", _run("apt-cache", "depends", _PACKAGE))
+    depends = re.search(r"Depends: (linux-image-\S+)", run_quietly("apt-cache", "depends", _PACKAGE))
     if depends is None:
         raise NoGuest(f"apt knows no {_PACKAGE}")
-    _run("apt-get", "-o", "APT::Sandbox::User=", "-qq", "download", depends[1], cwd=scratch)
+    run_quietly("apt-get", "-o", "APT::Sandbox::User=", "-qq", "download", depends[1], cwd=scratch)
     package = next(scratch.glob("linux-image-*.deb"))
-    _run("dpkg-deb", "--extract", str(package), str(scratch / "kernel"))
+    run_quietly("dpkg-deb", "--extract", str(package), str(scratch / "kernel"))
     shutil.copy(next(scratch.glob("kernel/boot/vmlinuz-*")), made / "vmlinuz")
     files: dict[str, tuple[int, bytes]] = {
         "init": (0o755, _INIT.encode()),
         "bin/shutdown": (0o755, _SHUTDOWN.encode()),
-        "bin/busybox": (0o755, Path(_program("busybox")).read_bytes()),
-        "bin/qemu-ga": (0o755, Path(_program("qemu-ga")).read_bytes()),
+        "bin/busybox": (0o755, Path(program("busybox")).read_bytes()),
+        "bin/qemu-ga": (0o755, Path(program("qemu-ga")).read_bytes()),
     }
-    for path in re.findall(r"(/\S+) \(0x", _run("ldd", _program("qemu-ga"))):
+    for path in re.findall(r"(/\S+) \(0x", run_quietly("ldd", program("qemu-ga"))):
         files[path.lstrip("/")] = (0o755, Path(path).read_bytes())
     for module in sorted((scratch / "kernel").rglob("*.ko")):
         if _MODULES.search(str(module)):
             files[f"mods/{module.name}"] = (0o644, module.read_bytes())
-    (made / "initramfs.gz").write_bytes(gzip.compress(_cpio(files), 6, mtime=0))
+    (made / "initramfs.gz").write_bytes(gzip.compress(cpio(files), 6, mtime=0))
     for path in made.iterdir():
         path.chmod(0o644)
 
 
-def _cpio(files: dict[str, tuple[int, bytes]]) -> bytes:
+def cpio(files: dict[str, tuple[int, bytes]]) -> bytes:
     """An archive in cpio's "newc" format (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst)."""
     folders = {"proc", "sys", "dev", "mnt", "sbin", "etc"}
     for name in files:
@@ -192,17 +192,17 @@ def make_disk(path: Path, size: int, files: int = 8) -> None:
             (Path(folder) / f"{hashlib.sha256(content).hexdigest()}.bin").write_bytes(content)
         with path.open("wb") as file:
             file.truncate(size)
-        _run(_program("mkfs.ext4"), "-q", "-F", "-d", folder, str(path))
+        run_quietly(program("mkfs.ext4"), "-q", "-F", "-d", folder, str(path))
 
 
 def check(image: Path) -> str:
     """What e2fsck says against a raw image, its log replayed first as a mount would; empty: the file system is clean."""
     done = subprocess.run(
-        [_program("e2fsck"), "-fy", str(image)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+        [program("e2fsck"), "-fy", str(image)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
     )
     # A replayed log is no finding; a second run must have none at all.
     again = subprocess.run(
-        [_program("e2fsck"), "-fn", str(image)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
+        [program("e2fsck"), "-fn", str(image)], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300
     )
     wrong = [line for line in done.stdout.splitlines() if "Fix?" in line or "FIXED" in line or "UNEXPECTED" in line]
     if done.returncode in (0, 1) and again.returncode == 0 and not wrong:
@@ -213,7 +213,7 @@ def check(image: Path) -> str:
 def files_in(image: Path) -> dict[str, str]:
     """Name → SHA-256 of every `*.bin` in the file system of a raw image (whose log was replayed: `check`)."""
     with tempfile.TemporaryDirectory() as folder:
-        _run(_program("debugfs"), "-R", f"rdump / {folder}", str(image))
+        run_quietly(program("debugfs"), "-R", f"rdump / {folder}", str(image))
         return {path.name: _digest(path) for path in _binaries(Path(folder))}
 
 

@@ -122,6 +122,7 @@ class DiskIngest:
         """
         step = max(1, BATCH_BYTES // self.block_size)
         old = Previous(self._nodes, self._continues) if compare and self._continues else None
+        foreseeing = source if isinstance(source, Foreseeing) else None
         for first, count, tag in extents:
             if first < self._end or not 0 < count <= self.blocks - first:
                 raise ValueError(f"blocks {first} to {first + count} of {self.blocks} do not come after {self._end}")
@@ -137,7 +138,7 @@ class DiskIngest:
                 continue
             for at in range(first, first + count, step):
                 self._make_room(old)
-                self._submit(source, at, min(step, first + count - at))
+                self._submit(source, foreseeing, at, min(step, first + count - at))
         self._settle(old)
 
     def write(self, block: int, data: bytes | memoryview) -> None:
@@ -148,12 +149,12 @@ class DiskIngest:
             raise ValueError(f"{len(data)} bytes are no whole blocks")
         self.feed(_Bytes(block * self.block_size, memoryview(data)), [(block, count, CHUNK)])
 
-    def _submit(self, source: Source, first: int, count: int) -> None:
+    def _submit(self, source: Source, foreseeing: Foreseeing | None, first: int, count: int) -> None:
         ingest = self._ingest
         ingest.raise_if_broken()
-        if isinstance(source, Foreseeing):
+        if foreseeing is not None:
             # Batches wait for a thread; the disk need not.
-            source.soon(first * self.block_size, count * self.block_size)
+            foreseeing.soon(first * self.block_size, count * self.block_size)
         self._under_way.append(ingest.read(source, self.block_size, self._blank.size, first, count))
 
     def _make_room(self, old: Previous | None) -> None:

@@ -130,6 +130,26 @@ def entry_of(data: bytes, slot: int) -> tuple[int, bytes]:
     return CHUNK, data[at : at + NAME_SIZE]
 
 
+def with_chunk(data: bytes | None, level: int, slot: int, name: bytes) -> bytes:
+    """A checked node (None: one without entries) of which one entry is a chunk now. Cheaper than taking it apart."""
+    if data is None:
+        return _header.pack(_VERSION, level, 0, 1 << slot) + b"\x01" + name
+    if data[2]:
+        at = _header.size + slot * NAME_SIZE
+        return b"".join((data[:at], name, data[at + NAME_SIZE :]))
+    (bitmap,) = struct.unpack_from("<Q", data, 4)
+    count = bitmap.bit_count()
+    tag_at = _header.size + (bitmap & ((1 << slot) - 1)).bit_count()
+    name_at = _header.size + count + data.count(CHUNK, _header.size, tag_at) * NAME_SIZE
+    there = bitmap >> slot & 1
+    behind = name_at + NAME_SIZE if there and data[tag_at] == CHUNK else name_at
+    tags = b"".join((data[_header.size : tag_at], b"\x01", data[tag_at + there : _header.size + count]))
+    names = (data[_header.size + count : name_at], name, data[behind:])
+    if tags.count(CHUNK) == FAN_OUT:
+        return b"".join((full_headers[level], *names))
+    return b"".join((_header.pack(_VERSION, level, 0, bitmap | 1 << slot), tags, *names))
+
+
 def names_in(data: bytes) -> bytes:
     """The names in a checked node, joined."""
     if data[2]:

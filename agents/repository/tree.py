@@ -38,6 +38,7 @@ from agents.repository.nodes import (
     slots_of,
     take_apart,
     uniform,
+    with_chunk,
 )
 
 EMPTY: Final = bytes(NAME_SIZE)  # the root of a disk on which every block is zero; no chunk has this name
@@ -280,6 +281,10 @@ def _patched(level: int, old: bytes | int, places: list[tuple[int, int, int, int
             start = HEADER_SIZE + slot * NAME_SIZE
             data[start : start + count * NAME_SIZE] = names[at : at + count * NAME_SIZE]
         return CHUNK, bytes(data)
+    if len(places) == 1 and places[0][1:3] == (1, CHUNK) and (old == ZERO or not isinstance(old, int)):
+        # On a sparse disk as common: one block where little stands.
+        slot, _, _, at = places[0]
+        return CHUNK, with_chunk(None if isinstance(old, int) else old, level, slot, names[at : at + NAME_SIZE])
     slots = slots_of(old)
     for slot, count, tag, at in places:
         _place(slots, slot, count, tag, at, names)

@@ -154,6 +154,21 @@ def _at(found: list[Run], block: int) -> tuple[int, bytes] | None:
     return None
 
 
+@given(
+    st.lists(st.sampled_from([ZERO, ZERO, CHUNK, LOST, omitted(FREE)]), min_size=64, max_size=64), st.integers(0, 63)
+)
+@example([CHUNK] * 64, 5)
+@example([CHUNK] * 63 + [ZERO], 63)
+@example([omitted(FREE)] + [CHUNK] * 63, 0)
+@settings(deadline=None)
+def test_one_chunk_more_in_a_node_is_as_if_it_were_made_anew(tags: list[int], slot: int) -> None:
+    names = bytearray(b"".join(name(i + 1) if tag == CHUNK else bytes(NAME_SIZE) for i, tag in enumerate(tags)))
+    before = nodes.encode(3, bytes(tags), names) if any(tags) else None
+    names[slot * NAME_SIZE : (slot + 1) * NAME_SIZE] = name(200)
+    tags[slot] = CHUNK
+    assert nodes.with_chunk(before, 3, slot, name(200)) == nodes.encode(3, bytes(tags), names)
+
+
 @given(runs(), runs(), st.lists(st.integers(0, 64**5), max_size=8))
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_leaves_are_told_wherever_they_are_for_one_question_a_level(a: Run, b: Run, more: list[int]) -> None:

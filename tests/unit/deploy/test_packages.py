@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.embedded import packages
+from deploy.embedded import kafka, packages
 from deploy.embedded.packages import Jar
 from deploy.embedded.user import ServiceUser
 from deploy.errors import PackageError
@@ -71,3 +71,14 @@ def test_what_the_servers_user_cannot_reach_is_copied_to_where_that_user_can(cac
     assert packages._reachable("package", package, [package], stranger, lambda _: None) == home
     ourselves = ServiceUser("us", os.geteuid(), os.getegid())
     assert packages._reachable("package", package, [package], ourselves, lambda _: None) == package
+
+
+def test_a_broker_starts_from_a_cache_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache.aot"
+    monkeypatch.setattr(kafka, "broker_cache", lambda *_: cache)
+    broker = kafka.Broker(tmp_path / "broker", 1, 2)
+    broker.data.mkdir(parents=True)
+    (broker.data / "meta.properties").touch()  # formatted
+    assert f"-XX:AOTCache={cache}" not in kafka.prepare(broker).argv
+    cache.touch()
+    assert f"-XX:AOTCache={cache}" in kafka.prepare(broker).argv

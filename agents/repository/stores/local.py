@@ -338,6 +338,8 @@ def _oddities(kind: str, options: frozenset[str]) -> list[str]:
         notes.append(
             "mounted without `serverino`: a file of ours whose making was answered late may be taken for another's"
         )
+    if kind in _SMB and "nolease" not in options:
+        notes.append("mounted without `nolease`: a file whose making was answered late cannot be read for a while")
     return notes
 
 

@@ -106,6 +106,109 @@ def test_a_name_of_a_scratch_file_that_is_taken_says_nothing_of_the_file(
     assert refused.value.code == IO
 
 
+def broken_once(monkeypatch: pytest.MonkeyPatch, where: object, name: str, *, done: bool) -> list[str]:
+    """A function that says EAGAIN the first time, as clients of SMB do of what was under way when their connection broke; with
+    `done` it was carried out. Returns what it was, once that has happened."""
+    real = getattr(where, name)
+    seen: list[str] = []
+
+    def broken(*given: object, **more: object) -> object:
+        if seen:
+            return real(*given, **more)
+        seen.append(name)
+        if done and isinstance(made := real(*given, **more), int) and name == "open":
+            os.close(made)
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(where, name, broken)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "done"),
+    # What was written and not answered is written again at the same place, which is the system's business.
+    [*((name, done) for name in ("mkdir", "open", "link", "fsync") for done in (True, False)), ("writev", False)],
+)
+def test_a_connection_that_breaks_while_a_file_is_made_keeps_it_from_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str, done: bool
+) -> None:
+    store.create("keys/0.json", [b"before"])  # the root is made
+    with monkeypatch.context() as patched:
+        seen = broken_once(patched, os, name, done=done)
+        store.create("marks/1.json", [b"ours"])
+        assert seen
+    assert store.read("marks/1.json") == b"ours"
+    with pytest.raises(StoreError) as refused:
+        store.create("marks/1.json", [b"others"])
+    assert refused.value.code == EXISTS
+    assert not leftovers(store)
+
+
+def test_a_connection_that_breaks_while_a_pack_grows_keeps_it_from_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown = store.append("packs/aa")
+    with monkeypatch.context() as patched:
+        seen = broken_once(patched, os, "pwrite", done=True)
+        more = broken_once(patched, os, "fsync", done=True)
+        grown.write(b"grown")
+        grown.close()
+        assert seen
+        assert more
+    assert store.read("packs/aa") == b"grown"
+
+
+def test_whose_a_pack_is_whose_making_was_not_answered_nobody_says(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append("packs/a0").close()
+    with monkeypatch.context() as patched:
+        broken_once(patched, os, "open", done=True)
+        with pytest.raises(StoreError, match="another name") as refused:
+            store.append("packs/aa")
+    assert refused.value.code == IO
+    store.append("packs/ab").close()
+
+
+@pytest.mark.parametrize(("kind", "through"), [("cifs", True), ("smb3", True), ("nfs4", False), ("ext4", False)])
+def test_files_on_smb_are_written_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, through: bool
+) -> None:
+    monkeypatch.setattr(mounts, "type_of", lambda _: kind)
+    store = LocalStore(tmp_path)
+    opened, flags = os.open, []
+
+    def noted(path: Path, flag: int, *more: int) -> int:
+        if flag & os.O_CREAT:
+            flags.append(flag)
+        return opened(path, flag, *more)
+
+    monkeypatch.setattr(os, "open", noted)
+    store.create("points/a", [b"a"])
+    store.append("packs/aa").close()
+    assert [flag & os.O_SYNC == os.O_SYNC for flag in flags] == [through, through]
+    assert {one.name for one in store.list()} == {"points/a", "packs/aa"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("nfs4", "rw,hard,vers=4.2", []),
+        ("nfs", "rw,soft,nocto", ["soft", "nocto"]),
+        ("cifs", "rw,hard,serverino,nolease", []),
+        ("cifs", "rw,soft", ["soft", "serverino", "nolease"]),
+    ],
+)
+def test_odd_options_of_a_mount_are_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: str, said: list[str]
+) -> None:
+    monkeypatch.setattr(mounts, "type_of", lambda _: kind)
+    monkeypatch.setattr(mounts, "options_of", lambda _: frozenset(options.split(",")))
+    notes = LocalStore(tmp_path).check().notes
+    assert len(notes) == len(said)
+    assert all(any(f"`{word}`" in note for note in notes) for word in said)
+
+
 def test_a_rename_that_was_asked_for_twice_is_ours(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(source: Path, target: Path) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")

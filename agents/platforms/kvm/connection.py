@@ -233,7 +233,7 @@ class Connection:
             return AgentError(
                 "machine-busy", f"{self.settings.host}: {said}", "wait until what goes on there has ended"
             )
-        return AgentError("host-refused", f"{self.settings.host}: {said}")
+        return AgentError("host-refused", f"{self.settings.host}: {said}", "the log of libvirt on that host says more")
 
 
 def with_parameters(url: str, without: tuple[str, ...], **more: str) -> str:

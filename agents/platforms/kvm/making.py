@@ -63,7 +63,11 @@ def create(connection: Connection, wanted: MachineWanted, *, job: str) -> Machin
         try:
             domain = conn.defineXMLFlags(xml, library.VIR_DOMAIN_DEFINE_VALIDATE)
         except library.libvirtError as error:
-            raise AgentError("machine-refused", f"the host does not take the machine: {error}") from error
+            raise AgentError(
+                "machine-refused",
+                f"the host does not take the machine: {error}",
+                "ask for another name, fewer cpus, another bus or other cards: `holdfast restore machine --help`",
+            ) from error
         failpoint("kvm.defined")
         try:
             for want in wanted.disks:

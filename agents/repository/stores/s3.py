@@ -285,7 +285,11 @@ class S3Store:
             code = str(answer.get("Error", {}).get("Code", ""))
             status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
             if code == "NoSuchBucket":
-                raise StoreError(IO, f"there is no bucket {self.bucket.bucket} at {self.bucket.endpoint}") from None
+                raise StoreError(
+                    IO,
+                    f"there is no bucket {self.bucket.bucket} at {self.bucket.endpoint}",
+                    "make it there, or name another",
+                ) from None
             if code in ("NoSuchKey", "404") or status == 404:
                 raise missing(name) from None
             if status == 412:
@@ -295,11 +299,14 @@ class S3Store:
             if status == 416:
                 raise StoreError("store-range", name) from None
             kind = _CODES.get(code) or {401: DENIED, 403: DENIED, 507: FULL}.get(status, IO)
-            raise StoreError(kind, f"{self.bucket.endpoint} refused {name}: {code or status}") from None
+            denied = "the key, its secret or its rights are wrong; `repository set NAME --access-key ID` changes them"
+            hint = denied if kind == DENIED else "the log of the server says why"
+            raise StoreError(kind, f"{self.bucket.endpoint} refused {name}: {code or status}", hint) from None
         except self._sdk.no_tls as error:
             raise _untrusted(self.bucket, error) from error
         except self._sdk.failed as error:
-            raise StoreError(IO, f"{self.bucket.endpoint}, {name}: {error}") from error
+            hint = "see that the server runs and is reached from the agent's machine; then ask again"
+            raise StoreError(IO, f"{self.bucket.endpoint}, {name}: {error}", hint) from error
 
 
 class _Growing:

@@ -121,6 +121,12 @@ def test_a_schedule_runs_and_settings_are_a_file(site: RunningSite, tmp_path: Pa
     known(site, "by-hand", 2)
     site.cli("job", "remove", "by-hand", "--yes")
 
+    # Who did it.
+    (node,) = eventually(lambda: [n for n in site.json("node", "list")["nodes"] if n["state"] == "alive"])
+    assert f"{node['node']} (" in site.cli("node", "show", node["node"])
+    assert site.json("node", "show", node["name"])["repositories"] == ["vault"]
+    assert "Nothing was said yet." in site.cli("asset", "changes"), "the API of a test does not look by itself"
+
     # What fails is said, by the exit code too.
     site.cli("policy", "add", "gone", "--kind", "files", "--path", "gone=/nowhere/at/all", "--to", "vault", "-s",
              "daily 05:00", "--off")  # fmt: skip

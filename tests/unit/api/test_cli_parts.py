@@ -16,10 +16,13 @@ import pytest
 from click.testing import CliRunner
 
 from api.cli import NOUNS, cli
+from api.cli.asking import Ask
 from api.cli.connection import find, segment
 from api.cli.errors import CliError
+from api.cli.policy import merged
 from api.cli.restore import Memory, Nic
 from api.cli.rollback import _key_range
+from api.cli.runs import cancel_open, follow
 from api.cli.tables import cells, change, clean, counts, fit, size, value
 from api.cli.timeline import picture, what
 from api.cli.times import ago, parse
@@ -323,3 +326,64 @@ def test_hardware_of_a_restored_machine_is_read_from_words() -> None:
     for kind, text in ((Nic(), "lab,speed=9"), (Nic(), "lab,mac="), (Memory(), "4096"), (Memory(), "lots")):
         with pytest.raises(click.BadParameter):
             kind.convert(text, None, None)
+
+
+class Going:
+    """An API that shows a run as it goes on, one look after the other, and notes what it is asked."""
+
+    def __init__(self, *looks: dict[str, Any] | None) -> None:
+        self.looks, self.told = list(looks), list[str]()
+
+    def get(self, path: str, **query: Any) -> Any:
+        found = self.looks.pop(0)
+        if found is None:
+            raise CliError("run-unknown", "it has not come yet")
+        return found
+
+    def post(self, path: str, body: Any = None) -> Any:
+        self.told.append(path)
+        if path.endswith("/2/cancel"):
+            raise CliError("job-ended", "it was faster")
+
+
+def run_of(state: str, **jobs: str) -> dict[str, Any]:
+    shown = {"message": "", "done": 0, "total": 0, "unit": ""}
+    tasks = [{"asset": f"m{n}", "jobs": [{"job": n[1:], "state": s, **shown}]} for n, s in jobs.items()]
+    return {"state": state, "tasks": tasks, "made": {"assets": [t["asset"] for t in tasks]}}
+
+
+def test_a_run_that_is_to_end_has_each_of_its_jobs_told_once_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.cli.runs._LOOK_S", 0.0)
+    ended = run_of("ended", j1="cancelled", j2="finished", j3="cancelled")
+    api = Going(
+        None,
+        run_of("going", j1="started", j2="started"),
+        run_of("going", j1="started", j2="finished", j3="accepted"),
+        ended,
+    )
+    assert follow(Ask(api, True), "r", "nightly", cancel=True) is ended  # type: ignore[arg-type]
+    assert api.told == [f"/v1/jobs/{n}/cancel" for n in (1, 2, 3)]
+    watched = Going(run_of("going", j1="started"), ended)
+    assert follow(Ask(watched, True), "r", "nightly") is ended  # type: ignore[arg-type]
+    assert watched.told == []
+
+
+def test_machines_of_one_moment_are_told_once_as_they_have_one_job() -> None:
+    api = Going()
+    both = run_of("going", j1="started", j2="started")
+    both["tasks"][1]["jobs"] = both["tasks"][0]["jobs"]
+    assert cancel_open(Ask(api, True), both) == ["1"]  # type: ignore[arg-type]
+
+
+def test_what_a_saved_job_says_is_put_together_from_options() -> None:
+    given: dict[str, Any] = dict.fromkeys(("names", "hosts", "folders", "tags", "excepts", "paths", "disks"), ())
+    given |= {"names": ("web-*",), "disks": ("web-1=vda", "web-1=vdb"), "together": True, "mode": None}
+    assert merged({"kind": "backup.run", "schedule": []}, given) == {
+        "kind": "backup.run",
+        "schedule": [],
+        "assets": {"names": ["web-*"]},
+        "disks": {"web-1": ["vda", "vdb"]},
+        "together": True,
+    }
+    with pytest.raises(click.BadParameter):
+        merged({}, {**given, "disks": ("vda",)})

@@ -54,7 +54,7 @@ class Watching:
         if not live.ready.is_set():
             return []
         with self._site.views() as conn:
-            if not all(self._site.catch_up(conn, view, topic, "") for view, topic in policies.PROTECTION.items()):
+            if not self._site.catch_up_all(conn, policies.PROTECTION):
                 return []
             found = policies.protections(conn, now)
         said = []

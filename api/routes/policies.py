@@ -189,8 +189,7 @@ def protection(call: Call) -> Reply:
     p, as_of = call.parameters, _moment(call)
     now = as_of if as_of is not None else now_us()
     with call.site.views() as conn:
-        for name, topic in policies.PROTECTION.items():
-            call.site.catch_up(conn, name, topic, "")
+        call.site.catch_up_all(conn, policies.PROTECTION)
         found = policies.protections(conn, now, asset=p["asset"], policy=p["policy"], as_of_us=as_of)
     if p["state"]:
         found = [f for f in found if f.protection.state == p["state"]]

@@ -95,12 +95,12 @@ class Site:
     def catch_up_all(self, conn: Connection, wanted: Mapping[str, str]) -> bool:
         """`catch_up` of several views with all of a topic each, together for a second at most."""
         deadline = time.monotonic() + CATCH_UP_S
-        return all([self.catch_up(conn, view, topic, "", deadline) for view, topic in wanted.items()])
+        return all(self.catch_up(conn, view, topic, "", deadline) for view, topic in wanted.items())
 
     def catch_up(self, conn: Connection, view: str, topic: str, key: str, deadline: float | None = None) -> bool:
-        """Wait, for a second at most (or until `deadline`, by the monotonic clock), until `view` has what this API has seen of `key`
-        in `topic`, so that whoever asked for work finds it when looking. False when the view is behind: what it says is true, but
-        of a moment ago."""
+        """Wait, for a second at most (or until `deadline`, by the monotonic clock), until `view` has what this API has seen of
+        `key` in `topic`, so that whoever asked for work finds it when looking. False when the view is behind: what it says is
+        true, but of a moment ago."""
         newest = self.live.newest(topic, key)
         if newest is None:
             return True

@@ -5,6 +5,7 @@ What was acknowledged is there whatever single broker dies; what cannot be ackno
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -159,7 +160,16 @@ def test_topics_of_the_catalogue_have_three_copies_and_no_flush_per_record(clust
     admin = AdminClient(cluster.administrator().client_config())
     partition = admin.list_topics(topic, timeout=30).topics[topic].partitions[0]
     resource = ConfigResource(ResourceType.TOPIC, topic)
-    flags = {name: entry.value for name, entry in admin.describe_configs([resource])[resource].result(30).items()}
+    flags: dict[str, str | None] = {}
+
+    def told() -> bool:
+        # By any broker, and one that was started a moment ago may not have heard of the topic yet.
+        with contextlib.suppress(KafkaException):
+            found = admin.describe_configs([resource])[resource].result(30)
+            flags.update({name: entry.value for name, entry in found.items()})
+        return bool(flags)
+
+    assert wait_until(told, 60)
     assert len(partition.replicas) == 3
     assert flags["min.insync.replicas"] == "2"
     assert flags["retention.ms"] == "-1"

@@ -16,6 +16,7 @@ Failpoint: `kvm.carried`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,8 +54,7 @@ def carried(
     library = libvirt()
     native = domain.UUIDString()
     _end_of(place, native, disk, job)
-    # Of a job always the same, so that what a death left of it goes with the next one.
-    name = notes.name_of("disk", f"{native}/{disk}/{job}") if job else notes.new_name("disk")
+    name = _name(place, f"{native}/{disk}", job)
     spare = f"{place.scratch}/{name}.spare"
     xml = carrier_of(
         domain.XMLDesc(library.VIR_DOMAIN_XML_INACTIVE),
@@ -69,11 +69,8 @@ def carried(
         try:
             storage.delete(place.connection, spare)
             storage.make(place.connection, spare, _SPARE, "raw")
-            try:
-                made = _started(place, xml, disk)
-                _serve(place, made, native, name)
-            finally:
-                storage.delete(place.connection, spare)  # QEMU has it open
+            made = _started(place, xml, disk)
+            _serve(place, made, native, name)
             _export(made, read_only=read_only, unmark=unmark)
             failpoint("kvm.carried")
             access = place.reach.open(native, name, made)
@@ -85,6 +82,20 @@ def carried(
             if made is not None:
                 _end(made)
                 place.reach.clear(native, name)
+            # Not before its machine: where a file is missing, libvirt gives none of the others back to whom they were.
+            with contextlib.suppress(AgentError):
+                storage.delete(place.connection, spare)
+
+
+def _name(place: Place, what: str, job: str) -> str:
+    """Of the same job always the same, and of readers the first that is free: so that the files that a death left are made anew
+    by the next one, and go with it."""
+    if job:
+        return notes.name_of("disk", f"{what}/{job}")
+    with place.connection.errors():
+        there = {domain.name() for domain in place.connection.get().listAllDomains(0)}
+    names = (notes.name_of("disk", f"{what}//{number}") for number in itertools.count())
+    return next(name for name in names if name not in there)
 
 
 def _started(place: Place, xml: str, disk: str) -> Any:

@@ -189,6 +189,7 @@ def test_disks_are_read_and_written_over_there(far: FarLibvirt, way: str) -> Non
             reading.write(0, b"?" * 512)
     finally:
         reading.close()
+    assert list(far.path(far.scratch).iterdir()) == []
     host.settle(made.native)
     host.delete(made.native)
     host.stop(native)

@@ -45,7 +45,14 @@ _SSH: Final = ("ssh", "sshd", "ssh-keygen", "virt-ssh-helper")
 def why_not() -> str:
     """Empty: this machine can run it."""
     missing = [program for program in _SSH if shutil.which(program, path=_PATH) is None]
-    return f"not installed: {', '.join(missing)}" if missing else kvm.why_not()
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if (
+        os.geteuid() == 0
+        and subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode
+    ):
+        return "root may not make a mount namespace here"
+    return kvm.why_not()
 
 
 class FarLibvirt:
@@ -226,7 +233,9 @@ class FarLibvirt:
     def _as_user(self) -> list[str]:
         if not self.isolated:
             return []
-        return ["setpriv", f"--reuid={self.user.uid}", f"--regid={self.user.gid}", "--clear-groups"]
+        # The kernel forgets with whom to die when a process becomes another user.
+        user = (f"--reuid={self.user.uid}", f"--regid={self.user.gid}", "--clear-groups")
+        return ["setpriv", *user, "--pdeathsig", "KILL", "--"]
 
     def _within(self, *command: str) -> list[str]:
         """On that host, as its user."""

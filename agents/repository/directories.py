@@ -347,7 +347,9 @@ def find(source: ChunkSource, root: bytes, path: bytes) -> Entry:
         found = _child(source, found.where, part) if found is not None and found.form == CHILDREN else None
     if found is None:
         raise RepositoryError(
-            "path-missing", f"the point has no {path.decode(errors='replace')!r}", "list the folder above it"
+            "path-missing",
+            f"the point has no {path.decode(errors='replace')!r}",
+            "paths begin below the folder that was backed up; restore the folder above this one to see what it has",
         )
     return found
 

@@ -59,7 +59,7 @@ def killed(site: Settings, script: Path, view: str, phase: str, times: int = 1) 
     [
         ("begun", 1, False),
         ("replaying", 1, False),
-        ("replaying", 3, False),
+        ("replaying", 2, False),
         ("compared", 1, False),
         ("catching-up", 1, False),
         ("swapping", 1, False),

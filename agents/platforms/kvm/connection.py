@@ -103,6 +103,7 @@ class Connection:
         self.pkipath = asked.get("pkipath", [""])[-1]
         self._lock = threading.Lock()
         self._open: Any = None
+        self._ssh = ""  # the program that libvirt calls
 
     @property
     def local(self) -> bool:
@@ -133,6 +134,7 @@ class Connection:
             for path in (self.keyfile, self.known_hosts):
                 self._is_there(path)
             with shell.program(self.keyfile, self.known_hosts) as command:
+                self._ssh = command
                 yield with_parameters(self.settings.url, ("keyfile", "known_hosts"), command=command)
             return
         if self.scheme == "qemu+tls":
@@ -148,10 +150,13 @@ class Connection:
                 f"{self.settings.host}: the certificate of {self.hostname} is not to be trusted: {why}",
                 "trust the authority that signed it (cacert.pem of pkipath), use a name that stands in it, or have it renewed",
             )
+        said, text = shell.complaint(self._ssh) if self._ssh else "", str(error)
+        if said and said not in text:
+            text = f"{text} ({said})"
         for scheme, part, code, hint in _UNOPENED:
-            if scheme == self.scheme and part in str(error):
-                return AgentError(code, f"{self.settings.host}: {error}", hint)
-        return self.translated(error)
+            if scheme == self.scheme and part in text:
+                return AgentError(code, f"{self.settings.host}: {text}", hint)
+        return self.translated(error, text)
 
     def _distrust(self) -> str:
         """What is wrong with a host's certificate, which libvirt does not say; empty: nothing, or nobody knows."""
@@ -213,9 +218,10 @@ class Connection:
         except library.libvirtError as error:
             raise self.translated(error) from error
 
-    def translated(self, error: Any) -> AgentError:
+    def translated(self, error: Any, said: str = "") -> AgentError:
+        """`said`: more than libvirt itself says of it."""
         library = libvirt()
-        code, domain, said = error.get_error_code(), error.get_error_domain(), str(error)
+        code, domain, said = error.get_error_code(), error.get_error_domain(), said or str(error)
         if code in (library.VIR_ERR_AUTH_FAILED, library.VIR_ERR_AUTH_CANCELLED, library.VIR_ERR_ACCESS_DENIED):
             return AgentError(
                 "host-denied", f"{self.settings.host}: {said}", "give an account that may manage machines"

@@ -43,16 +43,30 @@ def _quoted(path: str) -> str:
 
 @contextlib.contextmanager
 def program(keyfile: str, known_hosts: str) -> Iterator[str]:
-    """Path of a program that libvirt may call in the place of ssh, for as long as it needs to begin. Raises `AgentError`
-    (`program-missing`)."""
+    """Path of a program that libvirt may call in the place of ssh, for as long as it needs to begin; what ssh complains of is
+    `complaint`. Raises `AgentError` (`program-missing`)."""
     ssh = shutil.which("ssh") or shutil.which("ssh", path="/usr/bin")
     if ssh is None:
         raise AgentError("program-missing", "there is no ssh here", "install it (Debian: openssh-client)")
     folder = Path(tempfile.mkdtemp(prefix="holdfast-ssh-"))
     try:
         script = folder / "ssh"
-        script.write_text(f'#!/bin/sh\nexec {shlex.join([ssh, *arguments(keyfile, known_hosts)])} "$@"\n')
+        command = shlex.join([ssh, *arguments(keyfile, known_hosts)])
+        # libvirt tells what ssh complained of only if it gets to see that before the end of the connection.
+        script.write_text(f'#!/bin/sh\nexec {command} "$@" 2>{shlex.quote(str(_complaints(script)))}\n')
         script.chmod(0o700)
         yield os.fspath(script)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def complaint(command: str) -> str:
+    """What ssh complained of that was called by `program`, once it ended."""
+    try:
+        return _complaints(Path(command)).read_text(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _complaints(script: Path) -> Path:
+    return script.with_name("complaints")

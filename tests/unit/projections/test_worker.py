@@ -19,7 +19,7 @@ from tests.contract.sample_log import history
 def test_a_new_database_on_an_old_log_is_filled_in_bulk(fresh_site: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     make_topics(fresh_site)
     publish(fresh_site, history(random.Random(1), 600))
-    monkeypatch.setattr(worker, "_BULK", 50)
+    monkeypatch.setattr(worker, "_BULK", 25)
     worker.prepare(fresh_site, list(VIEWS), threading.Event())
     with contextlib.closing(connect(fresh_site.postgres)) as conn:
         assert behind(fresh_site, conn, ["timeline", "jobs"]) == 0

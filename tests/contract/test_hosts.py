@@ -21,8 +21,7 @@ from tests.contract.hosts import (
     snapshot_of,
     the_disk,
 )
-from tests.stack.kvm import KvmGround, LibvirtServer, why_not
-from tests.stack.servers import Scratch
+from tests.stack.kvm import KvmGround, LibvirtServer, started, why_not
 
 SIZE = 8 << 20
 K = 64 << 10
@@ -30,16 +29,8 @@ K = 64 << 10
 
 @pytest.fixture(scope="module")
 def libvirt_server() -> Iterator[LibvirtServer]:
-    if reason := why_not():
-        pytest.skip(reason)
-    scratch = Scratch("kvm")
-    server = LibvirtServer(scratch.path)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-        scratch.remove()
+    with started(LibvirtServer, "kvm", why_not()) as running:
+        yield running
 
 
 @pytest.fixture(params=["memory", "kvm"])

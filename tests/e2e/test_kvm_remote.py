@@ -11,11 +11,11 @@ import pytest
 
 from deploy.embedded.process import wait_until
 from tests.stack.guest import NoGuest, check, files_in, guest
-from tests.stack.kvm import said
+from tests.stack.kvm import said, started
 from tests.stack.remote import FarLibvirt, why_not
 from tests.stack.running_api import eventually
 from tests.stack.running_site import RunningSite, running_site
-from tests.stack.servers import KafkaServer, PostgresServer, Scratch
+from tests.stack.servers import KafkaServer, PostgresServer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 M = 1 << 20
@@ -23,16 +23,8 @@ M = 1 << 20
 
 @pytest.fixture(scope="module")
 def far() -> Iterator[FarLibvirt]:
-    if reason := why_not():
-        pytest.skip(reason)
-    scratch = Scratch("far")
-    made = FarLibvirt(scratch.path)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-        scratch.remove()
+    with started(FarLibvirt, "far", why_not()) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

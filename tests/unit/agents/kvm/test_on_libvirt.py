@@ -21,8 +21,7 @@ from agents.machines import DiskWanted, MachineWanted, Wanted
 from agents.platforms.kvm.reach import start_child, stop_child, wait_for_socket
 from tests.contract.hosts import changed_bytes, patched, read_whole, snapshot_of, the_disk
 from tests.stack.devices import loop_device
-from tests.stack.kvm import KvmGround, LibvirtServer, domain_xml, run, why_not
-from tests.stack.servers import Scratch
+from tests.stack.kvm import KvmGround, LibvirtServer, domain_xml, run, started, why_not
 
 SIZE = 4 << 20
 OVMF = Path("/usr/share/OVMF")
@@ -30,16 +29,8 @@ OVMF = Path("/usr/share/OVMF")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LibvirtServer]:
-    if reason := why_not():
-        pytest.skip(reason)
-    scratch = Scratch("kvm")
-    made = LibvirtServer(scratch.path)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-        scratch.remove()
+    with started(LibvirtServer, "kvm", why_not()) as running:
+        yield running
 
 
 @pytest.fixture

@@ -18,24 +18,16 @@ from agents.platforms.kvm.reach import ports_of
 from deploy.certificates import make
 from deploy.embedded.ports import free_ports
 from tests.contract.hosts import kept, patched, snapshot_of, the_disk
+from tests.stack.kvm import started
 from tests.stack.remote import FarLibvirt, why_not
-from tests.stack.servers import Scratch
 
 M = 1 << 20
 
 
 @pytest.fixture(scope="module")
 def far() -> Iterator[FarLibvirt]:
-    if reason := why_not():
-        pytest.skip(reason)
-    scratch = Scratch("far")
-    made = FarLibvirt(scratch.path)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-        scratch.remove()
+    with started(FarLibvirt, "far", why_not()) as running:
+        yield running
 
 
 def refused(host: Host) -> AgentError:

@@ -27,8 +27,8 @@ from typing import Any, Final
 from agents.errors import AgentError
 from agents.failpoints import failpoint
 from agents.repository.content import MANIFEST, ChunkSource
+from agents.repository.file_targets import Notes, progress_path
 from agents.repository.points import Disk, Point
-from agents.repository.restoring import Notes, progress_path
 from agents.restore import images, marker, several, writing
 from agents.restore.progress import Meter
 from agents.restore.task import Task, data_bytes

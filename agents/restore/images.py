@@ -28,7 +28,8 @@ from agents import child
 from agents.errors import AgentError
 from agents.nbd import ALLOCATION, GONE, ZERO, Nbd, Pool
 from agents.repository.comparing import FileDisk
-from agents.repository.restoring import THREADS, FileTarget
+from agents.repository.file_targets import FileTarget
+from agents.repository.restoring import THREADS
 
 FORMATS: Final = ("raw", "qcow2", "vmdk", "vhdx")
 SECTOR: Final = 512  # images other than raw are whole sectors long

@@ -21,11 +21,12 @@ from agents.repository import proven
 from agents.repository.backups import Meter, target_of, troubles_of
 from agents.repository.comparing import same_by
 from agents.repository.errors import RepositoryError
+from agents.repository.file_targets import progress_path, restore_file
 from agents.repository.handlers import held_of
 from agents.repository.node import Held, closing
 from agents.repository.points import Disk, Point
 from agents.repository.reader import UNREADABLE, disk_of
-from agents.repository.restoring import Restored, Stopped, progress_path, restore_file
+from agents.repository.restoring import Restored, Stopped
 from agents.restore import directory, images, progress, writing
 from agents.restore.progress import Limit
 from streams.publish import rfc3339

@@ -3,7 +3,7 @@
     blank     window by window, what is not zero is written      (a new image, a new machine's disk)
     not so    window by window, blocks that are there are compared with the point's; those that differ are written
 
-Of a blank disk, a window that is whole is noted in a progress file (`agents.repository.restoring.Notes`); a restore that is taken
+Of a blank disk, a window that is whole is noted in a progress file (`file_targets.Notes`); a restore that is taken
 up again goes on behind it. Onto a disk that is not blank it compares again instead, which costs reading: nobody knows what has
 been written to it since. Then all of the disk is read back and compared. Knows no hosts and no image formats.
 """
@@ -20,8 +20,9 @@ from agents.repository import restoring
 from agents.repository.comparing import Chosen, Readable, Same, covered, differences
 from agents.repository.content import ChunkSource
 from agents.repository.extents import LOST
+from agents.repository.file_targets import Notes
 from agents.repository.points import Disk
-from agents.repository.restoring import Notes, Reserving, restore_disk
+from agents.repository.restoring import Reserving, restore_disk
 from agents.repository.stores import Buffer
 from agents.restore.progress import Limit, Meter
 

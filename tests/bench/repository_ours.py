@@ -23,9 +23,9 @@ from agents.repository import repository as repositories
 from agents.repository.chunks import is_zero
 from agents.repository.disk_ingest import FileSource
 from agents.repository.extents import CHUNK, ZERO
+from agents.repository.file_targets import restore_file
 from agents.repository.ingest import Ingest, Sealed
 from agents.repository.repository import Repository
-from agents.repository.restoring import restore_file
 from agents.repository.stores import Store
 from agents.repository.stores.local import LocalStore
 from tests.stand_ins.repository_session import LoneSession

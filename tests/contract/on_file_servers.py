@@ -16,12 +16,12 @@ from agents.repository import index, points
 from agents.repository import repository as repositories
 from agents.repository.disk_ingest import FileSource
 from agents.repository.extents import CHUNK
+from agents.repository.file_targets import restore_file
 from agents.repository.format import DATA, DATA_PACK
 from agents.repository.ingest import Ingest
 from agents.repository.keys import Keys, new_key
 from agents.repository.packs import PackWriter, contents_of
 from agents.repository.repository import Repository
-from agents.repository.restoring import restore_file
 from agents.repository.stores import DENIED, EXISTS, FULL, IO, MISSING, READ_ONLY, StoreError
 from agents.repository.stores.local import SCRATCH, LocalStore
 from deploy.embedded.process import wait_until

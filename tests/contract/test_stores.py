@@ -25,12 +25,12 @@ from agents.repository import repository as repositories
 from agents.repository.disk_ingest import FileSource
 from agents.repository.errors import DAMAGED, RepositoryError
 from agents.repository.extents import CHUNK
+from agents.repository.file_targets import restore_file
 from agents.repository.format import DATA, DATA_PACK
 from agents.repository.ingest import Ingest
 from agents.repository.keys import Keys, new_key
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.packs import PackWriter, contents_of, read_frame, read_frames
-from agents.repository.restoring import restore_file
 from agents.repository.stores import (
     BAD_NAME,
     DENIED,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.repository import marks, points, restoring
+from agents.repository import file_targets, marks, points
 from agents.repository.errors import RepositoryError
 from agents.repository.stores.local import LocalStore
 from tests.stand_ins.chunk_store import ChunkStore
@@ -101,7 +101,7 @@ def test_a_mark_is_there_once_it_was_created(store: LocalStore) -> None:
 def test_a_restore_goes_on_wherever_it_died(tmp_path: Path, failpoint: str) -> None:
     target = tmp_path / "image"
     killed("restore", target, failpoint)
-    finished = restoring.progress_path(target)
+    finished = file_targets.progress_path(target)
     if failpoint != "restore-target-opened":
         assert finished.exists()
     assert run("restore", target) == 0
@@ -110,4 +110,4 @@ def test_a_restore_goes_on_wherever_it_died(tmp_path: Path, failpoint: str) -> N
     assert target.read_bytes() == image
     # It is a disk image like any other now: nothing writes over it by mistake.
     with pytest.raises(RepositoryError, match="there already"):
-        restoring.restore_file(ChunkStore(), disk(ChunkStore())[0], target, point=POINT.point)
+        file_targets.restore_file(ChunkStore(), disk(ChunkStore())[0], target, point=POINT.point)

@@ -27,13 +27,13 @@ from agents.repository.collection import absent_for
 from agents.repository.contents import RepositoryContents
 from agents.repository.disk_ingest import FileSource
 from agents.repository.extents import CHUNK
+from agents.repository.file_targets import restore_file
 from agents.repository.handlers import say_mark
 from agents.repository.ingest import Ingest
 from agents.repository.journal import KafkaJournal
 from agents.repository.keeping import rules_of
 from agents.repository.node import Held
 from agents.repository.points import Tree
-from agents.repository.restoring import restore_file
 from agents.repository.sessions import SessionError, Sessions
 from agents.repository.stores import Store
 from agents.repository.stores.local import LocalStore

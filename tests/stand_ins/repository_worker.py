@@ -11,7 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from agents.repository import marks, points, restoring, tree
+from agents.repository import file_targets, marks, points, restoring, tree
 from agents.repository.content import DATA
 from agents.repository.extents import CHUNK, RunBuilder
 from agents.repository.points import Disk
@@ -40,7 +40,7 @@ def main(what: str, path: Path) -> None:
     if what == "restore":
         restoring.WINDOW = 64  # type: ignore[misc]
         chunks = ChunkStore()
-        restoring.restore_file(chunks, disk(chunks)[0], path, point=POINT.point)
+        file_targets.restore_file(chunks, disk(chunks)[0], path, point=POINT.point)
         return
     store = LocalStore(path)
     if what == "seal":

@@ -19,6 +19,7 @@ from agents.repository.contents import RepositoryContents
 from agents.repository.disk_ingest import FileSource
 from agents.repository.errors import RepositoryError
 from agents.repository.extents import CHUNK
+from agents.repository.file_targets import progress_path, restore_file
 from agents.repository.format import DATA, NAME_BYTES, NODE
 from agents.repository.ingest import Ingest
 from agents.repository.journal import MemoryJournal, MemoryLog
@@ -27,7 +28,6 @@ from agents.repository.nodes import take_apart
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.points import Point
 from agents.repository.reader import DiskReader
-from agents.repository.restoring import progress_path, restore_file
 from agents.repository.sessions import Sessions
 from agents.repository.stores.memory import MemoryStore
 from agents.repository.stores.recorded import RecordedStore

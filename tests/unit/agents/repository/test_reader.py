@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents.repository import reader, restoring, tree
+from agents.repository import file_targets, reader, restoring, tree
 from agents.repository.comparing import FileDisk, differences
 from agents.repository.content import DATA
 from agents.repository.errors import RepositoryError
@@ -196,7 +196,7 @@ def test_a_chunk_that_is_not_as_long_as_its_block_is_refused(tmp_path: Path) -> 
     with DiskReader(store, disk) as reading, pytest.raises(RepositoryError, match="should have"):
         reading.read(0, 1)
     with pytest.raises(RepositoryError, match="should have"):
-        restoring.restore_file(store, disk, tmp_path / "x", point="p")
+        file_targets.restore_file(store, disk, tmp_path / "x", point="p")
 
 
 def test_a_disk_is_found_by_id_or_name() -> None:
@@ -228,7 +228,7 @@ def test_a_disk_is_restored_and_is_sparse_where_it_was_zero(tmp_path: Path) -> N
     store = ChunkStore()
     disk, image = imaged(store, 1000, 8)
     told: list[int] = []
-    restored = restoring.restore_file(store, disk, tmp_path / "x", point="p", progress=told.append)
+    restored = file_targets.restore_file(store, disk, tmp_path / "x", point="p", progress=told.append)
     assert (tmp_path / "x").read_bytes() == image
     assert restored.wanted == disk.size == sum(told)
     assert (tmp_path / "x").stat().st_blocks * 512 <= restored.written + (1 << 16)
@@ -241,8 +241,8 @@ def test_over_something_else_it_is_restored_whole_if_that_may_be_lost(tmp_path: 
     disk, image = imaged(store, 300, 9)
     (tmp_path / "x").write_bytes(b"z" * (disk.size + 9999))
     with pytest.raises(RepositoryError, match="there already"):
-        restoring.restore_file(store, disk, tmp_path / "x", point="p")
-    restoring.restore_file(store, disk, tmp_path / "x", point="p", overwrite=True)
+        file_targets.restore_file(store, disk, tmp_path / "x", point="p")
+    file_targets.restore_file(store, disk, tmp_path / "x", point="p", overwrite=True)
     assert (tmp_path / "x").read_bytes() == image
 
 
@@ -324,35 +324,35 @@ def test_a_restore_that_ended_early_goes_on_where_it_was(tmp_path: Path) -> None
         return count > 60
 
     with pytest.raises(restoring.Stopped):
-        restoring.restore_file(store, disk, tmp_path / "x", point="p", stop=enough)
-    assert restoring.progress_path(tmp_path / "x").exists()
+        file_targets.restore_file(store, disk, tmp_path / "x", point="p", stop=enough)
+    assert file_targets.progress_path(tmp_path / "x").exists()
     store.asked.clear()
-    restored = restoring.restore_file(store, disk, tmp_path / "x", point="p")
+    restored = file_targets.restore_file(store, disk, tmp_path / "x", point="p")
     assert restored.kept > 0
     assert (tmp_path / "x").read_bytes() == image
-    assert not restoring.progress_path(tmp_path / "x").exists()
+    assert not file_targets.progress_path(tmp_path / "x").exists()
 
 
 def test_progress_of_another_point_or_torn_is_not_believed(tmp_path: Path) -> None:
     store = ChunkStore()
     disk, image = imaged(store, 500, 11)
     other, other_image = imaged(store, 500, 12)
-    target, notes = tmp_path / "x", restoring.progress_path(tmp_path / "x")
+    target, notes = tmp_path / "x", file_targets.progress_path(tmp_path / "x")
     with pytest.raises(restoring.Stopped):
-        restoring.restore_file(
+        file_targets.restore_file(
             store, disk, target, point="p", stop=lambda: notes.exists() and b" 2\n" in notes.read_bytes()
         )
-    restored = restoring.restore_file(store, other, target, point="q")
+    restored = file_targets.restore_file(store, other, target, point="q")
     assert restored.kept == 0
     assert target.read_bytes() == other_image
     target.unlink()
     with pytest.raises(restoring.Stopped):
-        restoring.restore_file(
+        file_targets.restore_file(
             store, disk, target, point="p", stop=lambda: notes.exists() and b" 2\n" in notes.read_bytes()
         )
     with notes.open("ab") as file:
         file.write(b"00000000 3\n12345678 4")
-    restoring.restore_file(store, disk, target, point="p")
+    file_targets.restore_file(store, disk, target, point="p")
     assert target.read_bytes() == image
 
 
@@ -360,9 +360,9 @@ def test_what_is_damaged_ends_a_restore_and_what_is_lost_is_left_out_if_told_so(
     store = Slow()
     disk, image = imaged(store, 300, 13, lost=[100, 101, 299])
     with pytest.raises(RepositoryError) as caught:
-        restoring.restore_file(store, disk, tmp_path / "x", point="p")
+        file_targets.restore_file(store, disk, tmp_path / "x", point="p")
     assert caught.value.code == "block-lost"
-    restored = restoring.restore_file(store, disk, tmp_path / "x", point="p", skip_lost=True)
+    restored = file_targets.restore_file(store, disk, tmp_path / "x", point="p", skip_lost=True)
     assert restored.lost == ((100 * BLOCK, 2 * BLOCK), (299 * BLOCK, 777))
     assert (tmp_path / "x").read_bytes() == image
     assert {at for at, _, _ in differing(tmp_path / "x", store, disk)} == {
@@ -373,8 +373,8 @@ def test_what_is_damaged_ends_a_restore_and_what_is_lost_is_left_out_if_told_so(
     disk, image = imaged(store, 300, 14)
     store.fail = 1
     with pytest.raises(RepositoryError, match="damaged"):
-        restoring.restore_file(store, disk, tmp_path / "y", point="p")
-    restoring.restore_file(store, disk, tmp_path / "y", point="p")
+        file_targets.restore_file(store, disk, tmp_path / "y", point="p")
+    file_targets.restore_file(store, disk, tmp_path / "y", point="p")
     assert (tmp_path / "y").read_bytes() == image
 
 
@@ -385,16 +385,16 @@ def test_data_that_cannot_be_read_is_left_out_if_told_so_also_when_the_restore_g
     gone = image[block * BLOCK : (block + 1) * BLOCK]
     places = [at for at in range(0, len(image), BLOCK) if image[at : at + BLOCK] == gone]
     store.chunks.pop(store.put(DATA, gone))
-    target, notes = tmp_path / "x", restoring.progress_path(tmp_path / "x")
+    target, notes = tmp_path / "x", file_targets.progress_path(tmp_path / "x")
     with pytest.raises(RepositoryError, match="no chunk has the name"):
-        restoring.restore_file(store, disk, target, point="p")
+        file_targets.restore_file(store, disk, target, point="p")
 
     def late() -> bool:
         return notes.exists() and b" 2\n" in notes.read_bytes()
 
     with pytest.raises(restoring.Stopped):
-        restoring.restore_file(store, disk, target, point="p", skip_lost=True, stop=late)
-    restored = restoring.restore_file(store, disk, target, point="p", skip_lost=True)
+        file_targets.restore_file(store, disk, target, point="p", skip_lost=True, stop=late)
+    restored = file_targets.restore_file(store, disk, target, point="p", skip_lost=True)
     assert restored.kept > 0
     assert {at for start, length in restored.lost for at in range(start, start + length, BLOCK)} == set(places)
     wanted = bytearray(image)
@@ -408,12 +408,12 @@ def test_two_do_not_restore_to_one_target(tmp_path: Path) -> None:
     disk, image = imaged(store, 100, 16)
     store.gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(restoring.restore_file, store, disk, tmp_path / "x", point="p")
-        while not restoring.progress_path(tmp_path / "x").exists():
+        first = pool.submit(file_targets.restore_file, store, disk, tmp_path / "x", point="p")
+        while not file_targets.progress_path(tmp_path / "x").exists():
             assert not first.done()
             os.sched_yield()
         with pytest.raises(RepositoryError, match="another process"):
-            restoring.restore_file(store, disk, tmp_path / "x", point="p")
+            file_targets.restore_file(store, disk, tmp_path / "x", point="p")
         store.gate.set()
         first.result(60)
     assert (tmp_path / "x").read_bytes() == image
@@ -425,7 +425,7 @@ def test_a_progress_file_is_written_through_no_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "x.holdfast-restore.new").symlink_to("precious")
     with pytest.raises(OSError, match="symbolic link"):
-        restoring.restore_file(store, disk, tmp_path / "x", point="p")
+        file_targets.restore_file(store, disk, tmp_path / "x", point="p")
     assert (tmp_path / "precious").read_bytes() == b"precious"
 
 
@@ -433,8 +433,8 @@ def test_a_target_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     disk = Disk("d", "d", BLOCK, BLOCK, tree.EMPTY)
     with pytest.raises(RepositoryError, match="neither"):
-        restoring.restore_file(ChunkStore(), disk, tmp_path / "fifo", point="p", overwrite=True)
-    restoring.restore_file(ChunkStore(), disk, tmp_path / "x", point="p")
+        file_targets.restore_file(ChunkStore(), disk, tmp_path / "fifo", point="p", overwrite=True)
+    file_targets.restore_file(ChunkStore(), disk, tmp_path / "x", point="p")
     assert (tmp_path / "x").read_bytes() == bytes(BLOCK)
 
 
@@ -445,17 +445,17 @@ def test_a_target_that_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_whatever_stands_in_a_progress_file_the_restore_is_right(tmp_path: Path, junk: bytes, behind: bool) -> None:
     store = ChunkStore()
     disk, image = imaged(store, 150, 17)
-    target, notes = tmp_path / "x", restoring.progress_path(tmp_path / "x")
+    target, notes = tmp_path / "x", file_targets.progress_path(tmp_path / "x")
     target.unlink(missing_ok=True)
     if behind:  # behind lines that are right
         with pytest.raises(restoring.Stopped):
-            restoring.restore_file(store, disk, target, point="p", stop=lambda: b" 0\n" in notes.read_bytes())
+            file_targets.restore_file(store, disk, target, point="p", stop=lambda: b" 0\n" in notes.read_bytes())
         with notes.open("ab") as file:
             file.write(junk)
     else:
         target.write_bytes(b"half of something")
         notes.write_bytes(junk)
-    restoring.restore_file(store, disk, target, point="p", overwrite=True)
+    file_targets.restore_file(store, disk, target, point="p", overwrite=True)
     assert target.read_bytes() == image
 
 
@@ -466,20 +466,20 @@ def test_a_target_that_fails_ends_a_restore_which_goes_on_when_it_is_well_again(
     store = ChunkStore()
     disk, image = imaged(store, 800, 18)
     calls = 0
-    real = restoring.FileTarget.write
+    real = file_targets.FileTarget.write
 
-    def write(self: restoring.FileTarget, offset: int, data: Buffer) -> None:
+    def write(self: file_targets.FileTarget, offset: int, data: Buffer) -> None:
         nonlocal calls
         calls += 1
         if calls > 60:
             raise OSError(code, os.strerror(code))
         real(self, offset, data)
 
-    monkeypatch.setattr(restoring.FileTarget, "write", write)
+    monkeypatch.setattr(file_targets.FileTarget, "write", write)
     with pytest.raises(OSError, match=re.escape(os.strerror(code))):
-        restoring.restore_file(store, disk, tmp_path / "x", point="p")
+        file_targets.restore_file(store, disk, tmp_path / "x", point="p")
     monkeypatch.undo()
     monkeypatch.setattr(restoring, "WINDOW", 64)
-    restored = restoring.restore_file(store, disk, tmp_path / "x", point="p")
+    restored = file_targets.restore_file(store, disk, tmp_path / "x", point="p")
     assert restored.kept > 0
     assert (tmp_path / "x").read_bytes() == image

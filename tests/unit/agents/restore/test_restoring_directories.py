@@ -13,7 +13,7 @@ import pytest
 
 from agents.commands import Command, Interrupted
 from agents.errors import AgentError
-from agents.repository import backups, packs, restoring, unpacking
+from agents.repository import backups, file_targets, packs, unpacking
 from agents.repository.format import DATA
 from agents.repository.pack_format import FRAME_BYTES
 from agents.repository.points import Point
@@ -279,17 +279,17 @@ def test_an_image_is_read_back_too_and_a_disk_that_loses_writes_is_found_out(
     site.check = lambda: None
     told = site.bring(point, tmp_path / "again", job=job, resumed=True)
     assert (told["bytes"], told["kept"], told["compared"]) == (0, size, size)
-    real = restoring.FileTarget.flush
+    real = file_targets.FileTarget.flush
 
-    def flush(self: restoring.FileTarget) -> None:
+    def flush(self: file_targets.FileTarget) -> None:
         real(self)
         with self.path.open("r+b") as file:
             os.pwrite(file.fileno(), b"?", 2 << 20)
 
-    monkeypatch.setattr(restoring.FileTarget, "flush", flush)
+    monkeypatch.setattr(file_targets.FileTarget, "flush", flush)
     with pytest.raises(AgentError) as found:
         site.bring(point, tmp_path / "torn")
     assert (found.value.code, f"at {2 << 20:,}" in found.value.message) == ("restore-differs", True)
-    monkeypatch.setattr(restoring.FileTarget, "flush", real)
+    monkeypatch.setattr(file_targets.FileTarget, "flush", real)
     site.bring(point, tmp_path / "torn", overwrite=True)
     assert (tmp_path / "torn").read_bytes() == image.read_bytes()

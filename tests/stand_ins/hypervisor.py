@@ -341,7 +341,7 @@ class Hypervisor:
             os.kill(os.getpid(), signal.SIGKILL)
         elif found == "wait":
             while self.read().faults:
-                time.sleep(0.02)
+                time.sleep(0.02)  # the state is a file that another process changes
         elif found == "away":
             raise SourceUnavailable("host-unreachable", "the host does not answer", "a test asked for it")
         elif found and call == "read":

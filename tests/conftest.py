@@ -28,7 +28,7 @@ import pytest
 from deploy.demo.mariadb import MariaDB
 from deploy.demo.server import DatabaseServer
 from streams.settings import Settings
-from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_database, start_mariadb
+from tests.stack.servers import KafkaServer, PostgresServer, Scratch, make_site, start_database, start_mariadb, started
 
 _SHARED: dict[str, DatabaseServer] = {}
 KEPT = ("HOLDFAST_CACHE", "HOLDFAST_TEST_KEEP")
@@ -87,26 +87,14 @@ def environment_is_put_back() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[KafkaServer]:
-    scratch = Scratch("kafka")
-    server = KafkaServer(scratch.path)
-    try:
-        server.start()
+    with started(KafkaServer, "kafka") as server:
         yield server
-    finally:
-        server.stop()
-        scratch.remove()
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
-    scratch = Scratch("postgres")
-    server = PostgresServer(scratch.path)
-    try:
-        server.start()
+    with started(PostgresServer, "postgres") as server:
         yield server
-    finally:
-        server.stop()
-        scratch.remove()
 
 
 @pytest.fixture(scope="session")

@@ -149,13 +149,7 @@ def restore_file(
     `RepositoryError` (`restore-target`) when the target is there, too small, or being restored to by another process;
     and as `restore_disk`.
     """
-    what = {
-        "point": point,
-        "disk": disk.disk,
-        "root": disk.root.hex(),
-        "size": disk.size,
-        "block_size": disk.block_size,
-    }
+    what = work_of(point, disk)
     taken, fresh = _open(path, disk.size, overwrite)
     try:
         notes = Notes(progress_path(path), what, fresh=fresh)
@@ -209,6 +203,17 @@ def _open(path: Path, size: int, overwrite: bool) -> tuple[FileTarget, bool]:
         raise
     failpoint("restore-target-opened")
     return FileTarget(path, descriptor, size), fresh
+
+
+def work_of(point: str, disk: Disk) -> dict[str, object]:
+    """What a progress file says of which disk of which point is being restored."""
+    return {
+        "point": point,
+        "disk": disk.disk,
+        "root": disk.root.hex(),
+        "size": disk.size,
+        "block_size": disk.block_size,
+    }
 
 
 class Notes:

@@ -20,7 +20,7 @@ from agents.repository import restoring
 from agents.repository.comparing import Chosen, Readable, Same, covered, differences
 from agents.repository.content import ChunkSource
 from agents.repository.extents import LOST
-from agents.repository.file_targets import Notes
+from agents.repository.file_targets import Notes, work_of
 from agents.repository.points import Disk
 from agents.repository.restoring import Reserving, restore_disk
 from agents.repository.stores import Buffer
@@ -96,14 +96,7 @@ class _Limited:
 
 def notes_of(path: Path, point: str, disk: Disk, **more: object) -> Notes:
     """The progress file of writing this disk to something blank, gone on with if it is of this work, which `more` names."""
-    what = {
-        "point": point,
-        "disk": disk.disk,
-        "root": disk.root.hex(),
-        "size": disk.size,
-        "block_size": disk.block_size,
-        **more,
-    }
+    what = {**work_of(point, disk), **more}
     head = Notes.head_of(path)
     return Notes(path, what, fresh=head is None or {**what, "fresh": head.get("fresh")} != head)
 

@@ -21,7 +21,8 @@ from tests.contract.hosts import (
     snapshot_of,
     the_disk,
 )
-from tests.stack.kvm import KvmGround, LibvirtServer, started, why_not
+from tests.stack.kvm import KvmGround, LibvirtServer, why_not
+from tests.stack.servers import started
 
 SIZE = 8 << 20
 K = 64 << 10

@@ -50,7 +50,7 @@ from agents.repository.stores.recorded import RecordedStore
 from agents.repository.stores.s3 import Bucket, S3Store
 from deploy.certificates import make
 from tests.stack.gateway import Gateway, NoGateway, gateway_program
-from tests.stack.servers import Scratch
+from tests.stack.servers import started
 from tests.stand_ins.faulty_store import FaultyStore
 from tests.stand_ins.repository_session import LoneSession
 
@@ -61,14 +61,8 @@ def gateway() -> Iterator[Gateway]:
         program = gateway_program()
     except NoGateway as reason:
         pytest.skip(str(reason))
-    scratch = Scratch("gateway")
-    server = Gateway(scratch.path, program)
-    try:
-        server.start()
+    with started(lambda folder: Gateway(folder, program), "gateway") as server:
         yield server
-    finally:
-        server.stop()
-        scratch.remove()
 
 
 # Directories on file servers (NFS, SMB), separated by colons: the whole contract is tried on each of them.

@@ -18,7 +18,7 @@ from agents.repository.stores.s3 import Bucket
 from tests.stack.gateway import Gateway, NoGateway, gateway_program
 from tests.stack.running_api import eventually
 from tests.stack.running_site import RunningSite, running_site
-from tests.stack.servers import KafkaServer, PostgresServer, Scratch
+from tests.stack.servers import KafkaServer, PostgresServer, started
 from tests.stand_ins.changing import scan
 from tests.stand_ins.s3_trouble import trouble
 
@@ -90,14 +90,8 @@ def gateway(*, tls: bool) -> Iterator[Gateway]:
         program = gateway_program()
     except NoGateway as reason:
         pytest.skip(str(reason))
-    scratch = Scratch("cli-gateway")
-    server = Gateway(scratch.path, program, tls=tls)
-    try:
-        server.start()
+    with started(lambda folder: Gateway(folder, program, tls=tls), "cli-gateway") as server:
         yield server
-    finally:
-        server.stop()
-        scratch.remove()
 
 
 @pytest.fixture

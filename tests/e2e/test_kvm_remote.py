@@ -11,11 +11,11 @@ import pytest
 
 from deploy.embedded.process import wait_until
 from tests.stack.guest import NoGuest, check, files_in, guest
-from tests.stack.kvm import said, started
+from tests.stack.kvm import said
 from tests.stack.remote import FarLibvirt, why_not
 from tests.stack.running_api import eventually
 from tests.stack.running_site import RunningSite, running_site
-from tests.stack.servers import KafkaServer, PostgresServer
+from tests.stack.servers import KafkaServer, PostgresServer, started
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 M = 1 << 20

@@ -16,13 +16,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 from uuid import uuid4
-
-import pytest
 
 from agents.errors import AgentError
 from agents.machines import Host, HostSettings
@@ -32,36 +30,11 @@ from deploy.embedded.process import Command, Identity, RunningProcess, wait_unti
 from deploy.embedded.user import service_user
 from tests.stack.acceleration import acceleration, prefix
 from tests.stack.guest import Guest, make_disk
-from tests.stack.servers import Scratch
 
 START_S: Final = 90.0
 REAPER: Final = Path(__file__).with_name("reaper.py")
 _PROGRAMS: Final = ("libvirtd", "qemu-system-x86_64", "qemu-img", "qemu-io", "qemu-nbd")
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class _Daemon(Protocol):
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
-
-
-_D = TypeVar("_D", bound=_Daemon)
-
-
-@contextmanager
-def started(kind: Callable[[Path], _D], folder: str, lacking: str) -> Iterator[_D]:
-    """A libvirt of that kind, in a folder of its own of that name, until it is let go of; `lacking`: why the test is skipped."""
-    if lacking:
-        pytest.skip(lacking)
-    scratch = Scratch(folder)
-    server = kind(scratch.path)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-        scratch.remove()
 
 
 def why_not() -> str:

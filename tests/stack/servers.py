@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import secrets
@@ -9,9 +10,10 @@ import shlex
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import psycopg
 import pytest
@@ -45,6 +47,30 @@ class Scratch:
     def remove(self) -> None:
         if not os.environ.get("HOLDFAST_TEST_KEEP"):
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+class _Server(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+_S = TypeVar("_S", bound=_Server)
+
+
+@contextlib.contextmanager
+def started(kind: Callable[[Path], _S], folder: str, lacking: str = "") -> Iterator[_S]:
+    """A server of that kind, in a scratch folder of that name, until it is let go of; `lacking`: why the test is skipped."""
+    if lacking:
+        pytest.skip(lacking)
+    scratch = Scratch(folder)
+    server = kind(scratch.path)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        scratch.remove()
 
 
 class KafkaServer:

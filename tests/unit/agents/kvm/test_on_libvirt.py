@@ -21,7 +21,8 @@ from agents.machines import DiskWanted, MachineWanted, Wanted
 from agents.platforms.kvm.reach import start_child, stop_child, wait_for_socket
 from tests.contract.hosts import changed_bytes, patched, read_whole, snapshot_of, the_disk
 from tests.stack.devices import loop_device
-from tests.stack.kvm import KvmGround, LibvirtServer, domain_xml, run, started, why_not
+from tests.stack.kvm import KvmGround, LibvirtServer, domain_xml, run, why_not
+from tests.stack.servers import started
 
 SIZE = 4 << 20
 OVMF = Path("/usr/share/OVMF")

@@ -18,8 +18,8 @@ from agents.platforms.kvm.reach import ports_of
 from deploy.certificates import make
 from deploy.embedded.ports import free_ports
 from tests.contract.hosts import kept, patched, snapshot_of, the_disk
-from tests.stack.kvm import started
 from tests.stack.remote import FarLibvirt, why_not
+from tests.stack.servers import started
 
 M = 1 << 20
 
